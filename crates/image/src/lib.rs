@@ -1,1 +1,4 @@
-//! Placeholder.
+//! wip
+#![forbid(unsafe_code)]
+pub mod descriptor;
+pub mod messages;

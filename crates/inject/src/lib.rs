@@ -1,1 +1,20 @@
-//! Placeholder.
+//! Puts an agent into a process, runs batches of system calls there, takes it out without a trace.
+//!
+//! * [`tracee`]: ptrace stops as types.
+//! * [`map`]: memory shared with an agent.
+//! * [`ring`]: scripts of operations and how an agent executes them.
+//! * [`live`]: an agent in a live process (dump).
+//! * [`stub`]: agents in empty processes that become restored ones (restore).
+#![allow(unsafe_code, reason = "shared memory and raw clone; each block says why it is sound")]
+
+pub mod live;
+pub mod map;
+pub mod ring;
+pub mod stub;
+pub mod tracee;
+
+mod error;
+pub use error::Error;
+
+/// Result of this crate's operations.
+pub type Result<T> = std::result::Result<T, Error>;

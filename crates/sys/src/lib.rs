@@ -1,1 +1,18 @@
-//! Placeholder.
+//! Safe wrappers of the system calls that rustix lacks: one module a group of calls, thin, typed, with owned
+//! descriptors. Every raw call goes through [`call::syscall`].
+#![allow(unsafe_code, reason = "this crate is the fence around raw system calls")]
+
+pub mod call;
+pub mod futex;
+pub mod kcmp;
+pub mod memory;
+pub mod pagemap;
+pub mod probe;
+pub mod ptrace;
+pub mod sched;
+pub mod signal;
+pub mod sockets;
+pub mod task;
+pub mod wait;
+
+pub use call::{Errno, SyscallError};

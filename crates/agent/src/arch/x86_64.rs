@@ -1,0 +1,426 @@
+//! x86-64 machine code of the agent.
+//!
+//! None of it touches a stack, the FPU, or any memory but the ring and its own bytes, so the state of the process it
+//! runs in is its general registers and its signal mask, both saved in the bootstrap's data. `syscall` itself
+//! clobbers rax, rcx and r11 only; `rbx` holds the ring's header throughout.
+
+use crate::layout::offset;
+use core::arch::global_asm;
+
+// The executor. Entered at its first byte with rbx = header; runs the batch that is already in the ring.
+//   rbp current op   r12 return address of `exec`   r13 ops left   r14 flags of the op   r15 ops executed
+global_asm!(
+    ".pushsection .rodata.rewake_agent, \"a\", @progbits",
+    ".balign 16",
+    "rewake_executor_start:",
+    "2:", // run a batch
+    "mov r13d, [rbx + {COUNT}]",
+    "mov rbp, [rbx + {OPS}]",
+    "xor r15d, r15d",
+    "3:",
+    "test r13d, r13d",
+    "jz 5f",
+    "lea r12, [rip + 4f]",
+    "jmp 20f",
+    "4:",
+    "inc r15d",
+    "dec r13d",
+    "add rbp, {OP}",
+    "test r14d, {STOP}",
+    "jz 3b",
+    "cmp rax, -4095", // unsigned: -4095..-1 are errors
+    "jb 3b",
+    "5:", // batch finished: publish, report
+    "mov [rbx + {EXECUTED}], r15d",
+    "mov eax, [rbx + {SEQ}]",
+    "mov [rbx + {DONE}], eax",
+    "lea rbp, [rbx + {REPORT}]",
+    "lea r12, [rip + 6f]",
+    "jmp 20f",
+    "6:", // wait for the next one
+    "lea rbp, [rbx + {WAIT}]",
+    "lea r12, [rip + 7f]",
+    "jmp 20f",
+    "7:",
+    "mov ecx, [rbx + {SEQ}]",
+    "cmp ecx, [rbx + {DONE}]",
+    "jne 2b",
+    "cmp rax, -4", // EINTR
+    "je 6b",
+    "test r14d, {HANGUP}",
+    "jz 6b",
+    "test rax, rax",
+    "jg 6b",
+    // the controller is gone: undo, leave
+    "mov r13d, [rbx + {UNDO_COUNT}]",
+    "mov rbp, [rbx + {UNDO}]",
+    "8:",
+    "test r13d, r13d",
+    "jz 40f",
+    "lea r12, [rip + 9f]",
+    "jmp 20f",
+    "9:",
+    "dec r13d",
+    "add rbp, {OP}",
+    "jmp 8b",
+    "40:",
+    "mov rax, [rbx + {EXIT}]",
+    "test rax, rax",
+    "jz 41f",
+    "jmp rax",
+    "41:",
+    "mov edi, 137",
+    "mov eax, 231", // exit_group
+    "syscall",
+    "jmp 41b",
+    // exec: one operation at rbp, back to r12 with rax = result and r14d = flags
+    "20:",
+    "mov r14d, [rbp + {FLAGS}]",
+    "mov rdi, [rbp + {ARGS}]",
+    "mov rsi, [rbp + {ARGS} + 8]",
+    "mov rdx, [rbp + {ARGS} + 16]",
+    "mov r10, [rbp + {ARGS} + 24]",
+    "mov r8, [rbp + {ARGS} + 32]",
+    "mov r9, [rbp + {ARGS} + 40]",
+    "test r14d, 0x3f3f",
+    "jz 30f",
+    // argument by argument: REF (result of another op plus addend), then DEREF (an i32 in memory)
+    ".macro rewake_arg bit, reg, low",
+    "test r14d, 1 << \\bit",
+    "jz 31f",
+    "movsxd rax, \\low",
+    "shr \\reg, 32",
+    "shl \\reg, 6", // times sizeof(Op)
+    "add \\reg, [rbx + {OPS}]",
+    "mov \\reg, [\\reg + {RES}]",
+    "add \\reg, rax",
+    "31:",
+    "test r14d, 1 << (8 + \\bit)",
+    "jz 32f",
+    "movsxd \\reg, dword ptr [\\reg]",
+    "32:",
+    ".endm",
+    "rewake_arg 0, rdi, edi",
+    "rewake_arg 1, rsi, esi",
+    "rewake_arg 2, rdx, edx",
+    "rewake_arg 3, r10, r10d",
+    "rewake_arg 4, r8, r8d",
+    "rewake_arg 5, r9, r9d",
+    ".purgem rewake_arg",
+    "30:",
+    "xor eax, eax",
+    "cmp dword ptr [rbp + {NR}], -1",
+    "je 34f",
+    "mov eax, [rbp + {NR}]",
+    "syscall",
+    "test r14d, {CLONE}",
+    "jz 34f",
+    "test rax, rax",
+    "jnz 34f",
+    "mov rbx, [rbp + {ARGS} + 40]", // the child: it must not store into the parent's op
+    "jmp 2b",
+    "34:",
+    "mov [rbp + {RES}], rax",
+    "test r14d, {STORE}",
+    "jz 35f",
+    "mov rcx, [rbp + {ARGS} + 40]",
+    "mov [rcx], eax",
+    "35:",
+    "jmp r12",
+    "rewake_executor_end:",
+    ".popsection",
+    COUNT = const offset::COUNT,
+    OPS = const offset::OPS,
+    OP = const offset::OP,
+    EXECUTED = const offset::EXECUTED,
+    SEQ = const offset::SEQ,
+    DONE = const offset::DONE,
+    REPORT = const offset::REPORT,
+    WAIT = const offset::WAIT,
+    UNDO_COUNT = const offset::UNDO_COUNT,
+    UNDO = const offset::UNDO,
+    EXIT = const offset::EXIT,
+    FLAGS = const offset::FLAGS,
+    ARGS = const offset::ARGS,
+    RES = const offset::RES,
+    NR = const offset::NR,
+    STOP = const crate::layout::FLAG_STOP,
+    CLONE = const crate::layout::FLAG_CLONE,
+    STORE = const crate::layout::FLAG_STORE,
+    HANGUP = const crate::layout::FLAG_HANGUP,
+);
+
+/// Saved general registers in the bootstrap: the first 20 words of `user_regs_struct` (r15 … rsp).
+pub const SAVED_WORDS: usize = 20;
+/// Thread visitors in the bootstrap: how many threads of one process can be visited at the same time.
+pub const VISITORS: usize = 2;
+
+// The bootstrap. Every path through it that the controller does not actively redirect ends in `restore registers`,
+// so its death at any instant sends the process back to where it was. The two places where it must not go on by
+// itself ("gate") fall through to the way back; the controller moves rip past them with one PTRACE_SETREGSET.
+//   r12 memfd   rbx header (mapping + 4096) or 0
+global_asm!(
+    ".pushsection .rodata.rewake_bootstrap, \"a\", @progbits",
+    ".balign 16",
+    ".macro rewake_restore slot",
+    "lea rsp, [rip + \\slot + 18*8]",
+    "popfq",
+    "mov r15, [rip + \\slot + 0*8]",
+    "mov r14, [rip + \\slot + 1*8]",
+    "mov r13, [rip + \\slot + 2*8]",
+    "mov r12, [rip + \\slot + 3*8]",
+    "mov rbp, [rip + \\slot + 4*8]",
+    "mov rbx, [rip + \\slot + 5*8]",
+    "mov r11, [rip + \\slot + 6*8]",
+    "mov r10, [rip + \\slot + 7*8]",
+    "mov r9, [rip + \\slot + 8*8]",
+    "mov r8, [rip + \\slot + 9*8]",
+    "mov rax, [rip + \\slot + 10*8]",
+    "mov rcx, [rip + \\slot + 11*8]",
+    "mov rdx, [rip + \\slot + 12*8]",
+    "mov rsi, [rip + \\slot + 13*8]",
+    "mov rdi, [rip + \\slot + 14*8]",
+    "mov rsp, [rip + \\slot + 19*8]",
+    "jmp [rip + \\slot + 16*8]",
+    ".endm",
+    "rewake_bootstrap_start:",
+    "rewake_bootstrap_saved: .fill 20, 8, 0",
+    "rewake_bootstrap_mask: .quad 0",
+    "rewake_bootstrap_full: .quad -1",
+    "rewake_bootstrap_size: .quad 0",
+    "rewake_bootstrap_memfd_flags: .long 0",
+    "rewake_bootstrap_name: .asciz \"rewake\"",
+    ".balign 8",
+    "rewake_bootstrap_entry:",
+    "xor ebx, ebx",
+    "mov r12, -1",
+    "mov eax, 14", // rt_sigprocmask(SIG_SETMASK, all, NULL, 8)
+    "mov edi, 2",
+    "lea rsi, [rip + rewake_bootstrap_full]",
+    "xor edx, edx",
+    "mov r10d, 8",
+    "syscall",
+    "mov eax, 319", // memfd_create(name, flags)
+    "lea rdi, [rip + rewake_bootstrap_name]",
+    "mov esi, [rip + rewake_bootstrap_memfd_flags]",
+    "syscall",
+    "mov r12, rax",
+    "jmp rewake_bootstrap_undo_memfd", // gate 1: the controller fills the ring first
+    "rewake_bootstrap_map:",
+    "mov eax, 9", // mmap(NULL, size, RWX, MAP_SHARED, memfd, 0)
+    "xor edi, edi",
+    "mov rsi, [rip + rewake_bootstrap_size]",
+    "mov edx, 7",
+    "mov r10d, 1",
+    "mov r8, r12",
+    "xor r9d, r9d",
+    "syscall",
+    "cmp rax, -4095",
+    "jae rewake_bootstrap_undo_memfd",
+    "lea rbx, [rax + 4096]",
+    "mov eax, 53", // socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, header.sockets)
+    "mov edi, 1",
+    "mov esi, 0x80005",
+    "xor edx, edx",
+    "lea r10, [rbx + {SOCKETS}]",
+    "syscall",
+    "jmp rewake_bootstrap_undo_pair", // gate 2: the controller takes its end first
+    "rewake_bootstrap_run:",
+    "mov eax, 3", // close(memfd)
+    "mov edi, r12d",
+    "syscall",
+    "mov eax, 3", // close(controller's end); from now on its death is our EOF
+    "mov edi, [rbx + {SOCKETS} + 4]",
+    "syscall",
+    "mov dword ptr [rbx + {SOCKETS} + 4], -1",
+    "lea rax, [rbx - 4096]",
+    "jmp rax", // the executor stands at the start of the mapping
+    "rewake_bootstrap_undo_pair:",
+    "mov eax, 3",
+    "mov edi, [rbx + {SOCKETS} + 4]",
+    "syscall",
+    "mov eax, 3",
+    "mov edi, [rbx + {SOCKETS}]",
+    "syscall",
+    "rewake_bootstrap_undo_memfd:",
+    "test r12, r12",
+    "js rewake_bootstrap_leave",
+    "mov eax, 3",
+    "mov edi, r12d",
+    "syscall",
+    "jmp rewake_bootstrap_leave",
+    "rewake_bootstrap_depart:", // the controller's own way out: close the agent's end, then leave
+    "mov eax, 3",
+    "mov edi, r12d",
+    "syscall",
+    "rewake_bootstrap_leave:", // rbx = header, or 0 if nothing is mapped
+    "test rbx, rbx",
+    "jz 2f",
+    "mov eax, 11", // munmap
+    "lea rdi, [rbx - 4096]",
+    "mov rsi, [rip + rewake_bootstrap_size]",
+    "syscall",
+    "2:",
+    "rewake_bootstrap_unmapped:",
+    "mov eax, 14", // rt_sigprocmask(SIG_SETMASK, saved, NULL, 8)
+    "mov edi, 2",
+    "lea rsi, [rip + rewake_bootstrap_mask]",
+    "xor edx, edx",
+    "mov r10d, 8",
+    "syscall",
+    "rewake_restore rewake_bootstrap_saved",
+    ".balign 8",
+    "rewake_bootstrap_end:",
+    // Thread visitors: ask a thread what only it can tell, into the ring at r13; the kernel's stores fail softly
+    // (EFAULT) if the ring is gone, so a visitor never outlives its memory.
+    ".macro rewake_visitor n",
+    "rewake_visitor\\n\\()_saved: .fill 20, 8, 0",
+    "rewake_visitor\\n\\()_entry:",
+    "mov eax, 131", // sigaltstack(NULL, out)
+    "xor edi, edi",
+    "mov rsi, r13",
+    "syscall",
+    "mov eax, 157", // prctl(PR_GET_TID_ADDRESS, out + 24)
+    "mov edi, 40",
+    "lea rsi, [r13 + 24]",
+    "syscall",
+    "mov eax, 157", // prctl(PR_GET_PDEATHSIG, out + 32)
+    "mov edi, 2",
+    "lea rsi, [r13 + 32]",
+    "syscall",
+    "rewake_restore rewake_visitor\\n\\()_saved",
+    ".balign 8",
+    ".endm",
+    "rewake_visitor 0",
+    "rewake_visitor0_end:",
+    "rewake_visitor 1",
+    "rewake_visitor1_end:",
+    ".purgem rewake_visitor",
+    ".purgem rewake_restore",
+    ".popsection",
+    SOCKETS = const offset::SOCKETS,
+);
+
+unsafe extern "C" {
+    static rewake_executor_start: u8;
+    static rewake_executor_end: u8;
+    static rewake_bootstrap_start: u8;
+    static rewake_bootstrap_saved: u8;
+    static rewake_bootstrap_mask: u8;
+    static rewake_bootstrap_size: u8;
+    static rewake_bootstrap_memfd_flags: u8;
+    static rewake_bootstrap_entry: u8;
+    static rewake_bootstrap_map: u8;
+    static rewake_bootstrap_run: u8;
+    static rewake_bootstrap_depart: u8;
+    static rewake_bootstrap_leave: u8;
+    static rewake_bootstrap_unmapped: u8;
+    static rewake_bootstrap_end: u8;
+    static rewake_visitor0_saved: u8;
+    static rewake_visitor0_entry: u8;
+    static rewake_visitor0_end: u8;
+    static rewake_visitor1_saved: u8;
+    static rewake_visitor1_entry: u8;
+    static rewake_visitor1_end: u8;
+}
+
+fn between(start: *const u8, end: *const u8) -> &'static [u8] {
+    // SAFETY: both symbols lie in one read-only section written above, `end` after `start`, and are never unmapped.
+    unsafe { core::slice::from_raw_parts(start, end.offset_from(start) as usize) }
+}
+
+/// The executor's code, position independent, entered at its first byte with rbx = address of the header.
+#[must_use]
+pub fn executor() -> &'static [u8] {
+    between(&raw const rewake_executor_start, &raw const rewake_executor_end)
+}
+
+/// The bootstrap's code and where its parts lie, as offsets from its first byte.
+#[derive(Debug, Clone, Copy)]
+pub struct Bootstrap {
+    /// Code and data with `VISITORS` visitors; the first [`Bootstrap::len`]`(n)` bytes suffice for `n` of them.
+    pub bytes: &'static [u8],
+    /// Saved general registers, [`SAVED_WORDS`] words.
+    pub saved: usize,
+    /// Saved signal mask (u64).
+    pub mask: usize,
+    /// Size of the mapping in bytes (u64).
+    pub size: usize,
+    /// Flags of `memfd_create` (u32).
+    pub memfd_flags: usize,
+    /// First instruction.
+    pub entry: usize,
+    /// Where the controller continues after `memfd_create` (rbx = 0, r12 = memfd).
+    pub map: usize,
+    /// Where the controller continues after `socketpair` (rbx = header, r12 = memfd).
+    pub run: usize,
+    /// Closes descriptor r12, unmaps, restores (rbx = header).
+    pub depart: usize,
+    /// Unmaps and restores; what [`crate::layout::Header::exit`] points at.
+    pub leave: usize,
+    /// The instruction after `munmap`.
+    pub unmapped: usize,
+    /// Per visitor: saved registers, entry (r13 = result), end.
+    pub visitors: [(usize, usize, usize); VISITORS],
+    end: usize,
+}
+
+/// What a visitor stores: `stack_t`, `clear_child_tid`, parent-death signal.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VisitorResult {
+    /// `stack_t.ss_sp`.
+    pub ss_sp: u64,
+    /// `stack_t.ss_flags` (and padding).
+    pub ss_flags: u64,
+    /// `stack_t.ss_size`.
+    pub ss_size: u64,
+    /// `PR_GET_TID_ADDRESS`.
+    pub tid_address: u64,
+    /// `PR_GET_PDEATHSIG`.
+    pub pdeath_sig: u64,
+}
+
+impl Bootstrap {
+    /// The bootstrap of this architecture.
+    #[must_use]
+    pub fn get() -> Bootstrap {
+        let start = &raw const rewake_bootstrap_start;
+        let at = |symbol: *const u8| between(start, symbol).len();
+        Bootstrap {
+            bytes: between(start, &raw const rewake_visitor1_end),
+            saved: at(&raw const rewake_bootstrap_saved),
+            mask: at(&raw const rewake_bootstrap_mask),
+            size: at(&raw const rewake_bootstrap_size),
+            memfd_flags: at(&raw const rewake_bootstrap_memfd_flags),
+            entry: at(&raw const rewake_bootstrap_entry),
+            map: at(&raw const rewake_bootstrap_map),
+            run: at(&raw const rewake_bootstrap_run),
+            depart: at(&raw const rewake_bootstrap_depart),
+            leave: at(&raw const rewake_bootstrap_leave),
+            unmapped: at(&raw const rewake_bootstrap_unmapped),
+            visitors: [
+                (
+                    at(&raw const rewake_visitor0_saved),
+                    at(&raw const rewake_visitor0_entry),
+                    at(&raw const rewake_visitor0_end),
+                ),
+                (
+                    at(&raw const rewake_visitor1_saved),
+                    at(&raw const rewake_visitor1_entry),
+                    at(&raw const rewake_visitor1_end),
+                ),
+            ],
+            end: at(&raw const rewake_bootstrap_end),
+        }
+    }
+
+    /// Bytes needed with `visitors` thread visitors.
+    #[must_use]
+    pub fn len(&self, visitors: usize) -> usize {
+        match visitors {
+            0 => self.end,
+            n => self.visitors[n.min(VISITORS) - 1].2,
+        }
+    }
+}

@@ -1,0 +1,433 @@
+//! From occurrences to what a command needs: the last value wins, lists accumulate, and what is not built is refused by name.
+
+use std::ffi::{OsStr, OsString};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use log::Level;
+use rewake_engine::{DumpOptions, FinalState, Pid, RestoreOptions, TcpPolicy};
+
+use super::table::{Command, Status};
+use super::{ArgError, Given, Kind, Origin, values};
+
+/// CRIU's default for `--ghost-limit`.
+const GHOST_LIMIT: u64 = 1 << 20;
+/// CRIU's default for `--timeout`, in seconds.
+const TIMEOUT: u64 = 10;
+/// Verbosity without `-v`: errors and warnings.
+pub const VERBOSITY: u32 = 2;
+
+/// Where the log goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogTo {
+    /// No `-o`: the terminal gets words for people.
+    Stderr,
+    /// `-o -`.
+    Stdout,
+    /// `-o FILE`, relative to the work directory.
+    File(PathBuf),
+}
+
+/// What every command needs.
+#[derive(Debug)]
+pub struct Common {
+    /// `-D`, relative to the directory of the start.
+    pub images_dir: PathBuf,
+    /// `-W`; the images directory if absent.
+    pub work_dir: Option<PathBuf>,
+    /// `-o`.
+    pub log: LogTo,
+    /// `-v`.
+    pub verbosity: u32,
+    /// `--log-pid`.
+    pub log_pid: bool,
+    /// `--unprivileged`.
+    pub unprivileged: bool,
+    /// Remarks on the options, for the log once it is open.
+    pub notes: Vec<(Level, String)>,
+}
+
+/// `dump`, and the eyes of `check -t`.
+#[derive(Debug)]
+pub struct DumpJob {
+    /// For the engine; the directories are not resolved yet.
+    pub options: DumpOptions,
+    /// `--display-stats`.
+    pub display_stats: bool,
+    /// `--action-script`, in the order given.
+    pub scripts: Vec<PathBuf>,
+}
+
+/// `restore`.
+#[derive(Debug)]
+pub struct RestoreJob {
+    /// For the engine; the directories and the pidfile are not resolved yet.
+    pub options: RestoreOptions,
+    /// `--display-stats`.
+    pub display_stats: bool,
+    /// `--action-script`, in the order given.
+    pub scripts: Vec<PathBuf>,
+}
+
+/// `check`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct CheckJob {
+    /// `--extra` or `--all`.
+    pub extra: bool,
+    /// `--experimental` or `--all`.
+    pub experimental: bool,
+    /// `--feature`, each.
+    pub features: Vec<String>,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Job {
+    /// Save a tree.
+    Dump(Box<DumpJob>),
+    /// Bring a tree back.
+    Restore(Box<RestoreJob>),
+    /// Check the kernel.
+    Check(CheckJob),
+    /// Check a tree.
+    CheckTree(Box<DumpJob>),
+    /// Let a stopped tree run on.
+    Resume(Pid),
+}
+
+/// Everything the options said, before it is known which command wants what.
+#[derive(Debug, Default)]
+struct Values {
+    tree: Option<Pid>,
+    final_state: Option<FinalState>,
+    detached: bool,
+    sibling: bool,
+    images_dir: Option<PathBuf>,
+    work_dir: Option<PathBuf>,
+    log_file: Option<OsString>,
+    log_pid: bool,
+    verbosity: Option<u32>,
+    display_stats: bool,
+    pidfile: Option<PathBuf>,
+    scripts: Vec<PathBuf>,
+    cpu_cap: Option<(u32, Origin)>,
+    timeout: Option<u64>,
+    tcp: TcpPolicy,
+    evasive_devices: bool,
+    link_remap: bool,
+    ghost_limit: Option<u64>,
+    shell_job: bool,
+    file_locks: bool,
+    cgroups: Option<(String, Origin)>,
+    filesize: bool,
+    skip_rwx: bool,
+    unprivileged: bool,
+    extra: bool,
+    experimental: bool,
+    features: Vec<String>,
+}
+
+/// The command the operands name.
+///
+/// # Errors
+/// None, an unknown one, or too many operands for it.
+pub fn command(operands: &[OsString], given: &[Given]) -> Result<Command, ArgError> {
+    let Some(word) = operands.first() else {
+        return Err(Kind::Usage("a command is missing".into()).argv());
+    };
+    let shown = word.to_string_lossy();
+    let command = super::table::command(&shown)
+        .ok_or_else(|| Kind::UnknownCommand(shown.clone().into_owned()).argv())?;
+    let most = match command {
+        Command::Resume => 2,
+        // Refused by name, whatever their operands.
+        Command::NotBuilt(_) | Command::Removed(_) => return Ok(command),
+        _ => 1,
+    };
+    if let Some(extra) = operands.get(most) {
+        return Err(Kind::Usage(format!("'{}' is one word too many", extra.to_string_lossy())).argv());
+    }
+    let has_tree = given.iter().any(|g| g.opt.long == "tree");
+    Ok(if command == Command::Check && has_tree { Command::CheckTree } else { command })
+}
+
+/// Turns the occurrences into a job.
+///
+/// # Errors
+/// A value that makes no sense, an option that is not built or does not belong here, a missing one.
+pub fn job(command: Command, operands: &[OsString], given: &[Given]) -> Result<(Common, Job), ArgError> {
+    let mut values = Values::default();
+    let mut notes = Vec::new();
+    for (index, occurrence) in given.iter().enumerate() {
+        let again = |later: &Given| later.opt == occurrence.opt;
+        if occurrence.opt.negatable && given[index + 1..].iter().any(again) {
+            continue; // `--track-mem --no-track-mem` asks for nothing.
+        }
+        admit(command, occurrence, &mut values, &mut notes)?;
+    }
+    values.refuse_modes(command)?;
+    let job = values.job(command, operands, &mut notes)?;
+    Ok((values.common(notes), job))
+}
+
+/// Applies one occurrence, or refuses it, or remarks that it does nothing.
+fn admit(
+    command: Command,
+    given: &Given,
+    values: &mut Values,
+    notes: &mut Vec<(Level, String)>,
+) -> Result<(), ArgError> {
+    let word = word(command);
+    match given.opt.status(command) {
+        Some(Status::Built) => values.apply(given).map_err(|kind| kind.at(&given.origin)),
+        // What is not built is off; asking for that is fine.
+        Some(Status::NotYet | Status::Wrong(_)) if given.negated => Ok(()),
+        Some(Status::NotYet) => Err(Kind::NotYet(format!("{} of {word}", given.name())).at(&given.origin)),
+        Some(Status::Wrong(why)) => {
+            Err(Kind::Misplaced { option: given.name(), why }.at(&given.origin))
+        }
+        Some(Status::NoEffect(why)) => {
+            notes.push((Level::Info, format!("{} changes nothing: {why}", given.name())));
+            Ok(())
+        }
+        Some(Status::Foreign) | None => {
+            // A configuration file serves all commands, so there it is no mistake.
+            if given.origin == Origin::Argv {
+                notes.push((Level::Warn, format!("{} has no effect on {word}", given.name())));
+            }
+            Ok(())
+        }
+    }
+}
+
+/// The command's word, for error texts.
+fn word(command: Command) -> &'static str {
+    match command {
+        Command::Dump => "dump",
+        Command::Restore => "restore",
+        Command::Check | Command::CheckTree => "check",
+        Command::Resume => "resume",
+        Command::Demo => "demo",
+        Command::Crit => "crit",
+        Command::NotBuilt(name) | Command::Removed(name) => name,
+    }
+}
+
+impl Values {
+    /// Applies one occurrence of an option that is built for the command.
+    fn apply(&mut self, given: &Given) -> Result<(), Kind> {
+        let on = !given.negated;
+        let arg = given.value.as_deref();
+        let bad = |want: &'static str| Kind::BadValue {
+            option: given.name(),
+            value: arg.unwrap_or_default().to_string_lossy().into_owned(),
+            want,
+        };
+        let text = || arg.unwrap_or_default();
+        let path = || PathBuf::from(text());
+        match given.opt.long {
+            "images-dir" => self.images_dir = Some(path()),
+            "work-dir" => self.work_dir = Some(path()),
+            "log-file" => self.log_file = Some(text().to_owned()),
+            "log-pid" => self.log_pid = on,
+            "verbosity" => {
+                let before = self.verbosity.unwrap_or(VERBOSITY);
+                self.verbosity = Some(values::verbosity(before, arg).ok_or_else(|| bad("a level"))?);
+            }
+            "display-stats" => self.display_stats = on,
+            "action-script" => self.scripts.push(path()),
+            "unprivileged" => self.unprivileged = on,
+            "tree" => self.tree = Some(values::pid(text()).ok_or_else(|| bad("a process id"))?),
+            "leave-stopped" => self.final_state = Some(FinalState::Stopped),
+            "leave-running" => self.final_state = Some(FinalState::Running),
+            "restore-detached" | "daemon" => self.detached = on,
+            "restore-sibling" => self.sibling = on,
+            "pidfile" => self.pidfile = Some(path()),
+            "timeout" => {
+                let seconds = text().to_str().and_then(|t| t.parse().ok());
+                self.timeout = Some(seconds.ok_or_else(|| bad("a number of seconds"))?);
+            }
+            "cpu-cap" => {
+                let mask = values::cpu_cap(arg);
+                let mask = mask.ok_or_else(|| bad("a list of fpu, cpu, ins, all, none"))?;
+                self.cpu_cap = Some((mask, given.origin.clone()));
+            }
+            "shell-job" => self.shell_job = on,
+            "file-locks" => self.file_locks = on,
+            "link-remap" => self.link_remap = on,
+            "ghost-limit" => {
+                let size = values::size(text()).ok_or_else(|| bad("a size in bytes, or with K, M or G"))?;
+                self.ghost_limit = Some(size);
+            }
+            "evasive-devices" => self.evasive_devices = on,
+            "file-validation" => {
+                self.filesize = one_of(arg, &["filesize", "buildid"])
+                    .ok_or_else(|| bad("filesize or buildid"))?
+                    == "filesize";
+            }
+            "skip-file-rwx-check" => self.skip_rwx = on,
+            "tcp-established" => self.tcp.established = on,
+            "tcp-close" => self.tcp.close = on,
+            "skip-in-flight" => self.tcp.skip_in_flight = on,
+            "network-lock" => {
+                one_of(arg, &["iptables", "nftables", "skip", "none"])
+                    .ok_or_else(|| bad("iptables, nftables or skip"))?;
+            }
+            "manage-cgroups" => {
+                let modes = ["none", "props", "soft", "full", "strict", "ignore"];
+                let mode = match arg {
+                    None => "soft",
+                    some => one_of(some, &modes)
+                        .ok_or_else(|| bad("none, props, soft, full, strict or ignore"))?,
+                };
+                self.cgroups = Some((mode.to_owned(), given.origin.clone()));
+            }
+            "extra" => self.extra = on,
+            "experimental" => self.experimental = on,
+            "all" => (self.extra, self.experimental) = (true, true),
+            "feature" => self.features.push(text().to_string_lossy().into_owned()),
+            // Dealt with before: they decide what is read, or end the program.
+            "config" | "no-default-config" | "help" | "version" => {}
+            _ => return Err(Kind::NotYet(given.name())),
+        }
+        Ok(())
+    }
+
+    /// Refuses the modes of built options that are not built.
+    fn refuse_modes(&self, command: Command) -> Result<(), ArgError> {
+        if let Some((mode, origin)) = &self.cgroups
+            && !matches!(mode.as_str(), "none" | "soft" | "ignore")
+        {
+            return Err(Kind::NotYet(format!("--manage-cgroups={mode}")).at(origin));
+        }
+        match &self.cpu_cap {
+            Some((mask, origin)) if *mask != 0 && command == Command::Dump => {
+                let what = "--cpu-cap other than none (writing cpuinfo.img) of dump";
+                Err(Kind::NotYet(what.into()).at(origin))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn job(
+        &self,
+        command: Command,
+        operands: &[OsString],
+        notes: &mut Vec<(Level, String)>,
+    ) -> Result<Job, ArgError> {
+        match command {
+            Command::Dump => Ok(Job::Dump(Box::new(self.dump("dump")?))),
+            Command::CheckTree => Ok(Job::CheckTree(Box::new(self.dump("check")?))),
+            Command::Restore => self.restore(notes).map(|job| Job::Restore(Box::new(job))),
+            Command::Check => Ok(Job::Check(CheckJob {
+                extra: self.extra,
+                experimental: self.experimental,
+                features: self.features.clone(),
+            })),
+            Command::Resume => {
+                let text: &OsStr = operands
+                    .get(1)
+                    .ok_or_else(|| Kind::Usage("resume needs a PID".into()).argv())?;
+                let bad = || Kind::BadValue {
+                    option: "resume".into(),
+                    value: text.to_string_lossy().into_owned(),
+                    want: "a process id",
+                };
+                values::pid(text).map(Job::Resume).ok_or_else(|| bad().argv())
+            }
+            // The caller has dealt with the others.
+            _ => Err(Kind::NotYet(word(command).into()).argv()),
+        }
+    }
+
+    fn dump(&self, word: &str) -> Result<DumpJob, ArgError> {
+        let root =
+            self.tree.ok_or_else(|| Kind::Usage(format!("{word} needs --tree PID")).argv())?;
+        let seconds = self.timeout.unwrap_or(TIMEOUT);
+        Ok(DumpJob {
+            options: DumpOptions {
+                root,
+                images_dir: PathBuf::new(),
+                work_dir: PathBuf::new(),
+                final_state: self.final_state.unwrap_or(FinalState::Dead),
+                shell_job: self.shell_job,
+                file_locks: self.file_locks,
+                link_remap: self.link_remap,
+                ghost_limit: self.ghost_limit.unwrap_or(GHOST_LIMIT),
+                evasive_devices: self.evasive_devices,
+                timeout: (seconds > 0).then(|| Duration::from_secs(seconds)),
+                tcp: self.tcp,
+            },
+            display_stats: self.display_stats,
+            scripts: self.scripts.clone(),
+        })
+    }
+
+    fn restore(&self, notes: &mut Vec<(Level, String)>) -> Result<RestoreJob, ArgError> {
+        if self.sibling && !self.detached {
+            let text = "--restore-sibling needs --restore-detached";
+            return Err(Kind::Usage(text.into()).argv());
+        }
+        if self.log_pid && !matches!(self.log_to(), LogTo::File(_)) {
+            return Err(Kind::Usage("--log-pid needs --log-file FILE".into()).argv());
+        }
+        let final_state = self.final_state.unwrap_or(FinalState::Running);
+        if final_state == FinalState::Stopped && self.detached && self.shell_job {
+            let text = "a stopped job that is left to itself gets SIGHUP when this process ends";
+            notes.push((Level::Warn, text.into()));
+        }
+        let mask = self.cpu_cap.as_ref().map_or(values::cpu::FPU, |(mask, _)| *mask);
+        if mask & (values::cpu::CPU | values::cpu::INS) != 0 {
+            let text = "--cpu-cap: cpuinfo.img is not compared; the extended state of each task is";
+            notes.push((Level::Warn, text.into()));
+        }
+        Ok(RestoreJob {
+            options: RestoreOptions {
+                images_dir: PathBuf::new(),
+                work_dir: PathBuf::new(),
+                final_state,
+                detached: self.detached,
+                sibling: self.sibling,
+                shell_job: self.shell_job,
+                file_locks: self.file_locks,
+                link_remap: self.link_remap,
+                skip_file_rwx_check: self.skip_rwx,
+                validate_build_id: !self.filesize,
+                check_cpu: mask != 0,
+                pidfile: self.pidfile.clone(),
+                tcp: self.tcp,
+            },
+            display_stats: self.display_stats,
+            scripts: self.scripts.clone(),
+        })
+    }
+
+    fn log_to(&self) -> LogTo {
+        match &self.log_file {
+            None => LogTo::Stderr,
+            Some(file) if file == "-" => LogTo::Stdout,
+            Some(file) => LogTo::File(PathBuf::from(file)),
+        }
+    }
+
+    fn common(self, notes: Vec<(Level, String)>) -> Common {
+        Common {
+            log: self.log_to(),
+            images_dir: self.images_dir.unwrap_or_else(|| PathBuf::from(".")),
+            work_dir: self.work_dir,
+            verbosity: self.verbosity.unwrap_or(VERBOSITY),
+            log_pid: self.log_pid,
+            unprivileged: self.unprivileged,
+            notes,
+        }
+    }
+}
+
+/// `arg` if it is one of `words`.
+fn one_of<'a>(arg: Option<&OsStr>, words: &[&'a str]) -> Option<&'a str> {
+    words.iter().find(|word| arg == Some(OsStr::new(word))).copied()
+}
+
+#[cfg(test)]
+#[path = "resolve_tests.rs"]
+mod tests;

@@ -1,0 +1,174 @@
+use super::*;
+use crate::args::parse::parse;
+use crate::args::table::{Arg, OPTIONS};
+
+fn run(line: &str) -> Result<(Common, Job), String> {
+    let words = parse(line.split(' ').map(OsString::from)).map_err(|e| e.to_string())?;
+    let command = command(&words.operands, &words.given).map_err(|e| e.to_string())?;
+    job(command, &words.operands, &words.given).map_err(|e| e.to_string())
+}
+
+fn dump(line: &str) -> DumpJob {
+    match run(line) {
+        Ok((_, Job::Dump(job))) => *job,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+fn restore(line: &str) -> RestoreJob {
+    match run(line) {
+        Ok((_, Job::Restore(job))) => *job,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+fn error(line: &str) -> String {
+    run(line).map(|_| ()).expect_err(line)
+}
+
+#[test]
+fn dump_defaults() {
+    let job = dump("dump -t 17");
+    assert_eq!(job.options.root, 17);
+    assert_eq!(job.options.final_state, FinalState::Dead);
+    assert_eq!(job.options.ghost_limit, 1 << 20);
+    assert_eq!(job.options.timeout, Some(Duration::from_secs(10)));
+    assert!(!job.options.shell_job && !job.display_stats && job.scripts.is_empty());
+}
+
+#[test]
+fn the_last_final_state_wins() {
+    assert_eq!(dump("dump -t 1 -s -R").options.final_state, FinalState::Running);
+    assert_eq!(dump("dump -t 1 -R -s").options.final_state, FinalState::Stopped);
+    assert_eq!(restore("restore").options.final_state, FinalState::Running);
+    assert_eq!(restore("restore -s").options.final_state, FinalState::Stopped);
+}
+
+#[test]
+fn the_last_value_wins_and_lists_accumulate() {
+    let job = dump("dump -t 1 -t 2 -j --no-shell-job --timeout 0 --action-script /a --action-script /b");
+    assert_eq!(job.options.root, 2);
+    assert!(!job.options.shell_job);
+    assert_eq!(job.options.timeout, None);
+    assert_eq!(job.scripts, [PathBuf::from("/a"), PathBuf::from("/b")]);
+    assert_eq!(dump("dump -t 1 --ghost-limit 8M").options.ghost_limit, 8 << 20);
+    assert_eq!(run("check -v -vv").unwrap().0.verbosity, 5);
+    assert_eq!(run("check -vv -v1").unwrap().0.verbosity, 1);
+}
+
+#[test]
+fn restore_options() {
+    let job = restore("restore -d -S --tcp-established --cpu-cap=none --file-validation filesize --pidfile p");
+    assert!(job.options.detached && job.options.sibling && job.options.tcp.established);
+    assert!(!job.options.check_cpu && !job.options.validate_build_id);
+    assert_eq!(job.options.pidfile, Some(PathBuf::from("p")));
+    assert!(restore("restore").options.check_cpu);
+    assert!(restore("restore --daemon").options.detached);
+    assert!(!restore("restore -d --no-restore-detached").options.detached);
+    assert_eq!(error("restore -S"), "--restore-sibling needs --restore-detached");
+    assert_eq!(error("restore --log-pid"), "--log-pid needs --log-file FILE");
+    assert_eq!(error("restore --log-pid -o -"), "--log-pid needs --log-file FILE");
+    assert!(run("restore --log-pid -o r.log").unwrap().0.log_pid);
+}
+
+#[test]
+fn check_jobs() {
+    let job = |line| match run(line) {
+        Ok((_, Job::Check(job))) => job,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(job("check"), CheckJob { extra: false, experimental: false, features: vec![] });
+    assert_eq!(job("check --all"), CheckJob { extra: true, experimental: true, features: vec![] });
+    assert_eq!(job("check --feature a --feature b").features, ["a", "b"]);
+    assert!(matches!(run("check -t 5 --tcp-close"), Ok((_, Job::CheckTree(job))) if job.options.tcp.close));
+    assert!(matches!(run("resume 5"), Ok((_, Job::Resume(5)))));
+}
+
+#[test]
+fn missing_and_surplus_words() {
+    assert_eq!(error("dump"), "dump needs --tree PID");
+    assert_eq!(error("resume"), "resume needs a PID");
+    assert_eq!(error("-j"), "a command is missing");
+    assert_eq!(error("dumb -t 1"), "unknown command 'dumb'");
+    assert_eq!(error("dump x -t 1"), "'x' is one word too many");
+    assert_eq!(error("dump -t 0"), "bad argument '0' of --tree: expected a process id");
+    assert_eq!(error("resume x"), "bad argument 'x' of resume: expected a process id");
+}
+
+#[test]
+fn what_is_not_built_is_refused_by_name() {
+    assert_eq!(error("dump -t 1 --track-mem"), "--track-mem of dump is not supported yet");
+    assert_eq!(error("restore --lazy-pages"), "--lazy-pages of restore is not supported yet");
+    assert_eq!(error("dump -t 1 -x"), "--ext-unix-sk of dump is not supported yet");
+    assert_eq!(error("dump -t 1 --manage-cgroups=full"), "--manage-cgroups=full is not supported yet");
+    assert!(error("dump -t 1 --cpu-cap").contains("not supported yet"));
+    assert!(error("dump -t 1 --inherit-fd fd[3]:x").contains("can only be used with restore"));
+    assert!(error("check --ms").contains("deprecated"));
+    assert!(error("dump -t 1 --manage-cgroups=x").contains("expected none, props"));
+    for fine in [
+        "dump -t 1 --no-track-mem",
+        "dump -t 1 --track-mem --no-track-mem",
+        "dump -t 1 --manage-cgroups",
+        "dump -t 1 --manage-cgroups=full --manage-cgroups=ignore",
+        "dump -t 1 --cpu-cap=none",
+        "dump -t 1 --no-mntns-compat-mode",
+        "dump -t 1 --no-ghost-fiemap",
+        "restore --network-lock nftables",
+    ] {
+        assert!(run(fine).is_ok(), "{fine}");
+    }
+}
+
+#[test]
+fn foreign_options_are_remarked_on() {
+    let (common, _) = run("restore -t 5").unwrap();
+    assert_eq!(common.notes, [(Level::Warn, "--tree has no effect on restore".to_owned())]);
+    let (common, _) = run("dump -t 5").unwrap();
+    assert!(common.notes.is_empty());
+}
+
+#[test]
+fn a_configuration_file_may_hold_options_of_other_commands() {
+    let mut given = Vec::new();
+    let file = std::rc::Rc::new(PathBuf::from("c"));
+    crate::args::config::parse(b"restore-detached\ntrack-mem", &file, &mut given).unwrap();
+    let operands = [OsString::from("check")];
+    let (common, _) = job(Command::Check, &operands, &given).unwrap();
+    assert!(common.notes.is_empty());
+    let e = job(Command::Dump, &operands, &given).unwrap_err().to_string();
+    assert_eq!(e, "c:2: --track-mem of dump is not supported yet");
+}
+
+/// Every option that the table calls built is really applied, and every one that it calls not built is really refused:
+/// for all 85 and each command.
+#[test]
+fn the_table_tells_the_truth() {
+    for opt in &OPTIONS {
+        for command in [Command::Dump, Command::Restore, Command::Check, Command::CheckTree, Command::Resume] {
+            let value = match opt.arg {
+                Arg::None => None,
+                _ => Some(OsString::from(match opt.long {
+                    "network-lock" => "skip",
+                    "file-validation" => "buildid",
+                    "manage-cgroups" => "ignore",
+                    "cpu-cap" => "none",
+                    _ => "1",
+                })),
+            };
+            let given = Given { opt, value, negated: false, origin: Origin::Argv };
+            let outcome = admit(command, &given, &mut Values::default(), &mut Vec::new());
+            let refused = match &outcome {
+                Ok(()) => "",
+                Err(ArgError { kind: Kind::NotYet(_), .. }) => "not yet",
+                Err(ArgError { kind: Kind::Misplaced { .. }, .. }) => "wrong",
+                Err(other) => panic!("{}: {other}", opt.long),
+            };
+            let want = match opt.status(command).expect("built commands") {
+                Status::NotYet => "not yet",
+                Status::Wrong(_) => "wrong",
+                Status::Built | Status::NoEffect(_) | Status::Foreign => "",
+            };
+            assert_eq!(refused, want, "--{} of {command:?}", opt.long);
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Parsers of option arguments. Each is total: what is not understood is an error that says what would be.
+
+use std::ffi::OsStr;
+
+/// A pid: a positive decimal.
+pub fn pid(text: &OsStr) -> Option<i32> {
+    text.to_str()?.parse().ok().filter(|pid| *pid > 0)
+}
+
+/// A size in bytes: a decimal with an optional suffix that starts with K, M or G (powers of 1024).
+pub fn size(text: &OsStr) -> Option<u64> {
+    let text = text.to_str()?;
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, suffix) = text.split_at(end);
+    let number: u64 = number.parse().ok()?;
+    let factor: u64 = match suffix {
+        "" | "B" => 1,
+        "K" | "k" | "KB" | "KiB" => 1 << 10,
+        "M" | "m" | "MB" | "MiB" => 1 << 20,
+        "G" | "g" | "GB" | "GiB" => 1 << 30,
+        _ => return None,
+    };
+    number.checked_mul(factor)
+}
+
+/// A verbosity: what `-v[ARG]` makes of the level before it.
+pub fn verbosity(before: u32, arg: Option<&OsStr>) -> Option<u32> {
+    let Some(arg) = arg else { return Some(before.saturating_add(1)) };
+    let arg = arg.to_str()?;
+    if !arg.is_empty() && arg.bytes().all(|b| b == b'v') {
+        return before.checked_add(1)?.checked_add(u32::try_from(arg.len()).ok()?);
+    }
+    arg.parse().ok()
+}
+
+/// CPU capability bits of `--cpu-cap`.
+pub mod cpu {
+    /// Extended state (xsave) must be restorable.
+    pub const FPU: u32 = 1;
+    /// The very same CPU.
+    pub const CPU: u32 = 2;
+    /// The same instruction set.
+    pub const INS: u32 = 4;
+    /// Write or compare `cpuinfo.img`.
+    pub const IMAGE: u32 = 8;
+}
+
+/// The mask of `--cpu-cap[=LIST]`. Any mask but none brings [`cpu::IMAGE`] with it.
+pub fn cpu_cap(arg: Option<&OsStr>) -> Option<u32> {
+    let Some(arg) = arg else { return Some(cpu::FPU | cpu::CPU | cpu::INS | cpu::IMAGE) };
+    let mut mask = 0;
+    for word in arg.to_str()?.split([',', ' ']).filter(|word| !word.is_empty()) {
+        let (invert, word) = match word.strip_prefix('^') {
+            Some(word) => (true, word),
+            None => (false, word),
+        };
+        let bits = match word {
+            "fpu" => cpu::FPU,
+            "cpu" => cpu::CPU,
+            "ins" => cpu::INS,
+            "all" => cpu::FPU | cpu::CPU | cpu::INS,
+            "none" if !invert => {
+                mask = 0;
+                continue;
+            }
+            _ => return None,
+        };
+        mask = if invert { mask & !bits } else { mask | bits };
+    }
+    Some(if mask == 0 { 0 } else { mask | cpu::IMAGE })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn os(s: &str) -> &OsStr {
+        OsStr::new(s)
+    }
+
+    #[test]
+    fn sizes() {
+        for (text, want) in [
+            ("0", Some(0)),
+            ("512", Some(512)),
+            ("3K", Some(3 << 10)),
+            ("10M", Some(10 << 20)),
+            ("2G", Some(2 << 30)),
+            ("2GiB", Some(2 << 30)),
+            ("", None),
+            ("M", None),
+            ("-1", None),
+            ("1X", None),
+            ("1M2", None),
+            ("99999999999G", None),
+        ] {
+            assert_eq!(size(os(text)), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn verbosities() {
+        assert_eq!(verbosity(2, None), Some(3));
+        assert_eq!(verbosity(2, Some(os("v"))), Some(4));
+        assert_eq!(verbosity(2, Some(os("vvv"))), Some(6));
+        assert_eq!(verbosity(2, Some(os("4"))), Some(4));
+        assert_eq!(verbosity(2, Some(os("0"))), Some(0));
+        assert_eq!(verbosity(2, Some(os("d"))), None);
+        assert_eq!(verbosity(2, Some(os(""))), None);
+    }
+
+    #[test]
+    fn pids() {
+        assert_eq!(pid(os("17")), Some(17));
+        for bad in ["0", "-4", "", "x", "17x", "99999999999"] {
+            assert_eq!(pid(os(bad)), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn cpu_caps() {
+        assert_eq!(cpu_cap(None), Some(15));
+        assert_eq!(cpu_cap(Some(os("none"))), Some(0));
+        assert_eq!(cpu_cap(Some(os("fpu"))), Some(9));
+        assert_eq!(cpu_cap(Some(os("fpu,ins"))), Some(13));
+        assert_eq!(cpu_cap(Some(os("all,^fpu"))), Some(14));
+        assert_eq!(cpu_cap(Some(os("all,none"))), Some(0));
+        assert_eq!(cpu_cap(Some(os("fpux"))), None);
+        assert_eq!(cpu_cap(Some(os("^none"))), None);
+    }
+}

@@ -1,0 +1,124 @@
+//! What every command does before its work: environment, capabilities, directories, log — in this order.
+
+use std::io;
+use std::path::PathBuf;
+
+use log::Level;
+use rustix::thread::CapabilitySet;
+
+use crate::args::help::{CRIU_VERSION, VERSION};
+use crate::args::resolve::Common;
+use crate::args::{ArgError, Kind};
+use crate::logging::{self, Failure};
+
+/// Where the command works; the process is in the work directory now.
+#[derive(Debug)]
+pub struct Place {
+    /// The images directory, absolute.
+    pub images_dir: PathBuf,
+    /// The work directory, absolute.
+    pub work_dir: PathBuf,
+}
+
+/// Looks at CRIU's environment variables, and remarks on configuration files that were asked for and do not exist.
+///
+/// # Errors
+/// `CRIU_FAULT` asks for something that is not built.
+pub fn environment(notes: &mut Vec<(Level, String)>, missing: &[PathBuf]) -> Result<(), ArgError> {
+    let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    if set("CRIU_FAULT") {
+        return Err(Kind::NotYet("CRIU_FAULT (fault injection)".into()).argv());
+    }
+    for (name, why) in [
+        ("CRIU_LIBS_DIR", "plugins are not supported yet"),
+        ("CRIU_TRACK_SHMEM", "memory tracking is not supported yet"),
+        ("CRIU_PMC_OFF", "there is no pagemap cache"),
+        ("CR_IP_TOOL", "no helper programs are run"),
+        ("CR_IPTABLES", "no helper programs are run"),
+    ] {
+        if set(name) {
+            notes.push((Level::Info, format!("{name} changes nothing: {why}")));
+        }
+    }
+    for file in missing {
+        notes.push((Level::Warn, format!("configuration file {} does not exist", file.display())));
+    }
+    Ok(())
+}
+
+/// Checks the capabilities, enters the work directory and opens the log.
+///
+/// # Errors
+/// A capability is missing, a directory does not exist, the log cannot be created.
+pub fn start(common: &Common) -> Result<Place, Failure> {
+    capabilities(common.unprivileged)?;
+    let images_dir = directory(&common.images_dir, "images", "-D")?;
+    let work_dir = match &common.work_dir {
+        Some(dir) => directory(dir, "work", "-W")?,
+        None => images_dir.clone(),
+    };
+    std::env::set_current_dir(&work_dir).map_err(|e| {
+        Failure::new(
+            format!("cannot enter the work directory {}: {e}", work_dir.display()),
+            "choose another one with -W DIR",
+        )
+    })?;
+    logging::init(&common.log, common.verbosity, common.log_pid).map_err(|e| {
+        Failure::new(
+            format!("cannot create the log file {:?} in {}: {e}", common.log, work_dir.display()),
+            "choose another place with -o FILE or -W DIR",
+        )
+    })?;
+    if log::log_enabled!(Level::Info) {
+        let uname = rustix::system::uname();
+        log::info!("Version: {CRIU_VERSION} (gitid 0)");
+        log::info!("rewake {VERSION}");
+        log::info!(
+            "Running on {} {} {} {} {}",
+            uname.nodename().to_string_lossy(),
+            uname.sysname().to_string_lossy(),
+            uname.release().to_string_lossy(),
+            uname.version().to_string_lossy(),
+            uname.machine().to_string_lossy()
+        );
+    }
+    for (level, text) in &common.notes {
+        log::log!(*level, "{text}");
+    }
+    Ok(Place { images_dir, work_dir })
+}
+
+/// An existing directory, as an absolute path without links (the process leaves the place the path was relative to).
+fn directory(path: &PathBuf, what: &str, option: &str) -> Result<PathBuf, Failure> {
+    let found = std::fs::canonicalize(path).and_then(|full| {
+        let is_dir = std::fs::metadata(&full)?.is_dir();
+        if is_dir { Ok(full) } else { Err(io::Error::from(io::ErrorKind::NotADirectory)) }
+    });
+    found.map_err(|e| {
+        Failure::new(
+            format!("cannot open the {what} directory {}: {e}", path.display()),
+            &format!("create it first, or choose another one with {option} DIR"),
+        )
+    })
+}
+
+/// Checkpoint and restore need `CAP_CHECKPOINT_RESTORE` or `CAP_SYS_ADMIN` (capabilities(7)).
+fn capabilities(unprivileged: bool) -> Result<(), Failure> {
+    let effective = rustix::thread::capabilities(None)
+        .map_err(|e| Failure { message: format!("cannot read my capabilities: {e}"), ..Failure::default() })?
+        .effective;
+    if !effective.intersects(CapabilitySet::CHECKPOINT_RESTORE | CapabilitySet::SYS_ADMIN) {
+        return Err(Failure::new(
+            "this needs the capability CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN, and has neither",
+            "run it as root, or give the program the capability: \
+             setcap cap_checkpoint_restore+ep PROGRAM, and use --unprivileged",
+        ));
+    }
+    if !rustix::process::geteuid().is_root() && !unprivileged {
+        return Err(Failure::new(
+            "this runs as an ordinary user, which must be asked for",
+            "add --unprivileged (it does what the kernel allows), or run it as root",
+        ));
+    }
+    Ok(())
+}

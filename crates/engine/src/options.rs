@@ -1,0 +1,152 @@
+//! What a caller (command line, RPC) asks of a dump or a restore, in plain values.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// A process id as seen by the caller (`pid_t`).
+pub type Pid = i32;
+
+/// What becomes of the tree when the command has done its work.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum FinalState {
+    /// Killed and reaped (default after a dump; not possible after a restore).
+    Dead,
+    /// Stopped as by SIGSTOP.
+    Stopped,
+    /// Running (default after a restore).
+    #[default]
+    Running,
+}
+
+/// How connected TCP sockets are treated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TcpPolicy {
+    /// `--tcp-established`: save and restore live connections.
+    pub established: bool,
+    /// `--tcp-close`: connections come back closed.
+    pub close: bool,
+    /// `--skip-in-flight`: forget half-open requests of listeners.
+    pub skip_in_flight: bool,
+}
+
+/// A point at which the caller may act (action scripts, RPC notifications).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Before anything is frozen or written.
+    PreDump,
+    /// Images are complete, the tree is still frozen.
+    PostDump,
+    /// Before the first process is created.
+    PreRestore,
+    /// All tasks are built, nothing runs yet.
+    PostRestore,
+    /// Before connections are locked.
+    NetworkLock,
+    /// Before connections are unlocked.
+    NetworkUnlock,
+    /// The root task exists, its namespaces are empty.
+    SetupNamespaces,
+    /// Namespaces are filled.
+    PostSetupNamespaces,
+    /// Right before tasks resume.
+    PreResume,
+    /// Tasks have resumed.
+    PostResume,
+}
+
+impl Action {
+    /// The action's name as scripts see it in `CRTOOLS_SCRIPT_ACTION`.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Action::PreDump => "pre-dump",
+            Action::PostDump => "post-dump",
+            Action::PreRestore => "pre-restore",
+            Action::PostRestore => "post-restore",
+            Action::NetworkLock => "network-lock",
+            Action::NetworkUnlock => "network-unlock",
+            Action::SetupNamespaces => "setup-namespaces",
+            Action::PostSetupNamespaces => "post-setup-namespaces",
+            Action::PreResume => "pre-resume",
+            Action::PostResume => "post-resume",
+        }
+    }
+}
+
+/// What the engine calls at each [`Action`]. The command line runs the action scripts here.
+pub trait Hooks {
+    /// Called at `action`; `root` is the real pid of the root task once it is known.
+    ///
+    /// # Errors
+    /// A text that says which script failed and how; the dump or restore is then abandoned
+    /// (except for [`Action::PostDump`], after which the images are kept and the tree runs on).
+    fn run(&mut self, action: Action, root: Option<Pid>) -> Result<(), String>;
+}
+
+/// Hooks that do nothing.
+#[derive(Debug, Default)]
+pub struct NoHooks;
+
+impl Hooks for NoHooks {
+    fn run(&mut self, _: Action, _: Option<Pid>) -> Result<(), String> {
+        Ok(())
+    }
+}
+
+/// Options of a dump (and of `check -t`, which surveys with the same eyes).
+#[derive(Debug, Clone)]
+pub struct DumpOptions {
+    /// Root of the tree (`-t`).
+    pub root: Pid,
+    /// Directory the images go to (`-D`).
+    pub images_dir: PathBuf,
+    /// Directory of `stats-dump` (`-W`).
+    pub work_dir: PathBuf,
+    /// State of the tree afterwards; [`FinalState::Dead`] by default.
+    pub final_state: FinalState,
+    /// `--shell-job`: a session or terminal led from outside the tree is fine.
+    pub shell_job: bool,
+    /// `--file-locks`.
+    pub file_locks: bool,
+    /// `--link-remap`.
+    pub link_remap: bool,
+    /// `--ghost-limit` in bytes.
+    pub ghost_limit: u64,
+    /// `--evasive-devices`.
+    pub evasive_devices: bool,
+    /// `--timeout`: limit for freezing and surveying; `None` is no limit.
+    pub timeout: Option<Duration>,
+    /// TCP options.
+    pub tcp: TcpPolicy,
+}
+
+/// Options of a restore.
+#[derive(Debug, Clone)]
+pub struct RestoreOptions {
+    /// Directory the images come from (`-D`).
+    pub images_dir: PathBuf,
+    /// Directory of `stats-restore` (`-W`).
+    pub work_dir: PathBuf,
+    /// [`FinalState::Running`] or [`FinalState::Stopped`].
+    pub final_state: FinalState,
+    /// `-d`: the root becomes a child of whoever reaps orphans; the caller does not wait for it.
+    pub detached: bool,
+    /// `--restore-sibling`: the root becomes a sibling of the caller (`CLONE_PARENT`).
+    pub sibling: bool,
+    /// `--shell-job`.
+    pub shell_job: bool,
+    /// `--file-locks`.
+    pub file_locks: bool,
+    /// `--link-remap`.
+    pub link_remap: bool,
+    /// `--skip-file-rwx-check`.
+    pub skip_file_rwx_check: bool,
+    /// `--file-validation`: `true` compares build ids, `false` sizes only.
+    pub validate_build_id: bool,
+    /// `--cpu-cap`: refuse images that need CPU features this machine lacks (`false` = `--cpu-cap=none`).
+    pub check_cpu: bool,
+    /// `--pidfile`, already resolved against the work directory.
+    pub pidfile: Option<PathBuf>,
+    /// TCP options.
+    pub tcp: TcpPolicy,
+}

@@ -1,0 +1,129 @@
+//! Agents in empty processes that become restored ones.
+//!
+//! All agents of a restore share one arena, a memfd mapped at the same address in the controller and in every stub:
+//! first the code, then the rings. So a pointer into the arena means the same everywhere.
+
+use crate::map::{PAGE, SharedMap};
+use crate::ring::{Doorbell, Ring};
+use crate::tracee::Stopped;
+use crate::{Error, Result};
+use rewake_agent::arch::executor;
+use rewake_agent::layout::{Header, Op, offset};
+use rewake_sys::ptrace::Registers;
+use rewake_sys::task::{CloneArgs, clone_agent};
+use std::sync::Arc;
+
+/// The memory that the controller and all stubs share.
+#[derive(Debug)]
+pub struct Arena {
+    map: Arc<SharedMap>,
+}
+
+/// How an agent of a stub behaves when it has nothing to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A process: waits for further batches.
+    Process,
+    /// A further thread: runs its first batch and parks.
+    Thread,
+}
+
+impl Arena {
+    /// Creates an arena of `len` bytes at `base`; `Ok(None)` if that range is taken in the controller.
+    ///
+    /// # Errors
+    /// The failed call.
+    pub fn create(base: u64, len: usize) -> Result<Option<Arena>> {
+        let Some(map) = SharedMap::create_at(base, len)? else { return Ok(None) };
+        map.write(0, executor());
+        map.make_code(PAGE)?;
+        Ok(Some(Arena { map: Arc::new(map) }))
+    }
+
+    /// First address.
+    #[must_use]
+    pub fn base(&self) -> u64 {
+        self.map.address()
+    }
+
+    /// Length in bytes.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.map.len()
+    }
+
+    /// Is it empty? (Never.)
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.map.is_empty()
+    }
+
+    /// Offset at which rings may start.
+    pub const FIRST_RING: usize = PAGE;
+
+    /// A ring at offset `at` with `len` bytes, for `ops` operations, its header initialised.
+    #[must_use]
+    pub fn ring(&self, at: usize, len: usize, ops: usize, kind: Kind) -> Ring {
+        let header = self.base() + at as u64;
+        let ring = Ring::new(self.map.clone(), at, len, ops, header, Doorbell::Futex);
+        let done = header + offset::DONE as u64;
+        ring.initialise(&Header {
+            wait: match kind {
+                Kind::Process => Op::new(
+                    libc::SYS_futex,
+                    &[header + offset::SEQ as u64, libc::FUTEX_WAIT as u64, 0, 0, 0, 0],
+                )
+                .arg_deref(2, done),
+                Kind::Thread => Op::new(libc::SYS_pause, &[]),
+            },
+            report: Op::new(libc::SYS_futex, &[done, libc::FUTEX_WAKE as u64, i32::MAX as u64]),
+            ..Header::EMPTY
+        });
+        ring
+    }
+
+    /// Clones the root stub: a child of the controller (or of its parent with `CLONE_PARENT`) that runs the batch
+    /// loaded in `ring`.
+    ///
+    /// # Errors
+    /// `EEXIST` if the pid is taken; others as clone3(2).
+    pub fn clone_root(&self, args: &CloneArgs, ring: &Ring) -> std::result::Result<i32, rewake_sys::SyscallError> {
+        assert!(args.flags & libc::CLONE_VM as u64 == 0, "the stub has its own address space");
+        // SAFETY: the arena is MAP_SHARED with the executor at its start, the ring's header is filled, and the flag
+        // was checked just above.
+        unsafe { clone_agent(args, self.base() as usize, ring.header_address() as usize) }
+    }
+}
+
+/// Makes one system call in a stopped stub through the `syscall` instruction at `gadget`; the thread stands in a
+/// system-call stop with its registers clobbered afterwards. Only for stubs: a live process would not survive the
+/// controller's death in here.
+///
+/// # Errors
+/// The stub died.
+pub fn remote_syscall(stub: Stopped, gadget: u64, number: i64, args: [u64; 6]) -> Result<(Stopped, i64)> {
+    let regs = stub.registers()?;
+    stub.set_registers(&Registers {
+        rip: gadget,
+        rax: number as u64,
+        orig_rax: u64::MAX,
+        rdi: args[0],
+        rsi: args[1],
+        rdx: args[2],
+        r10: args[3],
+        r8: args[4],
+        r9: args[5],
+        ..regs
+    })?;
+    let stub = stub.to_syscall_stop()?.to_syscall_stop()?;
+    let result = stub.registers()?.rax as i64;
+    Ok((stub, result))
+}
+
+/// Offset of a `syscall` instruction in a vdso (or any code), for [`remote_syscall`].
+///
+/// # Errors
+/// [`Error::NoRoom`] if there is none.
+pub fn find_syscall_instruction(code: &[u8]) -> Result<usize> {
+    code.windows(2).position(|pair| pair == [0x0f, 0x05]).ok_or(Error::NoRoom { needed: 2 })
+}

@@ -1,0 +1,172 @@
+//! ptrace stops as types: what can be done with a thread depends on whether it is stopped.
+
+use crate::{Error, Result};
+use rewake_sys::ptrace;
+use rewake_sys::wait::{self, Status, Stop};
+
+/// A traced thread that may be running.
+#[derive(Debug)]
+pub struct Running {
+    tid: i32,
+}
+
+/// A traced thread in a ptrace stop. Only its tracer thread may use it.
+#[derive(Debug)]
+pub struct Stopped {
+    tid: i32,
+    /// The group stop (SIGSTOP and friends) it was found in, if any.
+    group_stop: Option<i32>,
+}
+
+impl Running {
+    /// Seizes `tid` without stopping it.
+    ///
+    /// # Errors
+    /// The failed `PTRACE_SEIZE`.
+    pub fn seize(tid: i32, options: u32) -> std::result::Result<Running, rewake_sys::SyscallError> {
+        ptrace::seize(tid, options)?;
+        Ok(Running { tid })
+    }
+
+    /// Takes a traced thread that was just continued.
+    #[must_use]
+    pub fn known(tid: i32) -> Running {
+        Running { tid }
+    }
+
+    /// Thread id.
+    #[must_use]
+    pub fn tid(&self) -> i32 {
+        self.tid
+    }
+
+    /// Asks the thread to stop; [`Running::wait_stop`] says when it has.
+    ///
+    /// # Errors
+    /// The thread is gone.
+    pub fn interrupt(&self) -> Result<()> {
+        ptrace::interrupt(self.tid).map_err(Error::syscall("stopping a thread"))
+    }
+
+    /// Waits until the thread stands in a `PTRACE_EVENT_STOP` (after [`Running::interrupt`]). Signals that arrive
+    /// first are delivered, so that what is then seen is a state in which nothing is half done.
+    ///
+    /// # Errors
+    /// [`Error::Gone`] if it ended instead.
+    pub fn wait_stop(self) -> Result<Stopped> {
+        loop {
+            let status = wait::wait(self.tid).map_err(Error::syscall("waiting for a thread to stop"))?;
+            match status {
+                Status::Stop(Stop::Event) => return Ok(Stopped { tid: self.tid, group_stop: None }),
+                Status::Stop(Stop::Group(signal)) => {
+                    return Ok(Stopped { tid: self.tid, group_stop: Some(signal) });
+                }
+                Status::Stop(Stop::Signal(signal)) => {
+                    ptrace::cont(self.tid, signal).map_err(Error::syscall("delivering a signal"))?;
+                }
+                Status::Stop(Stop::Syscall | Stop::Other(_)) => {
+                    ptrace::cont(self.tid, 0).map_err(Error::syscall("continuing a thread"))?;
+                }
+                Status::Exited(code) => {
+                    return Err(Error::Gone { tid: self.tid, how: format!("exit code {code}") });
+                }
+                Status::Killed(signal) => {
+                    return Err(Error::Gone { tid: self.tid, how: format!("signal {signal}") });
+                }
+                Status::Continued => {}
+            }
+        }
+    }
+
+    /// Waits for the next entry to or exit from a system call.
+    ///
+    /// # Errors
+    /// [`Error::Gone`], or [`Error::Unexpected`] with the stop that came instead (the thread is left in it).
+    pub fn wait_syscall(self) -> Result<Stopped> {
+        match wait::wait(self.tid).map_err(Error::syscall("waiting for a system call"))? {
+            Status::Stop(Stop::Syscall) => Ok(Stopped { tid: self.tid, group_stop: None }),
+            Status::Exited(code) => Err(Error::Gone { tid: self.tid, how: format!("exit code {code}") }),
+            Status::Killed(signal) => Err(Error::Gone { tid: self.tid, how: format!("signal {signal}") }),
+            other => Err(Error::Unexpected { tid: self.tid, stop: format!("{other:?}") }),
+        }
+    }
+}
+
+impl Stopped {
+    /// Takes a thread that is known to stand in a stop.
+    #[must_use]
+    pub fn assume(tid: i32) -> Stopped {
+        Stopped { tid, group_stop: None }
+    }
+
+    /// Thread id.
+    #[must_use]
+    pub fn tid(&self) -> i32 {
+        self.tid
+    }
+
+    /// The group stop it was found in.
+    #[must_use]
+    pub fn group_stop(&self) -> Option<i32> {
+        self.group_stop
+    }
+
+    /// Notes the group stop the thread belongs to.
+    pub fn set_group_stop(&mut self, signal: Option<i32>) {
+        self.group_stop = signal;
+    }
+
+    /// General registers.
+    ///
+    /// # Errors
+    /// The thread is gone, or a 32-bit one.
+    pub fn registers(&self) -> Result<ptrace::Registers> {
+        ptrace::registers(self.tid).map_err(Error::syscall("reading registers"))
+    }
+
+    /// Sets general registers.
+    ///
+    /// # Errors
+    /// The thread is gone.
+    pub fn set_registers(&self, regs: &ptrace::Registers) -> Result<()> {
+        ptrace::set_registers(self.tid, regs).map_err(Error::syscall("writing registers"))
+    }
+
+    /// Lets it run.
+    ///
+    /// # Errors
+    /// The thread is gone.
+    pub fn resume(self) -> Result<Running> {
+        ptrace::cont(self.tid, 0).map_err(Error::syscall("continuing a thread"))?;
+        Ok(Running { tid: self.tid })
+    }
+
+    /// Lets it run to the next system call boundary.
+    ///
+    /// # Errors
+    /// As [`Running::wait_syscall`].
+    pub fn to_syscall_stop(self) -> Result<Stopped> {
+        ptrace::cont_syscall(self.tid).map_err(Error::syscall("continuing a thread"))?;
+        Running { tid: self.tid }.wait_syscall()
+    }
+
+    /// From any stop to a `PTRACE_EVENT_STOP` without an instruction of user code in between.
+    ///
+    /// # Errors
+    /// The thread is gone.
+    pub fn to_event_stop(self) -> Result<Stopped> {
+        ptrace::interrupt(self.tid).map_err(Error::syscall("stopping a thread"))?;
+        let group_stop = self.group_stop;
+        let mut stopped = self.resume()?.wait_stop()?;
+        stopped.group_stop = group_stop;
+        Ok(stopped)
+    }
+
+    /// Ends tracing; the thread runs on (after `signal`, if not 0).
+    ///
+    /// # Errors
+    /// The thread is gone.
+    pub fn detach(self, signal: i32) -> Result<()> {
+        ptrace::detach(self.tid, signal).map_err(Error::syscall("detaching from a thread"))
+    }
+}

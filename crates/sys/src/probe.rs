@@ -1,0 +1,1 @@
+//! Probes of kernel features that need raw system calls.

@@ -1,0 +1,100 @@
+//! Scheduling attributes of any thread.
+
+use crate::call::{Result, pid_arg, syscall};
+
+/// `sched_getscheduler(2)`, including `SCHED_RESET_ON_FORK`.
+///
+/// # Errors
+/// `ESRCH`.
+pub fn policy(tid: i32) -> Result<u32> {
+    // SAFETY: numbers only.
+    unsafe { syscall("sched_getscheduler", libc::SYS_sched_getscheduler, [pid_arg(tid), 0, 0, 0, 0, 0]) }
+        .map(|p| p as u32)
+}
+
+/// `struct sched_attr` (linux/sched/types.h), version 1.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the kernel's field names")]
+pub struct SchedAttr {
+    pub size: u32,
+    pub policy: u32,
+    pub flags: u64,
+    pub nice: i32,
+    pub priority: u32,
+    pub runtime: u64,
+    pub deadline: u64,
+    pub period: u64,
+    pub util_min: u32,
+    pub util_max: u32,
+}
+
+/// `sched_getattr(2)`.
+///
+/// # Errors
+/// `ESRCH`.
+pub fn attributes(tid: i32) -> Result<SchedAttr> {
+    let mut attr = SchedAttr::default();
+    let size = size_of::<SchedAttr>();
+    // SAFETY: attr is live and `size` bytes long.
+    unsafe {
+        syscall("sched_getattr", libc::SYS_sched_getattr, [
+            pid_arg(tid),
+            (&raw mut attr) as usize,
+            size,
+            0,
+            0,
+            0,
+        ])
+    }?;
+    Ok(attr)
+}
+
+/// The CPU set of a thread, as `u64` words, trailing zero words cut.
+///
+/// # Errors
+/// `ESRCH`.
+pub fn affinity(tid: i32) -> Result<Vec<u64>> {
+    let mut words = [0u64; 128];
+    // SAFETY: the array is live and its size is passed.
+    let bytes = unsafe {
+        syscall("sched_getaffinity", libc::SYS_sched_getaffinity, [
+            pid_arg(tid),
+            size_of_val(&words),
+            words.as_mut_ptr() as usize,
+            0,
+            0,
+            0,
+        ])
+    }?;
+    let used = words[..(bytes / 8).min(128)].iter().rposition(|w| *w != 0).map_or(0, |last| last + 1);
+    Ok(words[..used].to_vec())
+}
+
+/// Sets the CPU set of a thread (0: the caller).
+///
+/// # Errors
+/// `EINVAL` if no CPU of the set exists.
+pub fn set_affinity(tid: i32, words: &[u64]) -> Result<()> {
+    // SAFETY: the slice is live and its size is passed.
+    unsafe {
+        syscall("sched_setaffinity", libc::SYS_sched_setaffinity, [
+            pid_arg(tid),
+            size_of_val(words),
+            words.as_ptr() as usize,
+            0,
+            0,
+            0,
+        ])
+    }
+    .map(drop)
+}
+
+/// `ioprio_get(2)` of a thread.
+///
+/// # Errors
+/// `ESRCH`.
+pub fn io_priority(tid: i32) -> Result<u32> {
+    // SAFETY: numbers only.
+    unsafe { syscall("ioprio_get", libc::SYS_ioprio_get, [1, pid_arg(tid), 0, 0, 0, 0]) }.map(|p| p as u32)
+}

@@ -1,0 +1,23 @@
+//! Both ways with CRIU: what one of the two dumped, the other restores. Runs if `CRIU=path` is given.
+
+use crate::flavours::{Outcome, finish, started};
+use crate::harness::{Fs, NotReady, Tool};
+use crate::programs::Program;
+
+/// Dumps with `from`, restores with `to`, checks; then the other way with the same tree.
+pub fn run(program: &Program, from: &Tool, to: &Tool) -> Outcome {
+    finish(cross(program, from, to))
+}
+
+fn cross(program: &Program, from: &Tool, to: &Tool) -> Result<(), NotReady> {
+    let (mut run, before) = started(program, Fs::Disk)?;
+    let images = run.images(1)?;
+    run.dump(from, &images, program.dump_options)?;
+    run.gone(&before.pids(), "after dump")?;
+    run.restore(to, &images, program.restore_options)?;
+    // Whatever CRIU cannot keep is lost whichever side it stands on.
+    let criu = if from.is_criu { from } else { to };
+    run.same(&before, "after restore by the other", &program.ignored(criu))?;
+    run.check(&before)?;
+    Ok(())
+}

@@ -1,0 +1,143 @@
+//! The ways to checkpoint a program: each leads to its own check passing.
+
+use crate::harness::{Fail, Fs, NotReady, Run, Tool, kill};
+use crate::programs::Program;
+use crate::view::View;
+use libtest_mimic::{Completion, Failed};
+
+/// The outcome of a trial.
+pub type Outcome = Result<Completion, Failed>;
+
+/// What a flavour does with a started program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flavour {
+    /// Dump ends the tree, restore brings it back; three times in a row.
+    Dead,
+    /// `--leave-running`: the survivor is unharmed; and the images restore too.
+    Running,
+    /// `--leave-stopped` on either side, then resume.
+    Stopped,
+    /// As `Dead`, once, under the name `criu`.
+    AsCriu,
+}
+
+impl Flavour {
+    /// All of them, with the word that names the trial.
+    pub const ALL: &[(Flavour, &str)] = &[
+        (Flavour::Dead, "dead"),
+        (Flavour::Running, "running"),
+        (Flavour::Stopped, "stopped"),
+        (Flavour::AsCriu, "as_criu"),
+    ];
+}
+
+/// Runs one program in one flavour.
+pub fn run(program: &Program, tool: &Tool, flavour: Flavour) -> Outcome {
+    let done = match flavour {
+        Flavour::Dead => dead(program, tool, 3),
+        Flavour::AsCriu => tool.as_criu().map_err(NotReady::Fail).and_then(|t| dead(program, &t, 1)),
+        Flavour::Running => survivor(program, tool).and_then(|()| from_survivor(program, tool)),
+        Flavour::Stopped => stopped(program, tool).and_then(|()| restored_stopped(program, tool)),
+    };
+    finish(done)
+}
+
+/// Turns a run's outcome into a trial's.
+pub fn finish(done: Result<(), NotReady>) -> Outcome {
+    match done {
+        Ok(()) => Ok(Completion::Completed),
+        Err(NotReady::Skip(why)) => Ok(crate::skip(why)),
+        Err(NotReady::Fail(text)) => Err(text.into()),
+    }
+}
+
+/// Starts a program and looks at its tree once it has settled.
+pub fn started(program: &Program, fs: Fs) -> Result<(Run, View), NotReady> {
+    let run = Run::ready(program.name, &program.start(), fs)?;
+    let before = settled(&run)?;
+    Ok((run, before))
+}
+
+/// Looks until two looks in a row agree: some programs still move for an instant after they are ready.
+fn settled(run: &Run) -> Result<View, Fail> {
+    let mut last = run.view()?;
+    for _ in 0..50 {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        let view = run.view()?;
+        if last.diff(&view, &[]).is_empty() {
+            break;
+        }
+        last = view;
+    }
+    Ok(last)
+}
+
+fn dead(program: &Program, tool: &Tool, cycles: usize) -> Result<(), NotReady> {
+    let (mut run, before) = started(program, Fs::Disk)?;
+    for cycle in 1..=cycles {
+        let images = run.images(cycle)?;
+        run.dump(tool, &images, program.dump_options)?;
+        run.gone(&before.pids(), &format!("after dump {cycle}"))?;
+        run.restore(tool, &images, program.restore_options)?;
+        run.same(&before, &format!("after restore {cycle}"), &program.ignored(tool))?;
+    }
+    run.check(&before)?;
+    program.judge_eintr(&run, tool, true)?;
+    Ok(())
+}
+
+fn survivor(program: &Program, tool: &Tool) -> Result<(), NotReady> {
+    let (run, before) = started(program, Fs::Memory)?;
+    for n in 1..=2 {
+        run.dump(tool, &run.images(n)?, &with(program.dump_options, "--leave-running"))?;
+        run.same(&before, &format!("after dump {n} with --leave-running"), program.ignore)?;
+    }
+    run.check(&before)?;
+    program.judge_eintr(&run, tool, false)?;
+    Ok(())
+}
+
+fn from_survivor(program: &Program, tool: &Tool) -> Result<(), NotReady> {
+    let (mut run, before) = started(program, Fs::Disk)?;
+    let images = run.images(1)?;
+    run.dump(tool, &images, &with(program.dump_options, "--leave-running"))?;
+    run.kill_tree(&before)?;
+    run.restore(tool, &images, program.restore_options)?;
+    run.same(&before, "after restore from a --leave-running dump", &program.ignored(tool))?;
+    run.check(&before)?;
+    Ok(())
+}
+
+fn stopped(program: &Program, tool: &Tool) -> Result<(), NotReady> {
+    let (run, before) = started(program, Fs::Memory)?;
+    run.dump(tool, &run.images(1)?, &with(program.dump_options, "--leave-stopped"))?;
+    run.all_stopped(&before.pids(), "after dump with --leave-stopped")?;
+    run.resume(tool, &before.running_pids())?;
+    run.same(&before, "after dump with --leave-stopped and resume", program.ignore)?;
+    run.check(&before)?;
+    Ok(())
+}
+
+fn restored_stopped(program: &Program, tool: &Tool) -> Result<(), NotReady> {
+    let (mut run, before) = started(program, Fs::Disk)?;
+    let images = run.images(1)?;
+    run.dump(tool, &images, &with(program.dump_options, "--leave-stopped"))?;
+    run.all_stopped(&before.pids(), "after dump with --leave-stopped")?;
+    for &pid in &before.pids() {
+        kill(pid, libc::SIGKILL);
+    }
+    run.gone(&before.pids(), "after SIGKILL of the stopped tree")?;
+    run.restore(tool, &images, &with(program.restore_options, "--leave-stopped"))?;
+    run.all_stopped(&before.pids(), "after restore with --leave-stopped")?;
+    run.resume(tool, &before.running_pids())?;
+    run.same(&before, "after restore with --leave-stopped and resume", &program.ignored(tool))?;
+    run.check(&before)?;
+    Ok(())
+}
+
+/// The program's own options and one more.
+pub fn with<'a>(options: &[&'a str], more: &'a str) -> Vec<&'a str> {
+    let mut all = options.to_vec();
+    all.push(more);
+    all
+}

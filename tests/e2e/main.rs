@@ -1,0 +1,141 @@
+//! End-to-end tests: the built `rewake` binary over the programs of tests/zoo.
+//!
+//! ```text
+//! cargo test -p zoo --test e2e                        everything
+//! cargo test -p zoo --test e2e -- counter             trials whose name contains "counter"
+//! cargo test -p zoo --test e2e -- counter::dead       one flavour (dead, running, stopped, as_criu) of one program
+//! cargo test -p zoo --test e2e -- --list
+//! ```
+//! Environment:
+//! - `REWAKE_BIN=path`: the binary under test; without it `rewake` beside the zoo programs (target/<profile>/rewake:
+//!   build it first, `cargo build`). If the path leads to a file named `criu`, CRIU itself is tested: that is how
+//!   harness and programs are validated, and what CRIU is known not to manage is ignored with the reason.
+//! - `CRIU=path`: also runs the trials `*::to_criu` (rewake dumps, CRIU restores) and `*::from_criu`.
+//! - `ZOO_KEEP=1`: keeps the directories of runs ($TMPDIR or /tmp, and /dev/shm: rewake-e2e-*).
+//! - `ZOO_KILLS=n`: how many times the `kill` trials kill the dumping command (default 200).
+//! - `TMPDIR`: where the run directories on disk go.
+//!
+//! A trial that needs what the machine lacks is ignored at run time and says so: `SKIP: why`, counted at the end.
+//! Programs and protocol: tests/zoo/src/lib.rs. Table of programs: programs.rs. To see what a program does by hand:
+//! `mkdir /tmp/d; setsid target/debug/counter /tmp/d </dev/null >/tmp/d/log 2>&1 &`, dump and restore the pid in
+//! /tmp/d/ready, then `touch /tmp/d/check` and read /tmp/d/result.
+#![allow(unsafe_code, reason = "a harness for processes: kill, kcmp, prctl; nothing here is shipped")]
+
+mod cross;
+mod flavours;
+mod harness;
+mod programs;
+mod reaper;
+mod view;
+
+use flavours::Flavour;
+use harness::Tool;
+use libtest_mimic::{Arguments, Completion, Trial};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, RwLock};
+
+/// Held for reading by ordinary trials and for writing by those that must be alone on the machine.
+static ALONE: RwLock<()> = RwLock::new(());
+
+/// Reasons of the trials skipped while running.
+static SKIPS: Mutex<Vec<String>> = Mutex::new(Vec::new());
+
+/// Notes a skip and makes the trial's completion of it.
+pub fn skip(why: impl Into<String>) -> Completion {
+    let why = why.into();
+    SKIPS.lock().unwrap_or_else(|e| e.into_inner()).push(why.clone());
+    Completion::ignored_with(format!("SKIP: {why}"))
+}
+
+/// A trial that may run beside others.
+fn trial(name: String, body: impl FnOnce() -> flavours::Outcome + Send + 'static) -> Trial {
+    Trial::ignorable_test(name, move || {
+        let _beside = ALONE.read().unwrap_or_else(|e| e.into_inner());
+        body()
+    })
+}
+
+/// A trial during which nothing else runs.
+fn trial_alone(name: String, body: impl FnOnce() -> flavours::Outcome + Send + 'static) -> Trial {
+    Trial::ignorable_test(name, move || {
+        let _alone = ALONE.write().unwrap_or_else(|e| e.into_inner());
+        body()
+    })
+}
+
+fn under_test() -> Tool {
+    let path = std::env::var_os("REWAKE_BIN").map(PathBuf::from).unwrap_or_else(|| {
+        // The zoo programs lie in target/<profile>.
+        Path::new(env!("CARGO_BIN_EXE_counter")).parent().unwrap_or(Path::new(".")).join("rewake")
+    });
+    Tool::new(path)
+}
+
+fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
+    let mut trials = Vec::new();
+    for program in programs::all() {
+        for &(flavour, word) in Flavour::ALL {
+            if program.without.contains(&word) {
+                continue;
+            }
+            let (p, t) = (program.clone(), tool.clone());
+            let reason = if tool.is_criu { program.criu_reason(word) } else { None };
+            trials.push(trial(format!("{}::{word}", program.name), move || match reason {
+                Some(why) => Ok(skip(format!("CRIU cannot: {why}"))),
+                None => flavours::run(&p, &t, flavour),
+            }));
+        }
+        let Some(criu) = criu else { continue };
+        for (word, from, to) in [("to_criu", tool, criu), ("from_criu", criu, tool)] {
+            if program.without.contains(&word) {
+                continue;
+            }
+            let (p, from, to) = (program.clone(), from.clone(), to.clone());
+            let reason = program.criu_reason(word).or(program.criu_reason("dead"));
+            trials.push(trial(format!("{}::{word}", program.name), move || match reason {
+                Some(why) => Ok(skip(format!("CRIU cannot: {why}"))),
+                None => cross::run(&p, &from, &to),
+            }));
+        }
+    }
+    trials
+}
+
+fn main() {
+    let mut args = Arguments::from_args();
+    // Two at a time: the machines this runs on are small, and timing is part of what is checked.
+    args.test_threads.get_or_insert(2);
+    let tool = under_test();
+    let criu = std::env::var_os("CRIU").map(|p| Tool { path: p.into(), is_criu: true });
+    if !args.list {
+        for path in std::iter::once(&tool.path).chain(criu.as_ref().map(|c| &c.path)) {
+            if !path.is_file() {
+                eprintln!("{}: no such binary; build it (cargo build) or set REWAKE_BIN", path.display());
+                std::process::exit(1);
+            }
+        }
+        println!("testing {}", tool.path.display());
+        if let Err(e) = reaper::start() {
+            eprintln!("cannot run: {e}");
+            std::process::exit(1);
+        }
+    }
+    let conclusion = libtest_mimic::run(&args, trials(&tool, criu.as_ref()));
+    if !args.list {
+        summary();
+    }
+    conclusion.exit();
+}
+
+/// The skips by reason, with their number.
+fn summary() {
+    let skips = SKIPS.lock().unwrap_or_else(|e| e.into_inner());
+    let mut by_reason = std::collections::BTreeMap::<&str, usize>::new();
+    for why in skips.iter() {
+        *by_reason.entry(why).or_default() += 1;
+    }
+    println!("{} skipped", skips.len());
+    for (why, n) in by_reason {
+        println!("  {n} x SKIP: {why}");
+    }
+}
