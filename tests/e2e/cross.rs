@@ -18,6 +18,7 @@ fn cross(program: &Program, from: &Tool, to: &Tool) -> Result<(), NotReady> {
     // Whatever CRIU cannot keep is lost whichever side it stands on.
     let criu = if from.is_criu { from } else { to };
     run.same(&before, "after restore by the other", &program.ignored(criu))?;
+    program.ask(&run)?;
     run.check(&before)?;
     Ok(())
 }

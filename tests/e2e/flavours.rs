@@ -1,6 +1,6 @@
 //! The ways to checkpoint a program: each leads to its own check passing.
 
-use crate::harness::{Fail, Fs, NotReady, Run, Tool, kill};
+use crate::harness::{Fail, Fs, NotReady, Run, Tool};
 use crate::programs::Program;
 use crate::view::View;
 use libtest_mimic::{Completion, Failed};
@@ -11,6 +11,8 @@ pub type Outcome = Result<Completion, Failed>;
 /// What a flavour does with a started program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flavour {
+    /// No checkpoint at all: the program itself is sound.
+    Plain,
     /// Dump ends the tree, restore brings it back; three times in a row.
     Dead,
     /// `--leave-running`: the survivor is unharmed; and the images restore too.
@@ -24,6 +26,7 @@ pub enum Flavour {
 impl Flavour {
     /// All of them, with the word that names the trial.
     pub const ALL: &[(Flavour, &str)] = &[
+        (Flavour::Plain, "plain"),
         (Flavour::Dead, "dead"),
         (Flavour::Running, "running"),
         (Flavour::Stopped, "stopped"),
@@ -34,6 +37,7 @@ impl Flavour {
 /// Runs one program in one flavour.
 pub fn run(program: &Program, tool: &Tool, flavour: Flavour) -> Outcome {
     let done = match flavour {
+        Flavour::Plain => plain(program),
         Flavour::Dead => dead(program, tool, 3),
         Flavour::AsCriu => tool.as_criu().map_err(NotReady::Fail).and_then(|t| dead(program, &t, 1)),
         Flavour::Running => survivor(program, tool).and_then(|()| from_survivor(program, tool)),
@@ -54,6 +58,7 @@ pub fn finish(done: Result<(), NotReady>) -> Outcome {
 /// Starts a program and looks at its tree once it has settled.
 pub fn started(program: &Program, fs: Fs) -> Result<(Run, View), NotReady> {
     let run = Run::ready(program.name, &program.start(), fs)?;
+    program.ask(&run)?;
     let before = settled(&run)?;
     Ok((run, before))
 }
@@ -72,6 +77,15 @@ fn settled(run: &Run) -> Result<View, Fail> {
     Ok(last)
 }
 
+fn plain(program: &Program) -> Result<(), NotReady> {
+    let (run, before) = started(program, Fs::Memory)?;
+    run.same(&before, "without any checkpoint", program.ignore)?;
+    program.ask(&run)?;
+    run.check(&before)?;
+    let noted = std::fs::read_to_string(run.dir.join("eintr")).unwrap_or_default();
+    if noted.is_empty() { Ok(()) } else { Err(run.fail(format!("EINTR without a checkpoint: {noted}")).into()) }
+}
+
 fn dead(program: &Program, tool: &Tool, cycles: usize) -> Result<(), NotReady> {
     let (mut run, before) = started(program, Fs::Disk)?;
     for cycle in 1..=cycles {
@@ -81,6 +95,7 @@ fn dead(program: &Program, tool: &Tool, cycles: usize) -> Result<(), NotReady> {
         run.restore(tool, &images, program.restore_options)?;
         run.same(&before, &format!("after restore {cycle}"), &program.ignored(tool))?;
     }
+    program.ask(&run)?;
     run.check(&before)?;
     program.judge_eintr(&run, tool, true)?;
     Ok(())
@@ -88,10 +103,11 @@ fn dead(program: &Program, tool: &Tool, cycles: usize) -> Result<(), NotReady> {
 
 fn survivor(program: &Program, tool: &Tool) -> Result<(), NotReady> {
     let (run, before) = started(program, Fs::Memory)?;
-    for n in 1..=2 {
+    for n in 1..=program.running_dumps {
         run.dump(tool, &run.images(n)?, &with(program.dump_options, "--leave-running"))?;
-        run.same(&before, &format!("after dump {n} with --leave-running"), program.ignore)?;
+        run.same(&before, &format!("after dump {n} with --leave-running"), &program.disturbed(tool))?;
     }
+    program.ask(&run)?;
     run.check(&before)?;
     program.judge_eintr(&run, tool, false)?;
     Ok(())
@@ -104,6 +120,7 @@ fn from_survivor(program: &Program, tool: &Tool) -> Result<(), NotReady> {
     run.kill_tree(&before)?;
     run.restore(tool, &images, program.restore_options)?;
     run.same(&before, "after restore from a --leave-running dump", &program.ignored(tool))?;
+    program.ask(&run)?;
     run.check(&before)?;
     Ok(())
 }
@@ -113,7 +130,8 @@ fn stopped(program: &Program, tool: &Tool) -> Result<(), NotReady> {
     run.dump(tool, &run.images(1)?, &with(program.dump_options, "--leave-stopped"))?;
     run.all_stopped(&before.pids(), "after dump with --leave-stopped")?;
     run.resume(tool, &before.running_pids())?;
-    run.same(&before, "after dump with --leave-stopped and resume", program.ignore)?;
+    run.same(&before, "after dump with --leave-stopped and resume", &program.disturbed(tool))?;
+    program.ask(&run)?;
     run.check(&before)?;
     Ok(())
 }
@@ -123,14 +141,12 @@ fn restored_stopped(program: &Program, tool: &Tool) -> Result<(), NotReady> {
     let images = run.images(1)?;
     run.dump(tool, &images, &with(program.dump_options, "--leave-stopped"))?;
     run.all_stopped(&before.pids(), "after dump with --leave-stopped")?;
-    for &pid in &before.pids() {
-        kill(pid, libc::SIGKILL);
-    }
-    run.gone(&before.pids(), "after SIGKILL of the stopped tree")?;
+    run.kill_tree(&before)?;
     run.restore(tool, &images, &with(program.restore_options, "--leave-stopped"))?;
     run.all_stopped(&before.pids(), "after restore with --leave-stopped")?;
     run.resume(tool, &before.running_pids())?;
     run.same(&before, "after restore with --leave-stopped and resume", &program.ignored(tool))?;
+    program.ask(&run)?;
     run.check(&before)?;
     Ok(())
 }

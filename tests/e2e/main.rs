@@ -24,6 +24,7 @@
 mod cross;
 mod flavours;
 mod harness;
+mod probes;
 mod programs;
 mod reaper;
 mod view;

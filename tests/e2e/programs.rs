@@ -1,5 +1,6 @@
 //! The zoo: every program, and what is special about testing it.
 
+use crate::probes;
 use crate::harness::{Fail, Run, Start, Tool};
 
 /// One zoo program as a test subject.
@@ -21,8 +22,14 @@ pub struct Program {
     pub unless_criu: Option<&'static str>,
     /// As `unless_criu` for single flavours.
     pub unless_criu_in: &'static [(&'static str, &'static str)],
+    /// Facts CRIU changes in a program that survives its dump.
+    pub criu_disturbs: &'static [&'static str],
     /// Facts CRIU does not bring back for this program.
     pub criu_loses: &'static [&'static str],
+    /// How often the survivor is dumped with `--leave-running`.
+    pub running_dumps: usize,
+    /// Asked from outside before and after each checkpoint.
+    pub probe: Option<fn(&Run) -> Result<(), Fail>>,
     /// Flavours that make no sense for it.
     pub without: &'static [&'static str],
 }
@@ -42,7 +49,10 @@ impl Program {
             ignore: &[],
             unless_criu: None,
             unless_criu_in: &[],
+            criu_disturbs: &[],
             criu_loses: &[],
+            running_dumps: 2,
+            probe: None,
             without: &[],
         }
     }
@@ -60,6 +70,31 @@ impl Program {
     const fn criu_loses(mut self, facts: &'static [&'static str]) -> Program {
         self.criu_loses = facts;
         self
+    }
+
+    const fn criu_disturbs(mut self, facts: &'static [&'static str]) -> Program {
+        self.criu_disturbs = facts;
+        self
+    }
+
+    const fn named(mut self, name: &'static str) -> Program {
+        self.name = name;
+        self
+    }
+
+    const fn running_dumps(mut self, n: usize) -> Program {
+        self.running_dumps = n;
+        self
+    }
+
+    const fn probe(mut self, probe: fn(&Run) -> Result<(), Fail>) -> Program {
+        self.probe = Some(probe);
+        self
+    }
+
+    /// Asks the program from outside whether it serves, if it is one that does.
+    pub fn ask(&self, run: &Run) -> Result<(), Fail> {
+        self.probe.map_or(Ok(()), |probe| probe(run).map_err(|e| run.fail(e)))
     }
 
     const fn env(mut self, env: &'static [(&'static str, &'static str)]) -> Program {
@@ -102,6 +137,16 @@ impl Program {
         if tool.is_criu {
             all.extend(CRIU_LOSES);
             all.extend(self.criu_loses);
+            all.extend(self.criu_disturbs);
+        }
+        all
+    }
+
+    /// Facts that may differ in a survivor of a dump by `tool`.
+    pub fn disturbed(&self, tool: &Tool) -> Vec<&'static str> {
+        let mut all = self.ignore.to_vec();
+        if tool.is_criu {
+            all.extend(self.criu_disturbs);
         }
         all
     }
@@ -113,7 +158,7 @@ impl Program {
             return Ok(());
         }
         let noted = std::fs::read_to_string(run.dir.join("eintr")).unwrap_or_default();
-        let excused = ["poll", "futex_timed"];
+        let excused = ["poll_timed", "futex_timed", "nanosleep_norem"];
         let bad: Vec<&str> = noted.lines().filter(|l| !(restored && excused.contains(l))).collect();
         if bad.is_empty() { Ok(()) } else { Err(run.fail(format!("system calls felt the checkpoint (EINTR): {bad:?}"))) }
     }
@@ -125,13 +170,94 @@ macro_rules! program {
     };
 }
 
+const RSEQ: &str = "a survivor's interrupted restartable sequence is not restarted";
+
 /// Every program of the zoo.
 pub fn all() -> Vec<Program> {
     vec![
         program!(counter),
         program!(threads),
         program!(tree),
-        program!(files_regular),
+        // A thread that CRIU let run its code inside a sequence goes on in it: a lost update.
+        program!(rseq).unless_criu_in(&[("running", RSEQ), ("stopped", RSEQ)]),
+        program!(robust_list),
+        program!(thread_words),
+        program!(clocks),
+        program!(cwd),
+        program!(memory_private),
+        program!(memory_private)
+            .named("memory_onfault")
+            .env(&[("ZOO_ONFAULT", "1")])
+            .unless_criu("it locks MLOCK_ONFAULT memory outright"),
+        program!(memory_guard),
+        program!(memory_shared),
+        program!(memfd),
+        program!(vmas),
+        program!(brk),
+        program!(vdso),
+        program!(fpu),
+        program!(sleepers),
+        program!(sleepers_fds),
+        program!(interrupted).running_dumps(20),
+        program!(orphan_session)
+            .unless_criu("it hands members of a dead leader's session to init instead of the subreaper in the tree"),
+        program!(zombies),
+        program!(zombies)
+            .named("zombies_255")
+            .env(&[("ZOO_CODE", "255")])
+            .unless_criu("it cuts exit codes of zombies to seven bits"),
+        // CRIU queues its stop signal again for a process that was stopped already.
+        program!(stopped_child).criu_disturbs(&["ShdPnd"]),
+        program!(stopped_child)
+            .named("stopped_by_ttin")
+            .env(&[("ZOO_SIGNAL", "21")])
+            .unless_criu("it knows SIGSTOP and SIGTSTP only"),
+        program!(sigactions),
+        program!(sigactions)
+            .named("sigactions_trap")
+            .env(&[("ZOO_TRAP", "1")])
+            .unless_criu("its single steps reset the action of an ignored SIGTRAP"),
+        program!(sigpending),
+        program!(sigaltstack),
+        program!(itimers),
+        program!(posix_timers),
+        program!(timerslack).unless_criu("it does not keep the timer slack"),
+        program!(creds)
+            .unless_criu("without CAP_SYS_RESOURCE, which this machine may lack, it cannot ask another user's limits"),
+        program!(creds).named("creds_caps").env(&[("ZOO_KEEP_IDS", "1")]),
+        program!(rlimits),
+        program!(rlimits)
+            .named("rlimits_fsize")
+            .env(&[("ZOO_FSIZE", "4096")])
+            .unless_criu("what it writes inside the task runs into RLIMIT_FSIZE: SIGXFSZ kills the program"),
+        program!(sched),
+        program!(sched_reset).unless_criu("it does not keep SCHED_RESET_ON_FORK"),
+        program!(affinity).unless_criu("it does not keep CPU affinity"),
+        program!(misc_task),
+        program!(pdeathsig),
+        program!(personality).unless_criu("it reads the hexadecimal personality as decimal"),
+        program!(ioprio).unless_criu("it does not keep I/O priorities"),
+        program!(coredump_filter).unless_criu("it does not keep the core dump filter"),
+        // CRIU drops O_DIRECTORY from the flags of a directory's descriptor.
+        program!(files_regular).criu_loses(&["fd 14"]),
         program!(pipes),
+        program!(pipe_packet).unless_criu("it refuses pipes in packet mode"),
+        program!(nofile_full),
+        program!(files_deleted).options(&["--ghost-limit", "20M"], &[]),
+        program!(devnull),
+        program!(eventfd),
+        program!(eventfd)
+            .named("eventfd_semaphore")
+            .env(&[("ZOO_SEMAPHORE", "1")])
+            .unless_criu("it loses EFD_SEMAPHORE"),
+        program!(epoll),
+        program!(timerfd),
+        program!(signalfd),
+        program!(tcp_listen).probe(probes::echo),
+        program!(tcp_pair).options(&["--tcp-established"], &["--tcp-established"]),
+        program!(unix_pair),
+        program!(seccomp),
+        program!(syscall_user_dispatch),
+        program!(proctitle),
     ]
 }

@@ -28,16 +28,26 @@ pub fn start() -> Result<(), String> {
     }
     std::thread::spawn(|| {
         loop {
-            let mut status = 0;
-            // SAFETY: `status` is valid for writing.
-            let pid = unsafe { libc::waitpid(-1, &mut status, libc::__WALL) };
-            if pid <= 0 {
+            // SAFETY: zeroed is a valid siginfo, then written by the kernel.
+            let ended = unsafe {
+                let mut info: libc::siginfo_t = std::mem::zeroed();
+                let options = libc::WEXITED | libc::WNOWAIT | libc::__WALL;
+                if libc::waitid(libc::P_ALL, 0, &mut info, options) == 0 { info.si_pid() } else { 0 }
+            };
+            if ended <= 0 {
                 // ECHILD: nothing to wait for just now.
                 std::thread::sleep(Duration::from_millis(1));
                 continue;
             }
+            // The pid is let go under the lock: whoever finds it free in /proc and then takes a mark is after this exit.
             let (lock, wake) = table();
             let mut reaped = lock.lock().unwrap_or_else(|e| e.into_inner());
+            let mut status = 0;
+            // SAFETY: `status` is valid for writing.
+            let pid = unsafe { libc::waitpid(ended, &mut status, libc::__WALL) };
+            if pid != ended {
+                continue;
+            }
             reaped.count += 1;
             let count = reaped.count;
             reaped.by_pid.insert(pid, (count, status));

@@ -70,10 +70,15 @@ impl View {
     /// Facts that differ, except those whose name contains one of `ignore`; the first 25.
     pub fn diff(&self, after: &View, ignore: &[&str]) -> Vec<String> {
         let mut found = Vec::new();
+        for pid in self.pids.iter().filter(|p| !after.pids.contains(p)) {
+            found.push(format!("  process {pid} ({}) is not there", self.get(&format!("{pid}/{pid} Name")).unwrap_or("?")));
+        }
         let names: std::collections::BTreeSet<_> = self.facts.keys().chain(after.facts.keys()).collect();
         for name in names {
             let (old, new) = (self.facts.get(name), after.facts.get(name));
-            if old == new || ignore.iter().any(|i| name.contains(i)) {
+            let pid = name.split([' ', '/']).next().and_then(|p| p.parse().ok()).unwrap_or(0);
+            let lost = self.pids.contains(&pid) && !after.pids.contains(&pid);
+            if old == new || lost || ignore.iter().any(|i| name.contains(i)) {
                 continue;
             }
             if found.len() == 25 {
@@ -130,9 +135,11 @@ impl View {
         self.put(format!("{at} state"), class);
         let dir = format!("/proc/{pid}/task/{tid}");
         let status = read(&format!("{dir}/status"));
+        // Of a zombie the kernel still shows signal and capability sets, which nobody can have a use for.
+        let wanted = if class == "zombie" { &THREAD_STATUS[..1] } else { THREAD_STATUS };
         for line in status.lines() {
             if let Some((key, value)) = line.split_once(':')
-                && THREAD_STATUS.contains(&key)
+                && wanted.contains(&key)
             {
                 self.put(format!("{at} {key}"), value.trim());
             }
@@ -266,6 +273,8 @@ fn parse_smaps(text: &str) -> Vec<Vma> {
         let offset = u64::from_str_radix(words.next().unwrap_or(""), 16).unwrap_or(0);
         let path = words.skip(2).collect::<Vec<_>>().join(" ");
         // Ghosts and memfds come back under some other name of their own kind.
+        // Shared anonymous memory: CRIU's comes back as a memfd of the same name.
+        let path = path.strip_prefix("/memfd:").filter(|p| *p == "/dev/zero (deleted)").unwrap_or(&path).to_string();
         let path = if path.ends_with("(deleted)") { class(&path) } else { path };
         found.push(Vma { start, end, perms, offset, path, flags: String::new() });
     }
@@ -322,7 +331,9 @@ pub fn tasks_of(pid: i32) -> Vec<i32> {
 
 /// The state letter of a task, none if it does not exist.
 pub fn state(tid: i32) -> Option<char> {
-    let stat = fs::read_to_string(format!("/proc/{tid}/stat")).ok()?;
+    // Not as UTF-8: a task's name is any bytes.
+    let stat = fs::read(format!("/proc/{tid}/stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
     stat.rsplit_once(')')?.1.trim().chars().next()
 }
 

@@ -140,7 +140,9 @@ pub fn failure(failure: &Failure) {
     match &logger.sink {
         Sink::Stderr(Form::Words) => {
             for earlier in &said {
-                if !texts().any(|text| text.contains(earlier.as_str()) || earlier.contains(text.as_str())) {
+                if !texts()
+                    .any(|text| text.contains(earlier.as_str()) || earlier.contains(text.as_str()))
+                {
                     console::error(earlier);
                 }
             }
@@ -354,6 +356,40 @@ mod tests {
     fn long_lines_are_cut_at_8_kib() {
         let long = "ü".repeat(9000);
         let line = text(Level::Info, format_args!("{long}"), None);
-        assert!(line.len() <= LINE && line.len() > LINE - 4 && line.ends_with("ü\n"), "{}", line.len());
+        assert!(
+            line.len() <= LINE && line.len() > LINE - 4 && line.ends_with("ü\n"),
+            "{}",
+            line.len()
+        );
+    }
+
+    #[test]
+    fn each_task_gets_its_file() {
+        let dir = std::env::temp_dir().join(format!("rewake-logging-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let main = dir.join("restore.log");
+        let logger = Logger {
+            sink: Sink::File(create(&main).unwrap(), main.clone()),
+            verbosity: 2,
+            start: Instant::now(),
+            per_task: Some(Mutex::default()),
+            errors: Mutex::default(),
+        };
+        log::set_max_level(LevelFilter::Warn);
+        for (pid, args) in
+            [(Some(7), format_args!("a")), (None, format_args!("b")), (Some(7), format_args!("c"))]
+        {
+            let pairs = pid.map(|pid: i64| [("pid", pid)]);
+            let mut record = Record::builder();
+            record.level(Level::Warn).args(args).file(Some("x.rs")).line(Some(1));
+            match &pairs {
+                Some(pairs) => logger.log(&record.key_values(pairs).build()),
+                None => logger.log(&record.build()),
+            }
+        }
+        let read = |name: &str| std::fs::read_to_string(dir.join(name)).unwrap();
+        assert_eq!(read("restore.log"), "Warn  (x.rs:1): b\n");
+        assert_eq!(read("restore.log.7"), "Warn  (x.rs:1): a\nWarn  (x.rs:1): c\n");
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -7,7 +7,7 @@ use log::Level;
 use rustix::thread::CapabilitySet;
 
 use crate::args::help::{CRIU_VERSION, VERSION};
-use crate::args::resolve::Common;
+use crate::args::resolve::{Common, LogTo};
 use crate::args::{ArgError, Kind};
 use crate::logging::{self, Failure};
 
@@ -64,9 +64,16 @@ pub fn start(common: &Common) -> Result<Place, Failure> {
         )
     })?;
     logging::init(&common.log, common.verbosity, common.log_pid).map_err(|e| {
+        let name = match &common.log {
+            LogTo::File(path) => path.display().to_string(),
+            LogTo::Stdout | LogTo::Stderr => String::new(),
+        };
         Failure::new(
-            format!("cannot create the log file {:?} in {}: {e}", common.log, work_dir.display()),
-            "choose another place with -o FILE or -W DIR",
+            format!("cannot create the log file {name}: {e}"),
+            &format!(
+                "its place is relative to the work directory {}; choose another with -o or -W",
+                work_dir.display()
+            ),
         )
     })?;
     if log::log_enabled!(Level::Info) {
@@ -105,7 +112,10 @@ fn directory(path: &PathBuf, what: &str, option: &str) -> Result<PathBuf, Failur
 /// Checkpoint and restore need `CAP_CHECKPOINT_RESTORE` or `CAP_SYS_ADMIN` (capabilities(7)).
 fn capabilities(unprivileged: bool) -> Result<(), Failure> {
     let effective = rustix::thread::capabilities(None)
-        .map_err(|e| Failure { message: format!("cannot read my capabilities: {e}"), ..Failure::default() })?
+        .map_err(|e| Failure {
+            message: format!("cannot read my capabilities: {e}"),
+            ..Failure::default()
+        })?
         .effective;
     if !effective.intersects(CapabilitySet::CHECKPOINT_RESTORE | CapabilitySet::SYS_ADMIN) {
         return Err(Failure::new(

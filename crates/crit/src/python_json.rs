@@ -20,17 +20,17 @@ pub enum Layout {
 ///
 /// # Errors
 /// What `out` reports.
-pub fn write(out: &mut impl Write, value: &Value, layout: Layout) -> io::Result<()> {
+pub fn write<W: Write + ?Sized>(out: &mut W, value: &Value, layout: Layout) -> io::Result<()> {
     Writer { out, layout, depth: 0 }.value(value)
 }
 
-struct Writer<'a, W> {
+struct Writer<'a, W: ?Sized> {
     out: &'a mut W,
     layout: Layout,
     depth: usize,
 }
 
-impl<W: Write> Writer<'_, W> {
+impl<W: Write + ?Sized> Writer<'_, W> {
     fn value(&mut self, value: &Value) -> io::Result<()> {
         match value {
             Value::Null => self.out.write_all(b"null"),

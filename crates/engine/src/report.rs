@@ -2,30 +2,7 @@
 
 use std::time::Duration;
 
-/// Something that stands in the way of a dump.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Obstacle {
-    /// Process that holds the object.
-    pub pid: i32,
-    /// Its command name (`/proc/PID/comm`).
-    pub comm: String,
-    /// The object: descriptor, path, address, mapping.
-    pub object: String,
-    /// Why it cannot be saved.
-    pub reason: String,
-    /// The option or change that removes the obstacle, if there is one.
-    pub remedy: Option<String>,
-}
-
-impl std::fmt::Display for Obstacle {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "process {} ({}): {}: {}", self.pid, self.comm, self.object, self.reason)?;
-        match &self.remedy {
-            Some(remedy) => write!(f, "; {remedy}"),
-            None => Ok(()),
-        }
-    }
-}
+pub use rewake_objects::Obstacle;
 
 /// Figures of a dump, in the terms of CRIU's `dump_stats_entry`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -115,6 +115,20 @@ impl MessageDesc {
     }
 }
 
+/// Message types are the same if their names are.
+impl PartialEq for MessageDesc {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+/// Fields are the same if their numbers and names are; meant for fields of the same message type.
+impl PartialEq for FieldDesc {
+    fn eq(&self, other: &Self) -> bool {
+        (self.number, self.name) == (other.number, other.name)
+    }
+}
+
 impl EnumDesc {
     /// The name of a value.
     pub fn name_of(&self, value: i32) -> Option<&'static str> {

@@ -47,7 +47,9 @@ pub enum ImageError {
     #[error("{} is not a regular file", .0.display())]
     NotRegular(PathBuf),
     /// A file name that cannot be one of an image.
-    #[error("`{0}` cannot name an image file: it has a slash, a space or an unprintable character, or is reserved")]
+    #[error(
+        "`{0}` cannot name an image file: it has a slash, a space or an unprintable character, or is reserved"
+    )]
     BadName(String),
     /// The file does not start as its kind of image does.
     #[error("{}: starts with {found:#010x} instead of {expected:#010x}, so this is not a {kind} image", path.display())]

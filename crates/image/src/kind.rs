@@ -80,7 +80,7 @@ pub enum Payload {
     SharedMemory,
     /// The content of a ghost file up to the end of the file, either as it is or as [`GhostChunkEntry`] messages, each
     /// followed by its bytes.
-    Ghost,
+    GhostContent,
 }
 
 /// The content of a file without messages.
@@ -92,7 +92,7 @@ pub enum Raw {}
 pub struct Id(Option<u64>);
 
 macro_rules! kinds {
-    ($($name:ident: $content:ident = $header:expr, $pattern:literal, $count:ident $(, $payload:ident $(($fields:expr))?)? $(, name $crit:literal)?;)*) => {
+    ($($name:ident $($crit:literal)?: $content:ident = $header:expr, $pattern:literal, $count:ident $(, $payload:ident $(($fields:expr))?)?;)*) => {
         $(
             #[doc = concat!("`", $pattern, "`")]
             pub const $name: Kind<$content> = Kind {
@@ -141,7 +141,7 @@ kinds! {
     IPCNS_SEM: IpcSemEntry = Image(0x5957_3019), "ipcns-sem-%d.img", Many, Semaphores;
     FS: FsEntry = Image(0x5140_3912), "fs-%d.img", One;
     REMAP_FPATH: RemapFilePathEntry = Image(0x5913_3954), "remap-fpath.img", Many;
-    GHOST_FILE: Ghost = Image(0x5258_3605), "ghost-file-%x.img", One, Ghost;
+    GHOST_FILE: Ghost = Image(0x5258_3605), "ghost-file-%x.img", One, GhostContent;
     MEMFD_INODE: MemfdInodeEntry = Image(0x4845_3499), "memfd.img", Many;
     TCP_STREAM: TcpStreamEntry = Image(0x5146_5506), "tcp-stream-%x.img", One, Lengths(&[1, 3]);
     MNTS: MntEntry = Image(0x5556_3928), "mountpoints-%d.img", Many;
@@ -172,8 +172,9 @@ kinds! {
     PIDNS: PidnsEntry = Image(0x6115_7326), "pidns-%d.img", One;
     BPFMAP_DATA: BpfmapDataEntry = Image(0x6432_4033), "bpfmap-data.img", Many, Lengths(&[2, 3]);
     APPARMOR: ApparmorEntry = Image(0x5942_3047), "apparmor.img", One;
-    STATS_DUMP: StatsEntry = Service(0x5709_3306), "stats-dump", One, name "STATS";
-    STATS_RESTORE: StatsEntry = Service(0x5709_3306), "stats-restore", One, name "STATS";
+    REWAKE: RewakeEntry = Image(0x5257_4b31), "rewake.img", Many;
+    STATS_DUMP "STATS": StatsEntry = Service(0x5709_3306), "stats-dump", One;
+    STATS_RESTORE "STATS": StatsEntry = Service(0x5709_3306), "stats-restore", One;
     IRMAP_CACHE: IrmapCacheEntry = Service(0x5700_4059), "irmap-cache", Many;
 
     // What only old versions of CRIU wrote.
@@ -262,7 +263,12 @@ impl KindInfo {
     /// The name of the file with this id.
     pub fn file_name(&self, id: Id) -> String {
         let (prefix, hex, suffix) = self.split_pattern();
-        debug_assert_eq!(id.0.is_some(), hex.is_some(), "{}: the name has an id or has none", self.pattern);
+        debug_assert_eq!(
+            id.0.is_some(),
+            hex.is_some(),
+            "{}: the name has an id or has none",
+            self.pattern
+        );
         let number = id.0.unwrap_or(0);
         match hex {
             None => prefix.to_owned(),

@@ -154,7 +154,8 @@ fn check_nested(desc: &MessageDesc, bytes: &[u8], base: usize, depth: u32) -> Re
         match (field.kind, raw.value) {
             (FieldKind::Message(nested), RawValue::Bytes(inner)) => {
                 let start = base + raw.end - inner.len();
-                check_nested(nested(), inner, start, depth + 1).map_err(|f| f.within(field.name))?;
+                check_nested(nested(), inner, start, depth + 1)
+                    .map_err(|f| f.within(field.name))?;
             }
             (_, value) => {
                 if let Err(reason) = fits(field, value) {
@@ -218,7 +219,8 @@ fn expected(kind: FieldKind) -> &'static str {
 pub(crate) enum RawValue<'a> {
     Varint(u64),
     Fixed64(u64),
-    Fixed32(u32),
+    /// No field of the format is of such a type.
+    Fixed32,
     Bytes(&'a [u8]),
 }
 
@@ -227,7 +229,7 @@ impl RawValue<'_> {
         match self {
             RawValue::Varint(_) => "a varint",
             RawValue::Fixed64(_) => "eight bytes",
-            RawValue::Fixed32(_) => "four bytes",
+            RawValue::Fixed32 => "four bytes",
             RawValue::Bytes(_) => "a length and bytes",
         }
     }
@@ -277,7 +279,7 @@ impl<'a> Fields<'a> {
                     }
                 }
             }
-            5 => RawValue::Fixed32(u32::from_le_bytes(self.array()?)),
+            5 => self.array::<4>().map(|_| RawValue::Fixed32)?,
             _ => return Err(bad_key()), // groups, which proto2 deprecates and the format never had, and undefined ones
         };
         Ok(Some(RawField { number, offset, end: self.pos, value }))

@@ -21,6 +21,12 @@ pub enum Error {
         /// Exit code or signal.
         how: String,
     },
+    /// The thread did not stop in time.
+    #[error("thread {tid} does not stop: it is in uninterruptible sleep, or the machine is very busy")]
+    Stuck {
+        /// The thread.
+        tid: i32,
+    },
     /// A stop of an unforeseen kind.
     #[error("thread {tid} stopped unexpectedly: {stop}")]
     Unexpected {

@@ -173,7 +173,7 @@ impl Live {
                 return Err(e);
             }
         };
-        let ring_len = Ring::size_for(OPS, DATA + VISIT_RESULTS);
+        let ring_len = Ring::size_for(OPS, DATA) + size_of::<Op>() + VISIT_RESULTS;
         let map_len = (PAGE + ring_len).next_multiple_of(PAGE);
 
         let mut bytes = boot.bytes[..boot.len(room.visitors)].to_vec();
@@ -186,7 +186,7 @@ impl Live {
         put(boot.memfd_flags, &memfd_flags().to_ne_bytes());
 
         let tid = leader.tid();
-        let start = Start { leader, pidfd, boot, room, map_len, ring_len, memory };
+        let start = Start { leader, pidfd, boot, room, map_len, memory };
         // A failure in here leaves the thread in one of the bootstrap's own states: detaching sends it back.
         match start.go(&bytes, original, mask, first) {
             Ok(live) => Ok(live),
@@ -255,7 +255,10 @@ impl Live {
     /// The thread is gone.
     pub fn visit(&self, thread: Stopped, regs: &Registers, slot: usize) -> Result<(Stopped, VisitorResult)> {
         let (saved, entry, _) = self.boot.visitors[slot];
-        let result_at = self.map.len() - VISIT_RESULTS + slot * size_of::<VisitorResult>();
+        let result_at = PAGE
+            + Ring::size_for(OPS, DATA)
+            + size_of::<Op>()
+            + slot * size_of::<VisitorResult>();
         let tid = thread.tid();
         let group_stop = thread.group_stop();
         let mut regs = *regs;
@@ -345,7 +348,6 @@ struct Start<'a> {
     boot: Bootstrap,
     room: Room,
     map_len: usize,
-    ring_len: usize,
     memory: File,
 }
 
@@ -357,7 +359,7 @@ impl Start<'_> {
         mask: u64,
         first: impl FnOnce(u64) -> Script,
     ) -> Result<(Live, Results)> {
-        let Start { leader, pidfd, boot, room, map_len, ring_len, memory } = self;
+        let Start { leader, pidfd, boot, room, map_len, memory } = self;
         let pid = leader.tid();
         memory.write_all_at(bytes, room.address).map_err(|e| Error::Syscall {
             doing: "writing the agent's entry",
@@ -406,8 +408,15 @@ impl Start<'_> {
         let socket = fetch(pidfd, u64::from(sockets[1] as u32))?;
 
         let ring =
-            Ring::new(map.clone(), PAGE, ring_len, OPS, header, Doorbell::Socket(socket));
-        let undo_at = PAGE + ring_len - VISIT_RESULTS - size_of::<Op>();
+            Ring::new(
+                map.clone(),
+                PAGE,
+                Ring::size_for(OPS, DATA),
+                DATA,
+                header,
+                Doorbell::Socket(socket),
+            );
+        let undo_at = PAGE + Ring::size_for(OPS, DATA);
         let recv = Op::new(libc::SYS_recvfrom, &[0, header + UNUSED, 1, 0, 0, 0]);
         ring.initialise(&Header {
             exit: at(boot.leave),

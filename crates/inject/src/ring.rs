@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-/// Offset of the operations from the header.
-const OPS_AT: usize = 256;
+/// Offset of the data from the header; the operations follow the data.
+const DATA_AT: usize = 256;
 
 /// Operations for an agent and the data they use.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -157,8 +157,8 @@ pub struct Ring {
     len: usize,
     /// Address of the header in the agent's process.
     remote: u64,
-    /// Offset of the data from the header.
-    data_at: usize,
+    /// Offset of the operations from the header.
+    ops_at: usize,
     doorbell: Doorbell,
 }
 
@@ -166,47 +166,47 @@ impl Ring {
     /// Bytes of a ring that holds `ops` operations and `data` bytes.
     #[must_use]
     pub fn size_for(ops: usize, data: usize) -> usize {
-        (OPS_AT + ops * size_of::<Op>()).next_multiple_of(64) + data.next_multiple_of(64)
+        DATA_AT + data.next_multiple_of(64) + ops * size_of::<Op>()
     }
 
-    /// Address at which a script's data will lie in a ring for `ops` operations whose header is at `remote`.
+    /// Address at which a script's data will lie in a ring whose header is at `header`.
     #[must_use]
-    pub fn data_address(remote: u64, ops: usize) -> u64 {
-        remote + (OPS_AT + ops * size_of::<Op>()).next_multiple_of(64) as u64
+    pub fn data_address(header: u64) -> u64 {
+        header + DATA_AT as u64
     }
 
-    /// A ring at offset `at` of `map`, seen by the agent at address `remote`, with room for `ops` operations and the
-    /// rest of `len` for data.
+    /// A ring at offset `at` of `map`, seen by the agent at address `remote`, with room for `data` bytes and operations
+    /// in the rest of `len`.
     #[must_use]
     pub fn new(
         map: Arc<SharedMap>,
         at: usize,
         len: usize,
-        ops: usize,
+        data: usize,
         remote: u64,
         doorbell: Doorbell,
     ) -> Ring {
-        let data_at = (OPS_AT + ops * size_of::<Op>()).next_multiple_of(64);
-        assert!(data_at <= len && at + len <= map.len(), "the ring lies inside its mapping");
-        Ring { map, at, len, remote, data_at, doorbell }
+        let ops_at = DATA_AT + data.next_multiple_of(64);
+        assert!(ops_at <= len && at + len <= map.len(), "the ring lies inside its mapping");
+        Ring { map, at, len, remote, ops_at, doorbell }
     }
 
     /// Address at which this ring's data lie in the agent's process.
     #[must_use]
     pub fn data_base(&self) -> u64 {
-        self.remote + self.data_at as u64
+        Ring::data_address(self.remote)
     }
 
     /// Operations that fit.
     #[must_use]
     pub fn capacity(&self) -> usize {
-        (self.data_at - OPS_AT) / size_of::<Op>()
+        (self.len - self.ops_at) / size_of::<Op>()
     }
 
     /// Bytes of data that fit.
     #[must_use]
     pub fn data_capacity(&self) -> usize {
-        self.len - self.data_at
+        self.ops_at - DATA_AT
     }
 
     /// Address of the header in the agent's process.
@@ -247,11 +247,11 @@ impl Ring {
             "the script was built for this ring"
         );
         for (i, op) in script.ops.iter().enumerate() {
-            self.map.put(self.at + OPS_AT + i * size_of::<Op>(), op);
+            self.map.put(self.at + self.ops_at + i * size_of::<Op>(), op);
         }
-        self.map.write(self.at + self.data_at, &script.data);
+        self.map.write(self.at + DATA_AT, &script.data);
         self.map.put(self.at + offset::COUNT, &(script.ops.len() as u32));
-        self.map.put(self.at + offset::OPS, &(self.remote + OPS_AT as u64));
+        self.map.put(self.at + offset::OPS, &(self.remote + self.ops_at as u64));
         // Release: everything above is visible to whoever sees the new number.
         Ok(self.map.atomic(self.at + offset::SEQ).fetch_add(1, Ordering::Release) + 1)
     }
@@ -312,10 +312,10 @@ impl Ring {
         let executed = (executed as usize).min(script.ops.len());
         let ops = (0..executed)
             // SAFETY: an Op is a struct of integers.
-            .map(|i| unsafe { self.map.get::<Op>(self.at + OPS_AT + i * size_of::<Op>()) })
+            .map(|i| unsafe { self.map.get::<Op>(self.at + self.ops_at + i * size_of::<Op>()) })
             .collect();
         let mut data = vec![0; script.data.len()];
-        self.map.read(self.at + self.data_at, &mut data);
+        self.map.read(self.at + DATA_AT, &mut data);
         Results { ops, data }
     }
 

@@ -61,11 +61,11 @@ impl Arena {
     /// Offset at which rings may start.
     pub const FIRST_RING: usize = PAGE;
 
-    /// A ring at offset `at` with `len` bytes, for `ops` operations, its header initialised.
+    /// A ring at offset `at` with `len` bytes, `data` of them for data, its header initialised.
     #[must_use]
-    pub fn ring(&self, at: usize, len: usize, ops: usize, kind: Kind) -> Ring {
+    pub fn ring(&self, at: usize, len: usize, data: usize, kind: Kind) -> Ring {
         let header = self.base() + at as u64;
-        let ring = Ring::new(self.map.clone(), at, len, ops, header, Doorbell::Futex);
+        let ring = Ring::new(self.map.clone(), at, len, data, header, Doorbell::Futex);
         let done = header + offset::DONE as u64;
         ring.initialise(&Header {
             wait: match kind {

@@ -3,6 +3,7 @@
 use crate::{Error, Result};
 use rewake_sys::ptrace;
 use rewake_sys::wait::{self, Status, Stop};
+use std::time::{Duration, Instant};
 
 /// A traced thread that may be running.
 #[derive(Debug)]
@@ -16,6 +17,23 @@ pub struct Stopped {
     tid: i32,
     /// The group stop (SIGSTOP and friends) it was found in, if any.
     group_stop: Option<i32>,
+}
+
+/// Waits for a change of state: looks again at once a few times (a stop takes some 15 µs), then sleeps in between.
+fn wait_status(tid: i32, deadline: Option<Instant>) -> Result<Status> {
+    let failed = Error::syscall("waiting for a thread to stop");
+    let Some(deadline) = deadline else { return wait::wait(tid).map_err(failed) };
+    let mut looks = 0u32;
+    loop {
+        match wait::try_wait(tid) {
+            Ok(Some(status)) => return Ok(status),
+            Ok(None) if Instant::now() >= deadline => return Err(Error::Stuck { tid }),
+            Ok(None) if looks < 200 => std::thread::yield_now(),
+            Ok(None) => std::thread::sleep(Duration::from_micros(200)),
+            Err(e) => return Err(failed(e)),
+        }
+        looks += 1;
+    }
 }
 
 impl Running {
@@ -54,9 +72,16 @@ impl Running {
     /// # Errors
     /// [`Error::Gone`] if it ended instead.
     pub fn wait_stop(self) -> Result<Stopped> {
+        self.wait_stop_until(None)
+    }
+
+    /// As [`Running::wait_stop`], but gives up at `deadline`: a thread in uninterruptible sleep does not stop.
+    ///
+    /// # Errors
+    /// [`Error::Stuck`] besides.
+    pub fn wait_stop_until(self, deadline: Option<Instant>) -> Result<Stopped> {
         loop {
-            let status = wait::wait(self.tid).map_err(Error::syscall("waiting for a thread to stop"))?;
-            match status {
+            match wait_status(self.tid, deadline)? {
                 Status::Stop(Stop::Event) => return Ok(Stopped { tid: self.tid, group_stop: None }),
                 Status::Stop(Stop::Group(signal)) => {
                     return Ok(Stopped { tid: self.tid, group_stop: Some(signal) });

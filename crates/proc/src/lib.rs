@@ -14,12 +14,25 @@
 mod error;
 mod scan;
 
+pub mod auxv;
+pub mod cgroup;
+pub mod children;
 pub mod fdinfo;
+pub mod idmap;
+pub mod limits;
+pub mod link;
 pub mod locks;
 pub mod maps;
+pub mod mountinfo;
+pub mod pagemap;
+pub mod read;
+pub mod single;
 pub mod smaps;
 pub mod stat;
 pub mod status;
+pub mod syscall;
+pub mod timens;
+pub mod timers;
 pub mod vmflags;
 
 pub use error::{Fault, ParseError};

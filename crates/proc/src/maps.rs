@@ -223,11 +223,18 @@ pub(crate) fn header<'a>(scan: &mut Scan<'a>) -> Result<Map<'a>, &'static str> {
     let (dev_major, dev_minor) = device(scan).ok_or("dev")?;
     let ino = scan.dec_u64().ok_or("inode")?;
     // Names are padded to a column; none begins with a blank.
-    let rest = scan.until(b'\n').ok_or("pathname")?;
-    let raw_name = match rest.iter().position(|b| *b != b' ') {
-        Some(0) => return Err("inode"),
-        Some(at) => &rest[at..],
-        None => &[],
+    scan.eat(b' ').ok_or("inode")?;
+    while let Some((b"        ", rest)) = scan.rest.split_first_chunk::<8>() {
+        scan.rest = rest;
+    }
+    while let [b' ', rest @ ..] = scan.rest {
+        scan.rest = rest;
+    }
+    let raw_name = if let [b'\n', rest @ ..] = scan.rest {
+        scan.rest = rest;
+        &[]
+    } else {
+        scan.until(b'\n').ok_or("pathname")?
     };
     let [read, write, exec, shared] = perms;
     Ok(Map { start, end, read, write, exec, shared, pgoff, dev_major, dev_minor, ino, raw_name })
@@ -261,6 +268,14 @@ fn permissions(scan: &mut Scan<'_>) -> Option<[bool; 4]> {
 #[inline]
 fn device(scan: &mut Scan<'_>) -> Option<(u32, u32)> {
     scan.eat(b' ')?;
+    // Nearly always two digits each.
+    let mut short = *scan;
+    if let (Some(major), Some(()), Some(minor), Some(())) =
+        (short.hex2(), short.eat(b':'), short.hex2(), short.eat(b' '))
+    {
+        *scan = short;
+        return Some((major, minor));
+    }
     let major = scan.hex()?;
     scan.eat(b':')?;
     let minor = scan.hex()?;

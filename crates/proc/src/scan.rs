@@ -10,9 +10,12 @@ pub(crate) struct Scan<'a> {
     pub(crate) rest: &'a [u8],
 }
 
-/// Value of a hexadecimal digit, 0xff for any other byte. A table because addresses are the bulk of what is parsed.
+/// What [`HEX`] has for a byte that is no hexadecimal digit.
+const NOT_HEX: u8 = 0xff;
+
+/// Value of a hexadecimal digit, [`NOT_HEX`] for any other byte. A table because addresses are the bulk of what is parsed.
 static HEX: [u8; 256] = {
-    let mut table = [0xff; 256];
+    let mut table = [NOT_HEX; 256];
     let mut i = 0;
     while i < 10 {
         table[b'0' as usize + i] = i as u8;
@@ -91,7 +94,17 @@ impl<'a> Scan<'a> {
     /// Takes a decimal number without sign.
     #[inline]
     pub(crate) fn dec_u64(&mut self) -> Option<u64> {
-        let mut value = u64::from(self.byte().and_then(digit)?);
+        let mut value = 0u64;
+        let mut digits = 0;
+        // 19 digits cannot overflow, so only the last possible one is checked.
+        for d in self.rest.iter().take(19).map_while(|b| digit(*b)) {
+            value = value * 10 + u64::from(d);
+            digits += 1;
+        }
+        if digits == 0 {
+            return None;
+        }
+        self.rest = &self.rest[digits..];
         while let Some(d) = self.rest.first().copied().and_then(digit) {
             value = value.checked_mul(10)?.checked_add(u64::from(d))?;
             self.rest = &self.rest[1..];
@@ -121,9 +134,22 @@ impl<'a> Scan<'a> {
     pub(crate) fn hex_u64(&mut self) -> Option<u64> {
         let mut value = 0u64;
         let mut digits = 0;
+        // Eight at once while there are as many bytes; numbers stand in the midst of lines, so there mostly are.
+        while let Some(chunk) = self.rest.first_chunk() {
+            let (part, taken) = hex8(*chunk);
+            value = value.unbounded_shl(4 * taken as u32) | part;
+            digits += taken;
+            self.rest = &self.rest[taken..];
+            if taken < 8
+                || digits > 16
+                || self.rest.first().is_none_or(|b| HEX[*b as usize] == NOT_HEX)
+            {
+                break;
+            }
+        }
         while let [b, rest @ ..] = self.rest {
             let d = HEX[*b as usize];
-            if d == 0xff {
+            if d == NOT_HEX {
                 break;
             }
             value = value << 4 | u64::from(d);
@@ -132,6 +158,15 @@ impl<'a> Scan<'a> {
         }
         // Up to 16 digits the shifts above lose nothing; the kernel never prints more.
         if digits == 0 || digits > 16 { None } else { Some(value) }
+    }
+
+    /// Takes exactly two hexadecimal digits.
+    #[inline]
+    pub(crate) fn hex2(&mut self) -> Option<u32> {
+        let (&[high, low], rest) = self.rest.split_first_chunk()?;
+        let (high, low) = (HEX[high as usize], HEX[low as usize]);
+        self.rest = rest;
+        if high == NOT_HEX || low == NOT_HEX { None } else { Some(u32::from(high << 4 | low)) }
     }
 
     /// Takes a hexadecimal number without `0x` that fits `T`.
@@ -159,6 +194,33 @@ impl<'a> Scan<'a> {
         }
         if digits == 0 { None } else { T::try_from(value).ok() }
     }
+}
+
+/// The number that the hexadecimal digits at the beginning of eight bytes make, and how many they are: all bytes are
+/// tested and combined at once, each in its own lane of a word.
+#[inline]
+fn hex8(chunk: [u8; 8]) -> (u64, usize) {
+    const fn lanes(byte: u8) -> u64 {
+        u64::from_ne_bytes([byte; 8])
+    }
+    const TOP: u64 = lanes(0x80);
+    let text = u64::from_le_bytes(chunk);
+    // With the top bits off, no sum below carries into the next lane. A sum's top bit says "not less than".
+    let ascii = text & !TOP;
+    let not_digit = (ascii ^ lanes(b'0')) + lanes(0x80 - 10);
+    let lower = ascii | lanes(0x20);
+    let letter = (lower + lanes(0x80 - b'a')) & !(lower + lanes(0x80 - b'g'));
+    let bad = (text | not_digit & !letter) & TOP;
+    let count = bad.trailing_zeros() as usize / 8;
+    if count == 0 {
+        return (0, 0);
+    }
+    // The first digit is the lowest lane; move the last one to the top lane and zeros in below.
+    let text = text << (8 * (8 - count));
+    let values = (text & lanes(0x0f)) + 9 * (text >> 6 & lanes(1));
+    let pairs = (values << 4 | values >> 8) & 0x00ff_00ff_00ff_00ff;
+    let quads = (pairs << 8 | pairs >> 16) & 0x0000_ffff_0000_ffff;
+    ((quads << 16 | quads >> 32) & 0xffff_ffff, count)
 }
 
 #[inline]
@@ -228,9 +290,41 @@ mod tests {
         assert_eq!(Scan::new(b"ffffffffffffffff-").hex_u64(), Some(u64::MAX));
         assert_eq!(Scan::new(b"00000000000000001").hex_u64(), None);
         assert_eq!(Scan::new(b"g").hex_u64(), None);
+        assert_eq!(Scan::new(b"000000000000000000000000").hex_u64(), None);
+        assert_eq!(Scan::new(b"0000000000000000:").hex_u64(), Some(0));
+        assert_eq!(
+            Scan::new(b"00000000000000000000000018446744073709551615").dec_u64(),
+            Some(u64::MAX)
+        );
+        assert_eq!(
+            (Scan::new(b"fe:").hex2(), Scan::new(b"f:").hex2(), Scan::new(b"f").hex2()),
+            (Some(0xfe), None, None)
+        );
         assert_eq!(Scan::new(b"02000002").oct::<u32>(), Some(0o2000002));
         assert_eq!(Scan::new(b"1777777777777777777777").oct::<u64>(), Some(u64::MAX));
         assert_eq!(Scan::new(b"2000000000000000000000").oct::<u64>(), None);
+    }
+
+    #[test]
+    fn eight_hexadecimal_digits_at_once_are_as_one_by_one() {
+        // Each byte at each place, among digits and at the end of the text.
+        for byte in 0..=255u8 {
+            for at in 0..17 {
+                let mut text = *b"09afAF9012345678";
+                if let Some(slot) = text.get_mut(at) {
+                    *slot = byte;
+                }
+                for end in [16, at.min(16), (at + 1).min(16), (at + 3).min(16)] {
+                    let text = &text[..end];
+                    let length = text.iter().position(|b| !b.is_ascii_hexdigit()).unwrap_or(end);
+                    let wanted =
+                        u64::from_str_radix(std::str::from_utf8(&text[..length]).unwrap(), 16).ok();
+                    let mut scan = Scan::new(text);
+                    assert_eq!(scan.hex_u64(), wanted, "{}", text.escape_ascii());
+                    assert_eq!(scan.rest.len(), end - length);
+                }
+            }
+        }
     }
 
     #[test]

@@ -104,7 +104,7 @@ impl<'a> Smap<'a> {
 pub struct Smaps<'a> {
     rest: &'a [u8],
     want: Want,
-    /// VMAs so far; lines are only counted for errors.
+    /// The whole text, kept because lines are only counted once there is an error.
     text: &'a [u8],
     /// Length of the lines between header and `VmFlags:` in the VMA before.
     distance: usize,
@@ -128,8 +128,7 @@ impl<'a> Iterator for Smaps<'a> {
             return None;
         }
         let mut scan = Scan::new(self.rest);
-        let vma = self.vma(&mut scan);
-        match vma {
+        match self.vma(&mut scan) {
             Ok(vma) => {
                 self.rest = scan.rest;
                 Some(Ok(vma))

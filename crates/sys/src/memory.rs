@@ -30,3 +30,31 @@ pub fn read_remote(pid: i32, ranges: &[RemoteRange], buffer: &mut [u8]) -> Resul
         )
     }
 }
+
+/// Makes a segment of shared anonymous memory of `len` bytes, as `mmap(MAP_SHARED | MAP_ANONYMOUS)` does, and returns
+/// its file (`/proc/self/map_files`), so that several processes can map the same one.
+///
+/// # Errors
+/// `EPERM` without `CAP_CHECKPOINT_RESTORE`; `ENOMEM`.
+pub fn shared_anonymous(len: usize) -> Result<std::os::fd::OwnedFd> {
+    use rustix::fs::{Mode, OFlags};
+    use rustix::mm::{MapFlags, ProtFlags};
+    let failed = |call| move |errno| crate::SyscallError::new(call, errno);
+    let len = len.next_multiple_of(4096);
+    // SAFETY: a new mapping at an address of the kernel's choice; it is unmapped below and never dereferenced.
+    let base = unsafe {
+        rustix::mm::mmap_anonymous(
+            std::ptr::null_mut(),
+            len,
+            ProtFlags::READ | ProtFlags::WRITE,
+            MapFlags::SHARED | MapFlags::NORESERVE,
+        )
+    }
+    .map_err(failed("mmap"))?;
+    let start = base as usize;
+    let link = format!("/proc/self/map_files/{:x}-{:x}", start, start + len);
+    let file = rustix::fs::open(link, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty());
+    // SAFETY: the mapping made above, which nobody else knows.
+    let _ = unsafe { rustix::mm::munmap(base, len) };
+    file.map_err(failed("open map_files"))
+}

@@ -310,7 +310,9 @@ pub fn status_of(path: &str, key: &str) -> Result<String, String> {
 
 /// The state letter of a task (`/proc/TID/stat`), or none if there is no such task.
 pub fn state_of(tid: i32) -> Option<char> {
-    let text = std::fs::read_to_string(format!("/proc/{tid}/stat")).ok()?;
+    // Not as UTF-8: a task's name is any bytes.
+    let text = std::fs::read(format!("/proc/{tid}/stat")).ok()?;
+    let text = String::from_utf8_lossy(&text);
     text.rsplit_once(')')?.1.trim().chars().next()
 }
 

@@ -41,13 +41,17 @@ impl Places {
 ///
 /// # Errors
 /// A file that cannot be read, a line that cannot be understood (with file and line).
-pub fn with_files(argv: Vec<Given>, places: &Places) -> Result<(Vec<Given>, Vec<PathBuf>), ArgError> {
+pub fn with_files(
+    argv: Vec<Given>,
+    places: &Places,
+) -> Result<(Vec<Given>, Vec<PathBuf>), ArgError> {
     let asked: Vec<PathBuf> = argv
         .iter()
         .filter(|given| given.opt.long == "config")
         .filter_map(|given| given.value.clone().map(PathBuf::from))
         .collect();
-    let defaults = asked.is_empty() && !argv.iter().any(|given| given.opt.long == "no-default-config");
+    let defaults =
+        asked.is_empty() && !argv.iter().any(|given| given.opt.long == "no-default-config");
 
     let mut all = Vec::new();
     if defaults {
@@ -74,7 +78,9 @@ fn read(path: &Path, into: &mut Vec<Given>) -> Result<bool, ArgError> {
             parse(&bytes, &Rc::new(path.to_owned()), into)?;
             Ok(true)
         }
-        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(false),
+        Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            Ok(false)
+        }
         Err(source) => Err(Kind::Unreadable { path: path.display().to_string(), source }.argv()),
     }
 }
@@ -107,14 +113,13 @@ fn option(line: &[u8], origin: &Origin) -> Result<Option<Given>, Kind> {
         let is_command = std::str::from_utf8(name).is_ok_and(|name| table::command(name).is_some());
         if is_command { Kind::Syntax("commands are not allowed here") } else { e.kind(false) }
     })?;
-    let given = Given {
-        opt,
-        value: value.map(OsString::from_vec),
-        negated,
-        origin: origin.clone(),
-    };
+    let given =
+        Given { opt, value: value.map(OsString::from_vec), negated, origin: origin.clone() };
     if matches!(opt.long, "config" | "no-default-config" | "help" | "version") {
-        return Err(Kind::Misplaced { option: given.name(), why: "can only be used on the command line" });
+        return Err(Kind::Misplaced {
+            option: given.name(),
+            why: "can only be used on the command line",
+        });
     }
     match (opt.arg, &given.value) {
         (Arg::None, Some(_)) => Err(Kind::TakesNoValue(given.name())),
@@ -123,24 +128,25 @@ fn option(line: &[u8], origin: &Origin) -> Result<Option<Given>, Kind> {
     }
 }
 
+/// The first word of a line, and the value after it.
+type Line<'a> = (&'a [u8], Option<Vec<u8>>);
+
 /// Splits a line into its first word and its value: `NAME`, `NAME VALUE`, `NAME "VALUE"`, each with a comment after it.
-fn split_line(line: &[u8]) -> Result<Option<(&[u8], Option<Vec<u8>>)>, &'static str> {
+fn split_line(line: &[u8]) -> Result<Option<Line<'_>>, &'static str> {
     let blank = |b: &u8| *b == b' ' || *b == b'\t';
     let trim = |text: &mut &[u8]| {
         let start = text.iter().position(|b| !blank(b)).unwrap_or(text.len());
         *text = &text[start..];
     };
     let ends = |text: &[u8]| text.is_empty() || text[0] == b'#';
-    let word = |text: &mut &[u8]| -> usize {
-        text.iter().position(|b| blank(b) || *b == b'#').unwrap_or(text.len())
-    };
+    let word = |text: &[u8]| text.iter().position(|b| blank(b) || *b == b'#').unwrap_or(text.len());
 
     let mut rest = line;
     trim(&mut rest);
     if ends(rest) {
         return Ok(None);
     }
-    let (name, after) = rest.split_at(word(&mut rest));
+    let (name, after) = rest.split_at(word(rest));
     rest = after;
     trim(&mut rest);
     if ends(rest) {
@@ -151,7 +157,7 @@ fn split_line(line: &[u8]) -> Result<Option<(&[u8], Option<Vec<u8>>)>, &'static 
         rest = after;
         value
     } else {
-        let (value, after) = rest.split_at(word(&mut rest));
+        let (value, after) = rest.split_at(word(rest));
         rest = after;
         value.to_vec()
     };
@@ -203,12 +209,13 @@ mod tests {
     #[test]
     fn lines() {
         assert_eq!(
-            run("# all of this\n\n \t\n tcp-established\nno-shell-job # why not\nwork-dir\t /x/y").unwrap(),
+            run("# all of this\n\n \t\n tcp-established\nno-shell-job # why not\nwork-dir\t /x/y")
+                .unwrap(),
             ["--tcp-established", "--no-shell-job", "--work-dir=/x/y"]
         );
         assert_eq!(one("work-dir /x#y"), "--work-dir=/x");
         assert_eq!(one("work-dir \"/x#y z\" # c"), "--work-dir=/x#y z");
-        assert_eq!(one(r#"work-dir "a\"b\n\\""#), r#"--work-dir=a"b\n\\"#);
+        assert_eq!(one(r#"work-dir "a\"b\n\\c""#), r#"--work-dir=a"b\n\\c"#);
         assert_eq!(one("work-dir \"\""), "--work-dir=");
         assert_eq!(one("verbosity 4"), "--verbosity=4");
         assert_eq!(one("verbosity=4"), "--verbosity=4");

@@ -128,7 +128,9 @@ mod tests {
     #[test]
     fn what_is_not_built_is_marked() {
         let text = help("rewake");
-        let line = |name: &str| text.lines().find(|line| line.contains(name)).unwrap_or_default().to_owned();
+        let line = |name: &str| {
+            text.lines().find(|line| line.contains(name)).unwrap_or_default().to_owned()
+        };
         assert!(line("--[no-]track-mem").contains("not supported yet"));
         assert!(!line("--tree PID").contains("not supported yet"));
         assert!(line("  pre-dump").contains("not supported yet"));

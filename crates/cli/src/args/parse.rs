@@ -225,7 +225,9 @@ mod tests {
     #[test]
     fn negations_only_of_switches() {
         assert_eq!(shown(&["--no-tcp-close"]), ["--no-tcp-close"]);
-        for bad in ["--no-leave-running", "--no-tree", "--no-all", "--no-exec-cmd", "--no-no-tls"] {
+        for bad in
+            ["--no-leave-running", "--no-tree", "--no-feature", "--no-exec-cmd", "--no-no-tls"]
+        {
             assert!(run(&[bad]).expect_err(bad).contains("unknown option"), "{bad}");
         }
     }
@@ -241,10 +243,7 @@ mod tests {
             run(&["--leave-running=1"]).expect_err("x"),
             "option '--leave-running' takes no argument"
         );
-        assert_eq!(
-            run(&["--no-tls=1"]).expect_err("x"),
-            "option '--no-tls' takes no argument"
-        );
+        assert_eq!(run(&["--no-tls=1"]).expect_err("x"), "option '--no-tls' takes no argument");
         assert!(run(&["--=x"]).is_err());
     }
 

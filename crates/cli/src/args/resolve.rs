@@ -145,7 +145,9 @@ pub fn command(operands: &[OsString], given: &[Given]) -> Result<Command, ArgErr
         _ => 1,
     };
     if let Some(extra) = operands.get(most) {
-        return Err(Kind::Usage(format!("'{}' is one word too many", extra.to_string_lossy())).argv());
+        return Err(
+            Kind::Usage(format!("'{}' is one word too many", extra.to_string_lossy())).argv()
+        );
     }
     let has_tree = given.iter().any(|g| g.opt.long == "tree");
     Ok(if command == Command::Check && has_tree { Command::CheckTree } else { command })
@@ -155,7 +157,11 @@ pub fn command(operands: &[OsString], given: &[Given]) -> Result<Command, ArgErr
 ///
 /// # Errors
 /// A value that makes no sense, an option that is not built or does not belong here, a missing one.
-pub fn job(command: Command, operands: &[OsString], given: &[Given]) -> Result<(Common, Job), ArgError> {
+pub fn job(
+    command: Command,
+    operands: &[OsString],
+    given: &[Given],
+) -> Result<(Common, Job), ArgError> {
     let mut values = Values::default();
     let mut notes = Vec::new();
     for (index, occurrence) in given.iter().enumerate() {
@@ -182,7 +188,9 @@ fn admit(
         Some(Status::Built) => values.apply(given).map_err(|kind| kind.at(&given.origin)),
         // What is not built is off; asking for that is fine.
         Some(Status::NotYet | Status::Wrong(_)) if given.negated => Ok(()),
-        Some(Status::NotYet) => Err(Kind::NotYet(format!("{} of {word}", given.name())).at(&given.origin)),
+        Some(Status::NotYet) => {
+            Err(Kind::NotYet(format!("{} of {word}", given.name())).at(&given.origin))
+        }
         Some(Status::Wrong(why)) => {
             Err(Kind::Misplaced { option: given.name(), why }.at(&given.origin))
         }
@@ -232,7 +240,8 @@ impl Values {
             "log-pid" => self.log_pid = on,
             "verbosity" => {
                 let before = self.verbosity.unwrap_or(VERBOSITY);
-                self.verbosity = Some(values::verbosity(before, arg).ok_or_else(|| bad("a level"))?);
+                self.verbosity =
+                    Some(values::verbosity(before, arg).ok_or_else(|| bad("a level"))?);
             }
             "display-stats" => self.display_stats = on,
             "action-script" => self.scripts.push(path()),
@@ -256,7 +265,8 @@ impl Values {
             "file-locks" => self.file_locks = on,
             "link-remap" => self.link_remap = on,
             "ghost-limit" => {
-                let size = values::size(text()).ok_or_else(|| bad("a size in bytes, or with K, M or G"))?;
+                let size = values::size(text())
+                    .ok_or_else(|| bad("a size in bytes, or with K, M or G"))?;
                 self.ghost_limit = Some(size);
             }
             "evasive-devices" => self.evasive_devices = on,

@@ -46,7 +46,8 @@ fn the_last_final_state_wins() {
 
 #[test]
 fn the_last_value_wins_and_lists_accumulate() {
-    let job = dump("dump -t 1 -t 2 -j --no-shell-job --timeout 0 --action-script /a --action-script /b");
+    let job =
+        dump("dump -t 1 -t 2 -j --no-shell-job --timeout 0 --action-script /a --action-script /b");
     assert_eq!(job.options.root, 2);
     assert!(!job.options.shell_job);
     assert_eq!(job.options.timeout, None);
@@ -58,7 +59,9 @@ fn the_last_value_wins_and_lists_accumulate() {
 
 #[test]
 fn restore_options() {
-    let job = restore("restore -d -S --tcp-established --cpu-cap=none --file-validation filesize --pidfile p");
+    let job = restore(
+        "restore -d -S --tcp-established --cpu-cap=none --file-validation filesize --pidfile p",
+    );
     assert!(job.options.detached && job.options.sibling && job.options.tcp.established);
     assert!(!job.options.check_cpu && !job.options.validate_build_id);
     assert_eq!(job.options.pidfile, Some(PathBuf::from("p")));
@@ -80,7 +83,9 @@ fn check_jobs() {
     assert_eq!(job("check"), CheckJob { extra: false, experimental: false, features: vec![] });
     assert_eq!(job("check --all"), CheckJob { extra: true, experimental: true, features: vec![] });
     assert_eq!(job("check --feature a --feature b").features, ["a", "b"]);
-    assert!(matches!(run("check -t 5 --tcp-close"), Ok((_, Job::CheckTree(job))) if job.options.tcp.close));
+    assert!(
+        matches!(run("check -t 5 --tcp-close"), Ok((_, Job::CheckTree(job))) if job.options.tcp.close)
+    );
     assert!(matches!(run("resume 5"), Ok((_, Job::Resume(5)))));
 }
 
@@ -100,7 +105,10 @@ fn what_is_not_built_is_refused_by_name() {
     assert_eq!(error("dump -t 1 --track-mem"), "--track-mem of dump is not supported yet");
     assert_eq!(error("restore --lazy-pages"), "--lazy-pages of restore is not supported yet");
     assert_eq!(error("dump -t 1 -x"), "--ext-unix-sk of dump is not supported yet");
-    assert_eq!(error("dump -t 1 --manage-cgroups=full"), "--manage-cgroups=full is not supported yet");
+    assert_eq!(
+        error("dump -t 1 --manage-cgroups=full"),
+        "--manage-cgroups=full is not supported yet"
+    );
     assert!(error("dump -t 1 --cpu-cap").contains("not supported yet"));
     assert!(error("dump -t 1 --inherit-fd fd[3]:x").contains("can only be used with restore"));
     assert!(error("check --ms").contains("deprecated"));
@@ -144,7 +152,9 @@ fn a_configuration_file_may_hold_options_of_other_commands() {
 #[test]
 fn the_table_tells_the_truth() {
     for opt in &OPTIONS {
-        for command in [Command::Dump, Command::Restore, Command::Check, Command::CheckTree, Command::Resume] {
+        for command in
+            [Command::Dump, Command::Restore, Command::Check, Command::CheckTree, Command::Resume]
+        {
             let value = match opt.arg {
                 Arg::None => None,
                 _ => Some(OsString::from(match opt.long {

@@ -97,7 +97,13 @@ impl PartialEq for Opt {
 }
 
 impl Opt {
-    const fn new(long: &'static str, group: Group, arg: Arg, negatable: bool, help: &'static str) -> Self {
+    const fn new(
+        long: &'static str,
+        group: Group,
+        arg: Arg,
+        negatable: bool,
+        help: &'static str,
+    ) -> Self {
         Opt {
             long,
             short: None,
@@ -123,12 +129,22 @@ impl Opt {
     }
 
     /// An option with a required argument.
-    const fn value(long: &'static str, metavar: &'static str, group: Group, help: &'static str) -> Self {
+    const fn value(
+        long: &'static str,
+        metavar: &'static str,
+        group: Group,
+        help: &'static str,
+    ) -> Self {
         Self::new(long, group, Arg::Required(metavar), false, help)
     }
 
     /// An option with an optional argument.
-    const fn maybe(long: &'static str, metavar: &'static str, group: Group, help: &'static str) -> Self {
+    const fn maybe(
+        long: &'static str,
+        metavar: &'static str,
+        group: Group,
+        help: &'static str,
+    ) -> Self {
         Self::new(long, group, Arg::Optional(metavar), false, help)
     }
 
@@ -323,7 +339,12 @@ pub static COMMANDS: [(&str, Command, &str, &str); 15] = [
     ("crit", Command::Crit, "COMMAND ...", "look into images (rewake crit --help)"),
     ("pre-dump", Command::NotBuilt("pre-dump"), "-t PID", "save memory while the tree runs"),
     ("page-server", Command::NotBuilt("page-server"), "", "receive pages from a dump elsewhere"),
-    ("lazy-pages", Command::NotBuilt("lazy-pages"), "", "serve memory on demand to a restored tree"),
+    (
+        "lazy-pages",
+        Command::NotBuilt("lazy-pages"),
+        "",
+        "serve memory on demand to a restored tree",
+    ),
     ("service", Command::NotBuilt("service"), "", "serve requests on a socket"),
     ("swrk", Command::NotBuilt("swrk"), "FD", "serve one client on FD"),
     ("dedup", Command::NotBuilt("dedup"), "", "punch pages out of older images"),
@@ -362,7 +383,8 @@ mod tests {
 
     #[test]
     fn letters_and_negations_are_the_references() {
-        let mut letters: Vec<char> = OPTIONS.iter().filter_map(|o| o.short.map(char::from)).collect();
+        let mut letters: Vec<char> =
+            OPTIONS.iter().filter_map(|o| o.short.map(char::from)).collect();
         letters.sort_unstable();
         let mut reference: Vec<char> = "tsRdSDWovrLxjlMJVh".chars().collect();
         reference.sort_unstable();

@@ -101,7 +101,7 @@ fn categories(job: &CheckJob) -> ExitCode {
 
 /// Tries one feature and leaves a line in the log.
 fn probe(feature: &Feature) -> Verdict {
-    let verdict = (feature.probe)();
+    let verdict = feature.probe();
     match &verdict {
         Verdict::Present => log::debug!("feature {}: present", feature.name),
         Verdict::Missing(why) => log::info!("feature {}: missing: {why}", feature.name),

@@ -44,7 +44,12 @@ pub fn run(mut job: DumpJob, place: &Place) -> ExitCode {
     if job.display_stats {
         console::stdout(&stats::show_dump(&report));
     }
-    log::info!("{} tasks, {} threads, {} pages saved", report.tasks, report.threads, report.pages_written);
+    log::info!(
+        "{} tasks, {} threads, {} pages saved",
+        report.tasks,
+        report.threads,
+        report.pages_written
+    );
     logging::milestone(Level::Info, "Dumping finished successfully");
     ExitCode::SUCCESS
 }

@@ -61,7 +61,10 @@ mod tests {
         let text = |message: &str| failed("dump 7 (sh)", error(message)).message;
         assert_eq!(text("no memory"), "cannot dump 7 (sh): no memory");
         assert_eq!(text("process 7 (sh): fd 3: odd"), "cannot dump 7 (sh): fd 3: odd");
-        assert_eq!(text("process 8 (x): fd 3: odd"), "cannot dump 7 (sh): process 8 (x): fd 3: odd");
+        assert_eq!(
+            text("process 8 (x): fd 3: odd"),
+            "cannot dump 7 (sh): process 8 (x): fd 3: odd"
+        );
         assert_eq!(text("cannot freeze 7 (sh): slow"), "cannot freeze 7 (sh): slow");
         assert_eq!(failed("restore", error("bad image")).message, "cannot restore: bad image");
     }

@@ -44,7 +44,12 @@ pub fn run(mut job: RestoreJob, place: &Place) -> ExitCode {
     if job.display_stats {
         console::stdout(&stats::show_restore(&report));
     }
-    log::info!("{} tasks, {} threads, {} pages restored", report.tasks, report.threads, report.pages_restored);
+    log::info!(
+        "{} tasks, {} threads, {} pages restored",
+        report.tasks,
+        report.threads,
+        report.pages_restored
+    );
     logging::milestone(Level::Info, "Restore finished successfully. Tasks resumed.");
     if !job.options.detached {
         wait_for_children();

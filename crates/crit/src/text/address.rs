@@ -28,7 +28,13 @@ pub fn from_text(text: &str) -> Option<Vec<u32>> {
         return Some(vec![u32::from_ne_bytes(address.octets())]);
     }
     let address: Ipv6Addr = text.parse().ok()?;
-    Some(address.octets().chunks_exact(4).map(|four| u32::from_ne_bytes([four[0], four[1], four[2], four[3]])).collect())
+    Some(
+        address
+            .octets()
+            .chunks_exact(4)
+            .map(|four| u32::from_ne_bytes([four[0], four[1], four[2], four[3]]))
+            .collect(),
+    )
 }
 
 #[cfg(test)]

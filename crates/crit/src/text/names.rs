@@ -66,9 +66,11 @@ const SEALS: Table = &[
     (0x10, "F_SEAL_FUTURE_WRITE"),
 ];
 
-const SOCKET_FAMILY: Table = &[(1, "UNIX"), (2, "INET"), (10, "INET6"), (16, "NETLINK"), (17, "PACKET")];
+const SOCKET_FAMILY: Table =
+    &[(1, "UNIX"), (2, "INET"), (10, "INET6"), (16, "NETLINK"), (17, "PACKET")];
 
-const SOCKET_TYPE: Table = &[(1, "STREAM"), (2, "DGRAM"), (3, "RAW"), (5, "SEQPACKET"), (10, "PACKET")];
+const SOCKET_TYPE: Table =
+    &[(1, "STREAM"), (2, "DGRAM"), (3, "RAW"), (5, "SEQPACKET"), (10, "PACKET")];
 
 const SOCKET_STATE: Table = &[
     (1, "ESTABLISHED"),
@@ -138,11 +140,13 @@ pub fn bits_to_text(table: Table, value: u32) -> String {
 ///
 /// # Errors
 /// The part of the text that is neither.
-pub fn bits_from_text<'t>(table: Table, text: &'t str) -> Result<u32, &'t str> {
+pub fn bits_from_text(table: Table, text: &str) -> Result<u32, &str> {
     if text.trim().is_empty() {
         return Ok(0);
     }
-    text.split('|').map(str::trim).try_fold(0, |bits, part| Ok(bits | number_from_text(table, part).ok_or(part)?))
+    text.split('|')
+        .map(str::trim)
+        .try_fold(0, |bits, part| Ok(bits | number_from_text(table, part).ok_or(part)?))
 }
 
 /// The name of a number, if it has one.

@@ -34,7 +34,20 @@ mod tests {
         assert_eq!(from_text("+0b11"), Some(3));
         assert_eq!(from_text("0o17"), Some(15));
         assert_eq!(from_text("0xffffffffffffffff"), Some(i128::from(u64::MAX)));
-        for text in ["", " ", "-", "0x", "--1", "0x-1", "0x+1", "1.0", "é", "-é", "0é", "99999999999999999999999999999999999999999"] {
+        for text in [
+            "",
+            " ",
+            "-",
+            "0x",
+            "--1",
+            "0x-1",
+            "0x+1",
+            "1.0",
+            "é",
+            "-é",
+            "0é",
+            "99999999999999999999999999999999999999999",
+        ] {
             assert_eq!(from_text(text), None, "{text}");
         }
     }

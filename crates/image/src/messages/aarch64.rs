@@ -5,19 +5,18 @@ use super::declare::messages;
 messages! {
     /// The arm64 part of a thread.
     message ThreadInfoAarch64 "thread_info_aarch64" {
-        /// set_tid_address value.
+        /// set_tid_address(2)
         required uint64 clear_tid_addr = 1 [hex];
-        /// TPIDR_EL0.
+        /// The register `TPIDR_EL0`.
         required uint64 tls = 2;
         required message UserAarch64RegsEntry gpregs = 3 [hex];
         required message UserAarch64FpsimdContextEntry fpsimd = 4;
-        /// If PAC.
         optional message PacKeys pac_keys = 5;
     }
 
     /// General registers: `struct user_pt_regs`.
     message UserAarch64RegsEntry "user_aarch64_regs_entry" {
-        /// x0-x30 (31).
+        /// x0 to x30.
         repeated uint64 regs = 1;
         required uint64 sp = 2;
         required uint64 pc = 3;
@@ -26,7 +25,7 @@ messages! {
 
     /// FPU state: `struct user_fpsimd_state`.
     message UserAarch64FpsimdContextEntry "user_aarch64_fpsimd_context_entry" {
-        /// 64 words (lo,hi per v register).
+        /// Low and high half of each v register.
         repeated uint64 vregs = 1;
         required uint32 fpsr = 2;
         required uint32 fpcr = 3;

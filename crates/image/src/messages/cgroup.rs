@@ -5,43 +5,39 @@ use super::declare::messages;
 messages! {
     /// All control groups.
     message CgroupEntry "cgroup_entry" {
-        /// All sets except criu's.
+        /// All but the one of the dumping program.
         repeated message CgSetEntry sets = 1;
-        /// Trees to recreate.
         repeated message CgControllerEntry controllers = 2;
     }
 
     /// A set of cgroups, one for each hierarchy, that tasks are in.
     message CgSetEntry "cg_set_entry" {
-        /// Set id (1 = criu's own set, not stored).
+        /// 1 is the dumping program's own set, which is not stored.
         required uint32 id = 1;
-        /// Sorted by name.
+        /// By name.
         repeated message CgMemberEntry ctls = 2;
     }
 
     /// A cgroup of a set.
     message CgMemberEntry "cg_member_entry" {
-        /// Controller set name; "" = unified v2.
+        /// Of the hierarchy; empty for version 2.
         required string name = 1;
-        /// Path of task in that hierarchy.
         required string path = 2;
-        /// Length of the prefix of path that is the cgroup-namespace root.
+        /// How much of the path, from its start, is the root of the cgroup namespace.
         optional uint32 cgns_prefix = 3;
     }
 
     /// A hierarchy.
     message CgControllerEntry "cg_controller_entry" {
-        /// co-mounted controller names (`name=x` for named; "" for v2).
+        /// Names of its controllers; `name=…` for one without; empty for version 2.
         repeated string cnames = 1;
-        /// Trees.
         repeated message CgroupDirEntry dirs = 2;
-        /// Threaded capable.
         optional bool is_threaded = 3;
     }
 
     /// A cgroup directory.
     message CgroupDirEntry "cgroup_dir_entry" {
-        /// Name of this component (no slashes except root path).
+        /// Name without slashes; of the topmost, the path.
         required string dir_name = 1;
         repeated message CgroupDirEntry children = 2;
         repeated message CgroupPropEntry properties = 3;
@@ -50,11 +46,9 @@ messages! {
 
     /// A file of a cgroup directory.
     message CgroupPropEntry "cgroup_prop_entry" {
-        /// File name.
         required string name = 1;
-        /// Content without newline handling.
+        /// Its content as read.
         required string value = 2;
-        /// owner/mode.
         optional message CgroupPerms perms = 3;
     }
 

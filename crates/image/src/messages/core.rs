@@ -25,15 +25,11 @@ enums! {
 messages! {
     /// A thread. The leader of a process has `tc`, other threads have not; a zombie has `tc` alone.
     message CoreEntry "core_entry" {
-        /// Architecture; must match.
         required enum March mtype = 1;
-        /// x86.
         optional message ThreadInfoX86 thread_info = 2;
-        /// process-wide part; only in the core of the thread leader and of zombies.
         optional message TaskCoreEntry tc = 3;
-        /// Obsolete place of ids (now ids-N.img).
+        /// Old place of what is in `ids-N.img` now; not written.
         optional message TaskKobjIdsEntry ids = 4;
-        /// per-thread part; absent for zombies.
         optional message ThreadCoreEntry thread_core = 5;
         optional boxed ThreadInfoArm ti_arm = 6;
         optional boxed ThreadInfoAarch64 ti_aarch64 = 8;
@@ -46,115 +42,99 @@ messages! {
 
     /// What belongs to a process as a whole.
     message TaskCoreEntry "task_core_entry" {
-        /// 1 alive, 2 dead/zombie, 3 stopped (values written). crit --pretty prints 3 as Zombie and 6 as Stopped —
-        /// misleading.
+        /// 1: alive; 2: a zombie; 3: stopped. (crit prints other names.)
         required uint32 task_state = 1 [dict = "gen"];
-        /// Zombie: raw wait status (e.g. exit(3) → 768); else 0.
+        /// Of a zombie: its wait(2) status; otherwise 0.
         required uint32 exit_code = 2;
-        /// /proc/pid/personality parsed as decimal text (quirk: file is hex).
+        /// /proc/PID/personality, whose text is hexadecimal but is read as decimal (a quirk of CRIU).
         required uint32 personality = 3;
-        /// Task flags word from /proc/pid/stat; informational.
+        /// The flags of /proc/PID/stat; nothing depends on them.
         required uint32 flags = 4;
-        /// Blocked signals of leader, bit n-1 = signal n.
+        /// Blocked signals of the leader; signal `n` is bit `n - 1`.
         required uint64 blk_sigset = 5 [hex];
-        /// Max 15 chars.
+        /// At most 15 bytes.
         required string comm = 6;
-        /// Itimers and posix timers.
         optional message TaskTimersEntry timers = 7;
-        /// 16 entries in RLIMIT_* order.
         optional message TaskRlimitsEntry rlimits = 8;
-        /// Deprecated, per-process set id.
+        /// Old place of the cgroup set; not written.
         optional uint32 cg_set = 9;
-        /// Shared pending queue.
+        /// Signals pending for the process.
         optional message SignalQueueEntry signals_s = 10;
-        /// Deprecated; not written.
+        /// Old; not written.
         optional enum SeccompMode old_seccomp_mode = 11;
-        /// Deprecated; not written.
+        /// Old; not written.
         optional uint32 old_seccomp_filter = 12;
-        /// Audit login uid in userns view; 4294967295 = unset.
+        /// /proc/PID/loginuid; `u32::MAX` if it is not set.
         optional uint32 loginuid = 13;
-        /// -1000..1000.
         optional int32 oom_score_adj = 14;
-        /// One per signal 1.._NSIG except SIGKILL and SIGSTOP, in ascending order (62 on x86).
+        /// Of all signals but `SIGKILL` and `SIGSTOP`, ascending.
         repeated message SaEntry sigactions = 15;
-        /// PR_SET_CHILD_SUBREAPER.
+        /// prctl(2), `PR_SET_CHILD_SUBREAPER`.
         optional bool child_subreaper = 18;
-        /// MIPS: signals 65-128.
+        /// Signals 65 to 128, on MIPS.
         optional uint64 blk_sigset_extended = 20 [hex];
-        /// Signal that stopped the task (state 3).
+        /// The signal that stopped the process.
         optional uint32 stop_signo = 21;
-        /// MEMBARRIER_CMD_GET_REGISTRATIONS bits; absent if 0.
+        /// As by membarrier(2), `MEMBARRIER_CMD_GET_REGISTRATIONS`; absent if 0.
         optional uint32 membarrier_registration_mask = 22 [hex];
     }
 
     /// What each thread has of its own.
     message ThreadCoreEntry "thread_core_entry" {
-        /// Robust list head address.
+        /// The head of the robust futex list: get_robust_list(2).
         required uint64 futex_rla = 1;
-        /// Length (24 on 64-bit).
         required uint32 futex_rla_len = 2;
-        /// -20..19 (zigzag).
         optional sint32 sched_nice = 3;
-        /// SCHED_* incl. RESET_ON_FORK bit 0x40000000.
+        /// As by sched_getscheduler(2), with `SCHED_RESET_ON_FORK`.
         optional uint32 sched_policy = 4;
-        /// RT priority, only FIFO/RR.
+        /// Only of `SCHED_FIFO` and `SCHED_RR`.
         optional uint32 sched_prio = 5;
-        /// non-leader threads: blocked signals.
+        /// Blocked signals of a thread that is not the leader.
         optional uint64 blk_sigset = 6;
-        /// Sigaltstack.
         optional message ThreadSasEntry sas = 7;
-        /// PR_SET_PDEATHSIG; absent if 0.
+        /// prctl(2), `PR_SET_PDEATHSIG`; absent if 0.
         optional uint32 pdeath_sig = 8;
-        /// Private pending queue.
+        /// Signals pending for the thread.
         optional message SignalQueueEntry signals_p = 9;
-        /// Credentials (replaces creds-N.img).
         optional message CredsEntry creds = 10;
-        /// Only if not disabled.
+        /// Absent if it is disabled.
         optional enum SeccompMode seccomp_mode = 11;
-        /// Index into seccomp.img list of the innermost filter.
+        /// The innermost filter: an index into `seccomp.img`.
         optional uint32 seccomp_filter = 12;
-        /// Thread name.
         optional string comm = 13;
-        /// MIPS.
+        /// Signals 65 to 128, on MIPS.
         optional uint64 blk_sigset_extended = 14;
-        /// Rseq registration (present, with zero pointer, if kernel can report).
+        /// Present, with a pointer of 0, if there is no registration but the kernel could have told it.
         optional message RseqEntry rseq_entry = 15;
-        /// Cgroup set id.
         optional uint32 cg_set = 16;
     }
 
     /// The alternate signal stack: sigaltstack(2).
     message ThreadSasEntry "thread_sas_entry" {
-        /// Sigaltstack base.
         required uint64 ss_sp = 1;
         required uint64 ss_size = 2;
-        /// SS_* (2 = disabled).
         required uint32 ss_flags = 3;
     }
 
     /// A registration for restartable sequences: rseq(2).
     message RseqEntry "rseq_entry" {
-        /// User address of struct rseq, 0 = none.
+        /// Address of the `struct rseq`; 0 if there is none.
         required uint64 rseq_abi_pointer = 1;
-        /// Registered length (32).
         required uint32 rseq_abi_size = 2;
-        /// Registration signature (0x53053053 on x86).
         required uint32 signature = 3;
-        /// Saved rseq_cs pointer, only when critical section has NO_RESTART_ON_SIGNAL flag.
+        /// The interrupted critical section, if it must not be aborted (`RSEQ_CS_FLAG_NO_RESTART_ON_SIGNAL`).
         optional uint64 rseq_cs_pointer = 4;
     }
 
     /// Resource limits.
     message TaskRlimitsEntry "task_rlimits_entry" {
-        /// Index = RLIMIT_*.
+        /// By number: `RLIMIT_CPU` is 0.
         repeated message RlimitEntry rlimits = 1;
     }
 
     /// A resource limit: getrlimit(2). `u64::MAX` is infinity.
     message RlimitEntry "rlimit_entry" {
-        /// Soft; 2^64-1 = infinity.
         required uint64 cur = 1;
-        /// Hard.
         required uint64 max = 2;
     }
 }

@@ -20,7 +20,6 @@ enums! {
 messages! {
     /// CPUs of the dumping machine.
     message CpuinfoEntry "cpuinfo_entry" {
-        /// Normally one.
         repeated message CpuinfoX86Entry x86_entry = 1;
         repeated message CpuinfoPpc64Entry ppc64_entry = 2;
         repeated message CpuinfoS390Entry s390_entry = 3;
@@ -32,13 +31,12 @@ messages! {
         required uint32 cpu_family = 2;
         required uint32 model = 3;
         required uint32 stepping = 4;
-        /// 2 in 4.2.
+        /// 2, as CRIU 4.2 writes.
         required uint32 capability_ver = 5;
-        /// Capability words in kernel order (19 words).
+        /// The words of the kernel's `x86_capability`.
         repeated uint32 capability = 6;
-        /// Name string.
         optional string model_id = 7;
-        /// XCR0-like mask of user features.
+        /// The features of `XCR0`.
         optional uint64 xfeatures_mask = 8;
         optional uint32 xsave_size = 9;
         optional uint32 xsave_size_max = 10;
@@ -47,13 +45,11 @@ messages! {
     /// A POWER CPU.
     message CpuinfoPpc64Entry "cpuinfo_ppc64_entry" {
         required enum Endianness endian = 1;
-        /// 2 words.
         repeated uint64 hwcap = 2;
     }
 
     /// An s390x CPU.
     message CpuinfoS390Entry "cpuinfo_s390_entry" {
-        /// 2 words.
         repeated uint64 hwcap = 2;
     }
 }

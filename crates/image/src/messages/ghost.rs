@@ -14,11 +14,12 @@ enums! {
 messages! {
     /// How to find a file whose path does not lead to it.
     message RemapFilePathEntry "remap_file_path_entry" {
-        /// REG id being remapped.
+        /// Id of the [`RegFileEntry`](super::RegFileEntry).
         required uint32 orig_id = 1;
-        /// LINKED: REG id of the link_remap file; GHOST: N (hex) of ghost-file-N; PROCFS: pid of dead process.
+        /// The [`RegFileEntry`](super::RegFileEntry) of a temporary link, the `HEX` of `ghost-file-HEX.img`, or the
+        /// pid of a dead process.
         required uint32 remap_id = 2;
-        /// Absent (old): bit 31 of remap_id = ghost.
+        /// Absent in old images, where bit 31 of `remap_id` means a ghost.
         optional enum RemapType remap_type = 3;
     }
 
@@ -26,29 +27,27 @@ messages! {
     message GhostFileEntry "ghost_file_entry" {
         required uint32 uid = 1;
         required uint32 gid = 2;
-        /// st_mode.
         required uint32 mode = 3;
-        /// Device (kernel encoding).
         optional uint32 dev = 4 [dev];
         /// Inode number.
         optional uint64 ino = 5;
-        /// For device nodes.
+        /// Of a device node.
         optional uint32 rdev = 6 [odev];
         optional message Timeval atim = 7;
         optional message Timeval mtim = 8;
-        /// True: chunk records follow instead of raw bytes.
+        /// Whether the content is in chunks.
         optional bool chunks = 9;
-        /// With chunks.
+        /// Size, if the content is in chunks.
         optional uint64 size = 10;
-        /// For symlinks.
+        /// Of a symbolic link.
         optional string symlnk_target = 11;
     }
 
     /// A stretch of a sparse ghost file; its bytes follow the message.
     message GhostChunkEntry "ghost_chunk_entry" {
-        /// Payload bytes following.
+        /// How many bytes follow.
         required uint64 len = 1;
-        /// File offset.
+        /// Where they belong in the file.
         required uint64 off = 2;
     }
 
@@ -56,7 +55,6 @@ messages! {
     message Timeval "timeval" {
         /// Seconds.
         required uint64 tv_sec = 1;
-        /// Microseconds.
         required uint64 tv_usec = 2;
     }
 }

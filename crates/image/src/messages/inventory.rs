@@ -14,82 +14,71 @@ enums! {
 messages! {
     /// The root of a checkpoint: `inventory.img`.
     message InventoryEntry "inventory_entry" {
-        /// 2 = images with double magic (written by all recent versions); 1 = single magic; 0 in pre-dump
-        /// inventories; other = refuse.
+        /// 2: images start with two magic numbers (what is written now); 1: with one; 0: a pre-dump.
         required uint32 img_version = 1;
-        /// Must be true (fdinfo-N keyed by files_id); older images refused.
+        /// Whether the `N` of `fdinfo-N.img` is a `files_id`. Otherwise the images are too old.
         optional bool fdinfo_per_id = 2;
-        /// Kobj ids of criu itself: reference for which namespaces of the tree are "new".
+        /// The dumping program's own ids: namespaces with other ids are the tree's own.
         optional message TaskKobjIdsEntry root_ids = 3;
-        /// True: namespace images are named by ns id (false: by pid of owner, old).
+        /// Whether a namespace's images are named by its id; in old images, by its owner's pid.
         optional bool ns_per_id = 4;
-        /// Cgroup set id of criu; nonzero when present; absent in unprivileged mode.
+        /// The dumping program's cgroup set. Never 0; absent if it had no privileges.
         optional uint32 root_cg_set = 5;
-        /// LSM of dumping host.
         optional enum Lsmtype lsmtype = 6;
-        /// Microseconds of uptime at dump end; only if track_mem; used for pid-reuse detection by the next iteration.
+        /// Uptime at the end of the dump, in microseconds, if memory was tracked: tells the next dump which pids are
+        /// reused.
         optional uint64 dump_uptime = 8;
-        /// 1 splice, 2 read; only in pre-dump inventories.
+        /// How memory was read, in a pre-dump: 1 splice, 2 read.
         optional uint32 pre_dump_mode = 9;
-        /// Set if dumped with --tcp-close; restore must then use it too.
+        /// Whether the dump closed TCP connections (`--tcp-close`); the restore must then do so too.
         optional bool tcp_close = 10;
-        /// 0 iptables, 1 nftables, 2 skip (RPC enum minus 1); absent = iptables.
+        /// 0 or absent: iptables; 1: nftables; 2: none. One less than the number in the RPC.
         optional uint32 network_lock_method = 11;
-        /// Names of plugins that took part; absent (old) = any; listed but not loaded plugin = restore error.
+        /// A restore needs these plugins. Absent in old images, which may need any.
         optional message PluginsEntry plugins_entry = 12;
-        /// UUID text, 36 chars; names the nft lock table `inet CRIU-ID` to be removed at restore (some helpers build
-        /// the name in a 32-byte buffer, see kernel-objects).
+        /// A UUID as text. Names the nftables table that locks the network, `inet CRIU-UUID`.
         optional string dump_criu_run_id = 13;
-        /// Image contains an uprobes VMA; restore must pass --allow-uprobes.
+        /// Whether there is a uprobes mapping; the restore must then allow it.
         optional bool allow_uprobes = 14;
     }
 
     /// The plugins that took part in a dump.
     message PluginsEntry "plugins_entry" {
-        /// Plugin name.
+        /// Names.
         repeated string plugins = 12;
     }
 
     /// A process: `pstree.img`.
     message PstreeEntry "pstree_entry" {
-        /// in-ns pid.
+        /// The pid in its own PID namespace, as everywhere in the images.
         required uint32 pid = 1;
-        /// 0 for root; parents always precede children in file.
+        /// 0 for the root of the tree. Parents come before their children.
         required uint32 ppid = 2;
-        /// 0 = outside ns.
+        /// 0: a group outside the PID namespace.
         required uint32 pgid = 3;
-        /// Session.
         required uint32 sid = 4;
-        /// in-ns tids; first = leader. For zombies one element with undefined value; readers must ignore index 0.
+        /// Thread ids. The first is the leader's, that is, `pid`; a zombie's may be anything.
         repeated uint32 threads = 5;
     }
 
     /// Which kernel objects a task uses, for telling which tasks share them: `ids-PID.img`.
     message TaskKobjIdsEntry "task_kobj_ids_entry" {
-        /// Mm identity.
         required uint32 vm_id = 1;
-        /// Fd table; = N of fdinfo-N.img; equal ids = shared table.
+        /// `N` of `fdinfo-N.img`. Tasks with the same id share the table.
         required uint32 files_id = 2;
-        /// fs_struct.
         required uint32 fs_id = 3;
-        /// Sighand.
         required uint32 sighand_id = 4;
-        /// Ns ids: one number space for all ns types, criu's own ns get the first numbers; equal to root_ids =
+        /// The ids of namespaces of all types are from one sequence. One that is in the inventory's `root_ids` is
         /// inherited.
         optional uint32 pid_ns_id = 5;
-        /// N in netns images.
+        /// `N` of `netns-N.img` and such.
         optional uint32 net_ns_id = 6;
-        /// Id of the namespace.
         optional uint32 ipc_ns_id = 7;
-        /// Id of the namespace.
         optional uint32 uts_ns_id = 8;
-        /// N in mountpoints-N.
+        /// `N` of `mountpoints-N.img`.
         optional uint32 mnt_ns_id = 9;
-        /// Id of the namespace.
         optional uint32 user_ns_id = 10;
-        /// Id of the namespace.
         optional uint32 cgroup_ns_id = 11;
-        /// Id of the namespace.
         optional uint32 time_ns_id = 12;
     }
 }

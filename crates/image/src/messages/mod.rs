@@ -35,6 +35,7 @@ mod options;
 mod pagemap;
 mod pipes;
 mod ppc64;
+mod rewake;
 mod riscv64;
 mod s390;
 mod security;
@@ -70,6 +71,7 @@ pub use options::*;
 pub use pagemap::*;
 pub use pipes::*;
 pub use ppc64::*;
+pub use rewake::*;
 pub use riscv64::*;
 pub use s390::*;
 pub use security::*;
@@ -114,6 +116,7 @@ pub fn all() -> impl Iterator<Item = &'static MessageDesc> {
         pagemap::ALL,
         pipes::ALL,
         ppc64::ALL,
+        rewake::ALL,
         riscv64::ALL,
         s390::ALL,
         security::ALL,
@@ -167,6 +170,7 @@ pub(crate) fn all_recode() -> impl Iterator<Item = (&'static MessageDesc, Recode
         pagemap::RECODE,
         pipes::RECODE,
         ppc64::RECODE,
+        rewake::RECODE,
         riscv64::RECODE,
         s390::RECODE,
         security::RECODE,

@@ -5,49 +5,44 @@ use super::declare::messages;
 messages! {
     /// Host and domain name: `utsns-ID.img`.
     message UtsnsEntry "utsns_entry" {
-        /// Hostname.
         required string nodename = 1;
-        /// `(none)` if unset.
+        /// `(none)` if it is not set.
         required string domainname = 2;
     }
 
     /// The clocks at the dump: `timens-ID.img`.
     message TimensEntry "timens_entry" {
-        /// CLOCK_MONOTONIC read inside the ns at dump.
+        /// `CLOCK_MONOTONIC`, as the tasks saw it.
         required message Timespec monotonic = 1;
-        /// CLOCK_BOOTTIME.
+        /// `CLOCK_BOOTTIME`, as the tasks saw it.
         required message Timespec boottime = 2;
     }
 
     /// A time: `struct timespec`.
     message Timespec "timespec" {
-        /// S (absolute clock value at dump, not offset).
+        /// Seconds.
         required uint64 tv_sec = 1;
-        /// Nanoseconds.
         required uint64 tv_nsec = 2;
     }
 
     /// An external PID namespace: `pidns-ID.img`.
     message PidnsEntry "pidns_entry" {
-        /// External key; file only written for external pid ns.
+        /// The key of the external namespace.
         optional string ext_key = 1;
     }
 
     /// A user namespace: `userns-ID.img`.
     message UsernsEntry "userns_entry" {
-        /// Extents.
         repeated message UidGidExtent uid_map = 1;
-        /// Extents.
         repeated message UidGidExtent gid_map = 2;
     }
 
     /// A range of mapped ids: user_namespaces(7).
     message UidGidExtent "uid_gid_extent" {
-        /// Inside.
+        /// First id within.
         required uint32 first = 1;
-        /// Outside.
+        /// First id without.
         required uint32 lower_first = 2;
-        /// Length.
         required uint32 count = 3;
     }
 }

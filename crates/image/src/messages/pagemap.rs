@@ -2,24 +2,34 @@
 
 use super::declare::messages;
 
+/// Values of [`PagemapEntry::flags`].
+pub mod pagemap_flags {
+    /// The pages are in the parent checkpoint.
+    pub const PARENT: u32 = 1;
+    /// The pages may be filled in when first touched (userfaultfd(2)).
+    pub const LAZY: u32 = 2;
+    /// The pages are in the pages file.
+    pub const PRESENT: u32 = 4;
+}
+
 messages! {
     /// The first message of a pagemap.
     message PagemapHead "pagemap_head" {
-        /// N of pages-N.img that holds the data.
+        /// `N` of the `pages-N.img` that holds the pages.
         required uint32 pages_id = 1;
     }
 
     /// A run of pages, as on disk; [`crate::pagemap`] has the checked form.
     message PagemapEntry "pagemap_entry" {
-        /// Start address (shmem: offset from 0).
+        /// Address of the first page; in a shared memory segment, its offset.
         required uint64 vaddr = 1 [hex];
-        /// Old 32-bit count; written as 0 by 4.2.
+        /// Old 32-bit count; written as 0 since CRIU 4.2.
         required uint32 compat_nr_pages = 2;
-        /// Old form of flag PARENT (read only).
+        /// Old form of the flag `PARENT`; not written.
         optional bool in_parent = 3;
-        /// PARENT1 LAZY2 PRESENT4; absent (old) = PRESENT, or PARENT if in_parent.
+        /// [`pagemap_flags`]; absent in old images, which mean `PRESENT`, or `PARENT` with `in_parent`.
         optional uint32 flags = 4 [flags = "pmap.flags"];
-        /// Count; if absent use compat_nr_pages.
+        /// Where absent, `compat_nr_pages` counts.
         optional uint64 nr_pages = 5;
     }
 }

@@ -15,7 +15,6 @@ messages! {
     /// Credentials: credentials(7). Ids are as seen in the task's user namespace; capability sets are two words, low
     /// and high.
     message CredsEntry "creds_entry" {
-        /// Ids are in the task's user ns view.
         required uint32 uid = 1;
         required uint32 gid = 2;
         required uint32 euid = 3;
@@ -24,67 +23,54 @@ messages! {
         required uint32 sgid = 6;
         required uint32 fsuid = 7;
         required uint32 fsgid = 8;
-        /// 2 words: low, high.
         repeated uint32 cap_inh = 9;
-        /// 2 words.
         repeated uint32 cap_prm = 10;
-        /// 2 words.
         repeated uint32 cap_eff = 11;
-        /// 2 words.
         repeated uint32 cap_bnd = 12;
-        /// Securebits.
         required uint32 secbits = 13;
-        /// Supplementary.
         repeated uint32 groups = 14;
-        /// AppArmor profile / SELinux context.
+        /// AppArmor profile or SELinux context.
         optional string lsm_profile = 15;
-        /// SELinux sockcreate context.
+        /// SELinux context for new sockets.
         optional string lsm_sockcreate = 16;
-        /// Obsolete.
+        /// Old; not written.
         optional bytes apparmor_data = 17;
         /// Present only if set.
         optional uint32 no_new_privs = 18;
-        /// 2 words.
         repeated uint32 cap_amb = 19;
     }
 
     /// All seccomp filters: `seccomp.img`.
     message SeccompEntry "seccomp_entry" {
-        /// All chains concatenated, oldest filter first within a chain.
+        /// All chains one after the other; within a chain, the oldest filter first.
         repeated message SeccompFilter seccomp_filters = 1;
     }
 
     /// A seccomp filter.
     message SeccompFilter "seccomp_filter" {
-        /// Raw sock_filter array (8 bytes each).
+        /// An array of `struct sock_filter`.
         required bytes filter = 1;
-        /// Index of the previously installed (outer) filter; absent for first.
+        /// Index of the filter that was installed before this one.
         optional uint32 prev = 2;
-        /// SECCOMP_FILTER_FLAG_* (LOG 2).
+        /// `SECCOMP_FILTER_FLAG_*`
         optional uint32 flags = 3;
     }
 
     /// AppArmor policies: `apparmor.img`.
     message ApparmorEntry "apparmor_entry" {
-        /// Namespaces to load.
         repeated message AaNamespace namespaces = 1;
     }
 
     /// An AppArmor policy namespace.
     message AaNamespace "aa_namespace" {
-        /// Nanoseconds.
         required string name = 1;
-        /// Profiles.
         repeated message AaPolicy policies = 2;
-        /// Nested.
         repeated message AaNamespace namespaces = 3;
     }
 
     /// An AppArmor profile.
     message AaPolicy "aa_policy" {
-        /// Profile.
         required string name = 1;
-        /// Raw policy.
         required bytes blob = 2;
     }
 }

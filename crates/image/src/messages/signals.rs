@@ -5,29 +5,26 @@ use super::declare::messages;
 messages! {
     /// A signal action: sigaction(2).
     message SaEntry "sa_entry" {
-        /// Handler address, 0 DFL, 1 IGN.
+        /// Address of the handler, `SIG_DFL` (0) or `SIG_IGN` (1).
         required uint64 sigaction = 1 [hex];
-        /// SA_*.
         required uint64 flags = 2 [hex];
-        /// sa_restorer.
         required uint64 restorer = 3 [hex];
-        /// Blocked during handler.
         required uint64 mask = 4 [hex];
-        /// 32-bit task layout.
+        /// Whether the task uses the 32-bit layout.
         optional bool compat_sigaction = 5;
-        /// MIPS.
+        /// Signals 65 to 128, on MIPS.
         optional uint64 mask_extended = 6 [hex];
     }
 
     /// A queued signal.
     message SiginfoEntry "siginfo_entry" {
-        /// Raw 128-byte siginfo_t.
+        /// The `siginfo_t`, 128 bytes.
         required bytes siginfo = 1;
     }
 
     /// A queue of signals.
     message SignalQueueEntry "signal_queue_entry" {
-        /// Queue order.
+        /// In the order of the queue.
         repeated message SiginfoEntry signals = 1;
     }
 }

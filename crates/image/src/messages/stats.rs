@@ -5,26 +5,19 @@ use super::declare::messages;
 messages! {
     /// Statistics of a dump or a restore.
     message StatsEntry "stats_entry" {
-        /// In stats-dump.
         optional message DumpStatsEntry dump = 1;
-        /// In stats-restore.
         optional message RestoreStatsEntry restore = 2;
     }
 
     /// Statistics of a dump. Times in microseconds.
     message DumpStatsEntry "dump_stats_entry" {
-        /// Microseconds.
         required uint32 freezing_time = 1;
-        /// Microseconds.
         required uint32 frozen_time = 2;
-        /// Microseconds.
         required uint32 memdump_time = 3;
-        /// Microseconds.
         required uint32 memwrite_time = 4;
         required uint64 pages_scanned = 5;
         required uint64 pages_skipped_parent = 6;
         required uint64 pages_written = 7;
-        /// Microseconds.
         optional uint32 irmap_resolve = 8;
         required uint64 pages_lazy = 9;
         optional uint64 page_pipes = 10;
@@ -38,9 +31,7 @@ messages! {
     message RestoreStatsEntry "restore_stats_entry" {
         required uint64 pages_compared = 1;
         required uint64 pages_skipped_cow = 2;
-        /// Microseconds.
         required uint32 forking_time = 3;
-        /// Microseconds.
         required uint32 restore_time = 4;
         optional uint64 pages_restored = 5;
     }

@@ -5,13 +5,11 @@ use super::declare::messages;
 messages! {
     /// Asks the streamer for a file.
     message ImgStreamerRequestEntry "img_streamer_request_entry" {
-        /// Image file name.
         required string filename = 1;
     }
 
     /// The streamer's answer, on restore.
     message ImgStreamerReplyEntry "img_streamer_reply_entry" {
-        /// Restore only.
         required bool exists = 1;
     }
 }

@@ -13,11 +13,11 @@ enums! {
 messages! {
     /// The x86 part of a thread.
     message ThreadInfoX86 "thread_info_x86" {
-        /// set_tid_address value.
+        /// set_tid_address(2)
         required uint64 clear_tid_addr = 1 [hex];
         required message UserX86RegsEntry gpregs = 2 [hex];
         required message UserX86FpregsEntry fpregs = 3;
-        /// Always 3 entries; unused ones empty with seg_not_present.
+        /// Always three; one not in use has `seg_not_present`.
         repeated message UserDescT tls = 4;
     }
 
@@ -38,11 +38,9 @@ messages! {
         required uint64 dx = 13;
         required uint64 si = 14;
         required uint64 di = 15;
-        /// Syscall nr at stop; restart adjusted before saving.
         required uint64 orig_ax = 16;
         required uint64 ip = 17;
         required uint64 cs = 18;
-        /// Eflags.
         required uint64 flags = 19;
         required uint64 sp = 20;
         required uint64 ss = 21;
@@ -52,7 +50,6 @@ messages! {
         required uint64 es = 25;
         required uint64 fs = 26;
         required uint64 gs = 27;
-        /// NATIVE1 (64-bit) / COMPAT2 (32-bit: unused regs 0).
         optional enum UserX86RegsMode mode = 28 [default = "1"];
     }
 
@@ -60,7 +57,7 @@ messages! {
     message UserX86FpregsEntry "user_x86_fpregs_entry" {
         required uint32 cwd = 1;
         required uint32 swd = 2;
-        /// FXSAVE abridged tag.
+        /// The abridged tag word of FXSAVE.
         required uint32 twd = 3;
         required uint32 fop = 4;
         required uint64 rip = 5;
@@ -71,52 +68,50 @@ messages! {
         repeated uint32 st_space = 9;
         /// 64 words.
         repeated uint32 xmm_space = 10;
-        /// Unused.
+        /// Not used.
         repeated uint32 padding = 11;
-        /// If OSXSAVE.
+        /// Present if the kernel uses XSAVE.
         optional message UserX86XsaveEntry xsave = 13;
     }
 
     /// Extended state beyond FXSAVE.
     message UserX86XsaveEntry "user_x86_xsave_entry" {
-        /// Feature bits.
         required uint64 xstate_bv = 1;
         /// 64 words.
         repeated uint32 ymmh_space = 2;
-        /// 8 u64.
+        /// 8 words.
         repeated uint64 bndreg_state = 3;
-        /// 8 u64.
+        /// 8 words.
         repeated uint64 bndcsr_state = 4;
-        /// 8 u64.
+        /// 8 words.
         repeated uint64 opmask_reg = 5;
-        /// 64 u64.
+        /// 64 words.
         repeated uint64 zmm_upper = 6;
-        /// 128 u64.
+        /// 128 words.
         repeated uint64 hi16_zmm = 7;
-        /// 2 words.
         repeated uint32 pkru = 8;
-        /// Present if CPU has SHSTK.
+        /// Present if the CPU has shadow stacks.
         optional message UserX86CetEntry cet = 9;
     }
 
     /// Shadow stack state.
     message UserX86CetEntry "user_x86_cet_entry" {
-        /// MSR_U_CET.
+        /// The register `MSR_U_CET`.
         required uint64 cet = 1 [hex];
-        /// Shadow stack pointer (0/0 if unused).
+        /// Shadow stack pointer.
         required uint64 ssp = 2 [hex];
     }
 
     /// A thread-local storage segment: `struct user_desc` of set_thread_area(2).
     message UserDescT "user_desc_t" {
-        /// 12,13,14.
+        /// 12, 13 and 14.
         required uint32 entry_number = 1;
         required uint32 base_addr = 2;
         required uint32 limit = 3;
         required bool seg_32bit = 4;
-        /// Bit 1 of contents.
+        /// Bit 1 of `contents`.
         required bool contents_h = 5;
-        /// Bit 0.
+        /// Bit 0 of `contents`.
         required bool contents_l = 6;
         required bool read_exec_only = 7 [default = "true"];
         required bool limit_in_pages = 8;

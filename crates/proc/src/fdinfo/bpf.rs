@@ -59,8 +59,12 @@ pub(super) struct BpfParts {
 
 impl BpfParts {
     pub(super) fn take(&mut self, key: &[u8], value: &[u8]) -> Result<bool, &'static str> {
+        // The type comes first; without it, a line as `memlock` is some other driver's.
+        let begun = self.map_type.is_some() || self.prog_type.is_some();
         match key {
             b"map_type" => self.map_type = Some(whole(value, |s| s.dec()).ok_or("map_type")?),
+            b"prog_type" => self.prog_type = Some(whole(value, |s| s.dec()).ok_or("prog_type")?),
+            _ if !begun => return Ok(false),
             b"key_size" => self.key_size = Some(whole(value, |s| s.dec()).ok_or("key_size")?),
             b"value_size" => self.value_size = Some(whole(value, |s| s.dec()).ok_or("value_size")?),
             b"max_entries" => {
@@ -71,7 +75,6 @@ impl BpfParts {
             b"memlock" => self.memlock = Some(whole(value, |s| s.dec()).ok_or("memlock")?),
             b"map_id" => self.map_id = Some(whole(value, |s| s.dec()).ok_or("map_id")?),
             b"frozen" => self.frozen = Some(whole(value, |s| s.dec::<u32>()).ok_or("frozen")? != 0),
-            b"prog_type" => self.prog_type = Some(whole(value, |s| s.dec()).ok_or("prog_type")?),
             b"prog_jited" => {
                 self.jited = Some(whole(value, |s| s.dec::<u32>()).ok_or("prog_jited")? != 0)
             }

@@ -142,7 +142,7 @@ pub fn parse(text: &[u8]) -> Result<FdInfo<'_>, ParseError> {
     info.ino = ino.ok_or_else(|| missing("ino"))?;
     info.eventfd = parts.eventfd.finish().map_err(missing)?;
     info.timerfd = parts.timerfd.finish().map_err(missing)?;
-    info.pidfd = parts.pidfd.finish().map_err(missing)?;
+    info.pidfd = parts.pidfd.finish();
     (info.bpf_map, info.bpf_prog) = parts.bpf.finish().map_err(missing)?;
     Ok(info)
 }

@@ -114,6 +114,8 @@ impl TimerFdParts {
     pub(super) fn take(&mut self, key: &[u8], value: &[u8]) -> Result<bool, &'static str> {
         match key {
             b"clockid" => self.clockid = Some(whole(value, |s| s.sdec()).ok_or("clockid")?),
+            // The clock comes first; without it, a line as `ticks` is some other driver's.
+            _ if self.clockid.is_none() => return Ok(false),
             b"ticks" => self.ticks = Some(whole(value, |s| s.dec()).ok_or("ticks")?),
             b"settime flags" => {
                 self.settime_flags = Some(whole(value, |s| s.oct()).ok_or("settime flags")?)
@@ -126,13 +128,7 @@ impl TimerFdParts {
     }
 
     pub(super) fn finish(self) -> Result<Option<TimerFd>, &'static str> {
-        let Some(clockid) = self.clockid else {
-            // "ticks" alone could be another driver's line, so only the unmistakable ones count.
-            let half = self.settime_flags.is_some()
-                || self.it_value.is_some()
-                || self.it_interval.is_some();
-            return if half { Err("clockid") } else { Ok(None) };
-        };
+        let Some(clockid) = self.clockid else { return Ok(None) };
         Ok(Some(TimerFd {
             clockid,
             ticks: self.ticks.ok_or("ticks")?,
@@ -172,7 +168,7 @@ impl PidFdParts {
     pub(super) fn take(&mut self, key: &[u8], value: &[u8]) -> Result<bool, &'static str> {
         match key {
             b"Pid" => self.pid = Some(whole(value, |s| s.sdec()).ok_or("Pid")?),
-            b"NSpid" => {
+            b"NSpid" if self.pid.is_some() => {
                 let words = value.split(|b| matches!(b, b'\t' | b' ')).filter(|w| !w.is_empty());
                 self.ns_pids =
                     words.map(|w| whole(w, |s| s.sdec())).collect::<Option<_>>().ok_or("NSpid")?;
@@ -182,11 +178,7 @@ impl PidFdParts {
         Ok(true)
     }
 
-    pub(super) fn finish(self) -> Result<Option<PidFd>, &'static str> {
-        match self.pid {
-            Some(pid) => Ok(Some(PidFd { pid, ns_pids: self.ns_pids })),
-            None if !self.ns_pids.is_empty() => Err("Pid"),
-            None => Ok(None),
-        }
+    pub(super) fn finish(self) -> Option<PidFd> {
+        self.pid.map(|pid| PidFd { pid, ns_pids: self.ns_pids })
     }
 }

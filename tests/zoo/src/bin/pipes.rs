@@ -92,7 +92,16 @@ fn main() {
             write(between.1, b"sent before; ")?;
             z.publish("writer", "");
             // 64 KiB fit; the rest waits for a reader.
-            write(blocked_writer.1, &random(2, 200_000))?;
+            // A signal, or a checkpoint, may make the system call return with what it has written so far: a short
+            // count is what write(2) promises then, an error is not.
+            let data = random(2, 200_000);
+            let mut done = 0;
+            while done < data.len() {
+                let rest = &data[done..];
+                // SAFETY: the rest of the buffer is valid.
+                let n = unsafe { libc::write(blocked_writer.1, rest.as_ptr().cast(), rest.len()) };
+                done += ok(n as i64, "blocked write")? as usize;
+            }
             z.wait_for_check();
             write(between.1, b"sent after")?;
             close(between.1)?;

@@ -1,0 +1,68 @@
+//! The cases and their targets.
+
+/// A subject, and what its commands may take.
+#[derive(Debug)]
+pub struct Case {
+    /// Its name on the command line.
+    pub name: &'static str,
+    /// What the subject is.
+    pub what: &'static str,
+    /// Target for the dump command in milliseconds.
+    pub dump_target: Option<f64>,
+    /// Target for the restore command in milliseconds.
+    pub restore_target: Option<f64>,
+    /// GiB of memory that are touched and freed before each command. In a virtual machine memory that was freed goes back to
+    /// the host after a while, and whoever touches it first then pays for a fault of the host's.
+    pub warm_gib: usize,
+}
+
+/// All cases in the order they are run.
+pub const ALL: &[Case] = &[
+    Case {
+        name: "tiny",
+        what: "one sleeping process",
+        dump_target: Some(4.0),
+        restore_target: Some(4.0),
+        warm_gib: 0,
+    },
+    Case {
+        name: "procs200",
+        what: "a parent and 199 forked children",
+        dump_target: Some(60.0),
+        restore_target: Some(50.0),
+        warm_gib: 0,
+    },
+    Case {
+        name: "threads500",
+        what: "one process of 500 threads",
+        dump_target: Some(20.0),
+        restore_target: Some(25.0),
+        warm_gib: 0,
+    },
+    Case {
+        name: "vmas20k",
+        what: "10,000 mappings, each of two protections: 20,000 VMAs",
+        dump_target: Some(50.0),
+        restore_target: Some(30.0),
+        warm_gib: 0,
+    },
+    Case {
+        name: "fds3k",
+        what: "3,000 descriptors: regular files, eventfds, pipes with content",
+        dump_target: None,
+        restore_target: None,
+        warm_gib: 0,
+    },
+    Case {
+        name: "heap1g",
+        what: "1 GiB of touched random memory",
+        dump_target: None,
+        restore_target: None,
+        warm_gib: 4,
+    },
+];
+
+/// The case of that name.
+pub fn find(name: &str) -> Option<&'static Case> {
+    ALL.iter().find(|case| case.name == name)
+}

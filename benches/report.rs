@@ -1,0 +1,139 @@
+//! Figures as text.
+
+use std::fmt::Write as _;
+use std::time::{Duration, SystemTime};
+
+use crate::case::Case;
+use crate::cycle::{HEAP, Scratch, Times, Tool};
+use crate::limit::Limits;
+use crate::machine;
+use crate::options::Options;
+
+/// One of a tool's columns of times.
+type Column = fn(&Samples) -> &[Duration];
+
+/// The times of all runs of a tool.
+#[derive(Debug, Clone, Default)]
+pub struct Samples {
+    dump: Vec<Duration>,
+    frozen: Vec<Duration>,
+    restore: Vec<Duration>,
+}
+
+impl Samples {
+    /// Adds a run.
+    pub fn add(&mut self, times: Times) {
+        self.dump.push(times.dump);
+        self.frozen.push(times.frozen);
+        self.restore.push(times.restore);
+    }
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// Fastest, median and slowest, in milliseconds.
+fn spread(times: &[Duration]) -> (f64, f64, f64) {
+    let mut times: Vec<f64> = times.iter().map(|t| ms(*t)).collect();
+    times.sort_unstable_by(f64::total_cmp);
+    let (Some(first), Some(last)) = (times.first(), times.last()) else { return (0.0, 0.0, 0.0) };
+    let half = times.len() / 2;
+    let median =
+        if times.len() % 2 == 1 { times[half] } else { (times[half - 1] + times[half]) / 2.0 };
+    (*first, median, *last)
+}
+
+/// Machine, tools, and the head of the table.
+pub fn header(options: &Options, tools: &[Tool]) -> Result<String, String> {
+    let scratch = Scratch::new(&options.dir)?;
+    let mut out = format!("{}\n", machine::describe());
+    for tool in tools {
+        let age = std::fs::metadata(&tool.path).and_then(|m| m.modified()).ok();
+        let age = age
+            .and_then(|t| SystemTime::now().duration_since(t).ok())
+            .map_or(0, |d| d.as_secs() / 60);
+        let floor: Vec<Duration> =
+            (0..20).filter_map(|_| tool.time(&["--version"], &scratch.0).ok()).collect();
+        let _ = writeln!(
+            out,
+            "{}: {} (built {age} min ago{}); `--version` alone takes {:.2} ms",
+            tool.name,
+            tool.path.display(),
+            if tool.is_script() { ", a script: its interpreter is in every figure" } else { "" },
+            spread(&floor).1,
+        );
+    }
+    let _ = writeln!(
+        out,
+        "{} runs each, in turns, images in {}; milliseconds: fastest / median / slowest; the target is for the median\n",
+        options.runs,
+        options.dir.display()
+    );
+    let _ = write!(out, "{:<10} {:<8} {:>7}", "case", "", "target");
+    for tool in tools {
+        let _ = write!(out, " {:>27}", tool.name);
+    }
+    let _ = writeln!(out, "{}", if tools.len() > 1 { "   times faster" } else { "" });
+    Ok(out)
+}
+
+/// The lines of a case.
+pub fn case(case: &Case, tools: &[Tool], samples: &[Samples]) -> String {
+    let mut out = String::new();
+    let rows: [(&str, Option<f64>, Column); 3] = [
+        ("dump", case.dump_target, |s| &s.dump),
+        ("frozen", None, |s| &s.frozen),
+        ("restore", case.restore_target, |s| &s.restore),
+    ];
+    for (row, target, of) in rows {
+        let name = if row == "dump" { case.name } else { "" };
+        let target_text = target.map_or(String::new(), |t| format!("{t:.0}"));
+        let _ = write!(out, "{name:<10} {row:<8} {target_text:>7}");
+        let spreads: Vec<_> = samples.iter().map(|s| spread(of(s))).collect();
+        for (min, median, max) in &spreads {
+            let _ = write!(out, " {:>27}", format!("{min:.2} / {median:.2} / {max:.2}"));
+        }
+        if let [(_, ours, _), (_, theirs, _)] = spreads[..] {
+            let _ = write!(out, " {:>14.1}", theirs / ours);
+        }
+        if let (Some(target), Some((_, median, _))) = (target, spreads.first()) {
+            let verdict = if *median <= target { "pass" } else { "MISS" };
+            let _ = write!(out, "   {} {verdict}", tools[0].name);
+        }
+        out.push('\n');
+    }
+    if let ("heap1g", Some((_, dump, _))) = (case.name, samples.first().map(|s| spread(&s.dump))) {
+        let restore = spread(&samples[0].restore).1;
+        let _ = writeln!(
+            out,
+            "{:<10} {} at {:.2} GB/s (dump) and {:.2} GB/s (restore)",
+            "",
+            tools[0].name,
+            rate(dump),
+            rate(restore)
+        );
+    }
+    let _ = writeln!(out, "{:<10} ({})", "", case.what);
+    out
+}
+
+/// GB/s of [`HEAP`] bytes in so many milliseconds.
+fn rate(ms: f64) -> f64 {
+    HEAP as f64 / 1e6 / ms
+}
+
+/// The lines under `heap1g`.
+pub fn limits(limits: &Limits) -> String {
+    let mut out = String::new();
+    for (what, time) in [
+        ("memcpy, touched to touched", limits.copy_warm),
+        ("memcpy, touched to fresh memory", limits.copy_fresh),
+        ("write(2) to a fresh file beside the images", limits.write),
+        ("read(2) of it to fresh memory", limits.read),
+    ] {
+        let time = ms(time);
+        let _ = writeln!(out, "{:<10} limit: {what}: {time:.0} ms, {:.2} GB/s", "", rate(time));
+    }
+    out
+}

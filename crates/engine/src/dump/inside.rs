@@ -1,0 +1,363 @@
+//! What only a task itself can tell (asked through an agent) and what ptrace tells of its threads.
+
+use super::outside::Outside;
+use crate::error::{Context, Result};
+use crate::freeze::{Life, Task};
+use rewake_agent::arch::VisitorResult;
+use rewake_image::messages::{
+    CoreEntry, March, RewakeThreadEntry, RseqEntry, SaEntry, TaskCoreEntry, TaskRlimitsEntry,
+    TaskTimersEntry, ThreadCoreEntry,
+};
+use rewake_inject::live::{Live, mend_interrupted};
+use rewake_inject::ring::Script;
+use rewake_inject::tracee::Stopped;
+use rewake_objects::memory::vma::status;
+use rewake_objects::task::attributes::{self, Attributes};
+use rewake_objects::task::{credentials, limits, registers, schedule, signals, timers};
+use rewake_sys::ptrace::{self, Registers};
+use rewake_sys::sched;
+use rewake_sys::task::robust_list;
+use rustix::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+
+/// A task as it tells of itself.
+#[derive(Debug)]
+pub struct Inside {
+    /// Cores of the threads, the leader's first, with their tids.
+    pub cores: Vec<(i32, CoreEntry)>,
+    /// What the format has no place for, a thread each.
+    pub extra: Vec<RewakeThreadEntry>,
+    /// Attributes of the process.
+    pub attributes: Attributes,
+    /// Close-on-exec flags of the descriptors, in the order of `Outside::fds`.
+    pub cloexec: Vec<bool>,
+    /// `CLOCK_MONOTONIC` and `CLOCK_BOOTTIME` as the task sees them: seconds, nanoseconds.
+    pub clocks: [(u64, u64); 2],
+}
+
+struct Answers {
+    actions: Vec<SaEntry>,
+    timers: TaskTimersEntry,
+    limits: TaskRlimitsEntry,
+    attributes: Attributes,
+    clocks: [(u64, u64); 2],
+    shared: Vec<ptrace::SigInfo>,
+}
+
+/// Puts an agent into the task, asks, and takes it out again if `cure` says so (a task that is going to be killed need
+/// not be cured). On return every thread stands in an event stop.
+///
+/// # Errors
+/// The task is gone, or the agent could not be put in.
+pub fn survey(task: &mut Task, outside: &Outside, pidfd: &OwnedFd, cure: bool) -> Result<(Inside, Option<Live>)> {
+    let (pid, comm) = (task.pid(), task.comm().to_vec());
+    let mut xsave = vec![0u8; registers::XSAVE_MAX];
+    let mut threads: Vec<Stopped> = std::mem::take(&mut task.threads);
+    let result = (|| {
+        let leader = threads.remove(0);
+        let group_stop = leader.group_stop();
+        let leader_regs = leader.registers().of(pid, &comm)?;
+        let leader_state = thread_state(&leader, &leader_regs, &mut xsave, task, outside, pid)?;
+        let shared = ptrace::queued_signals(pid, true).of(pid, &comm)?;
+        let mut asked = None;
+        let memory = outside.memory.try_clone().of(pid, &comm)?;
+        let (live, results) = Live::inject(leader, pidfd.as_fd(), memory, &rooms(outside), |base| {
+            let mut script = Script::new(base);
+            let actions = signals::ask_actions(&mut script);
+            let timers = timers::ask(&mut script, &outside.timers[..outside.timers.len().min(32)]);
+            let limits = limits::ask(&mut script);
+            let attributes = attributes::ask(&mut script);
+            let clocks = script.space(32);
+            for (i, clock) in [libc::CLOCK_MONOTONIC, libc::CLOCK_BOOTTIME].into_iter().enumerate() {
+                let to = clocks.address + i as u64 * 16;
+                script.push(rewake_agent::layout::Op::new(libc::SYS_clock_gettime, &[clock as u64, to]));
+            }
+            asked = Some((actions, timers, limits, attributes, clocks));
+            script
+        })
+        .of(pid, &comm)?;
+        // The closure ran: the batch was executed.
+        let Some((actions, timers_asked, limits_asked, attributes_asked, clocks)) = asked else {
+            return Err(crate::Error::new("the agent ran without a script"));
+        };
+        let first = outside.timers.len().min(32);
+        let mut answers = Answers {
+            actions: signals::read_actions(&results, actions),
+            timers: timers::read(&results, &timers_asked, &outside.timers[..first]),
+            limits: limits::read(&results, limits_asked),
+            attributes: attributes::read(&results, attributes_asked),
+            clocks: [0, 16].map(|at| (results.u64(clocks, at), results.u64(clocks, at + 8))),
+            shared,
+        };
+        for chunk in outside.timers[first..].chunks(64) {
+            let mut script = Script::new(live.data_base());
+            let asked = timers::ask(&mut script, chunk);
+            let results = live.run(&script).of(pid, &comm)?;
+            answers.timers.posix.extend(timers::read(&results, &asked, chunk).posix);
+        }
+        let mut cloexec = Vec::with_capacity(outside.fds.len());
+        for chunk in outside.fds.chunks(rewake_inject::live::OPS) {
+            let mut script = Script::new(live.data_base());
+            for fd in chunk {
+                script.push(rewake_agent::layout::Op::new(
+                    libc::SYS_fcntl,
+                    &[*fd as u64, libc::F_GETFD as u64],
+                ));
+            }
+            let results = live.run(&script).of(pid, &comm)?;
+            cloexec.extend((0..chunk.len()).map(|i| results.or_zero(i) & 1 != 0));
+        }
+        let mut states = vec![(pid, leader_state)];
+        let mut visited = Vec::with_capacity(threads.len());
+        for thread in threads.drain(..) {
+            let tid = thread.tid();
+            let regs = thread.registers().of(pid, &comm)?;
+            let (thread, result) = live.visit(thread, &regs, 0).of(pid, &comm)?;
+            // A signal may have been delivered meanwhile.
+            let regs = thread.registers().of(pid, &comm)?;
+            let mut state = thread_state(&thread, &regs, &mut xsave, task, outside, pid)?;
+            state.visited(&result);
+            states.push((tid, state));
+            visited.push(thread);
+        }
+        threads = visited;
+        let inside = build(task, outside, answers, states, cloexec)?;
+        if cure {
+            let mut leader = live.cure().of(pid, &comm)?;
+            leader.set_group_stop(group_stop);
+            threads.insert(0, leader);
+            Ok((inside, None))
+        } else {
+            Ok((inside, Some(live)))
+        }
+    })();
+    task.threads = threads;
+    result
+}
+
+/// Executable private mappings with room for the agent's entry: the vdso first.
+fn rooms(outside: &Outside) -> Vec<(u64, u64)> {
+    let executable = libc::PROT_EXEC as u32;
+    let is_vdso = |s: u32| s & status::VDSO != 0;
+    let mut rooms: Vec<_> = outside
+        .vmas
+        .iter()
+        .filter(|v| v.entry.prot & executable != 0 && v.entry.flags & libc::MAP_PRIVATE as u32 != 0)
+        .filter(|v| v.entry.status & status::VSYSCALL == 0)
+        .map(|v| (!is_vdso(v.entry.status), v.entry.start, v.entry.end))
+        .collect();
+    rooms.sort_unstable();
+    rooms.into_iter().map(|(_, start, end)| (start, end)).collect()
+}
+
+struct ThreadState {
+    core: ThreadCoreEntry,
+    info: rewake_image::messages::ThreadInfoX86,
+    extra: RewakeThreadEntry,
+    mask: u64,
+}
+
+impl ThreadState {
+    fn visited(&mut self, result: &VisitorResult) {
+        self.info.clear_tid_addr = result.tid_address;
+        self.core.sas = Some(signals::alternate_stack(
+            result.ss_sp,
+            result.ss_size,
+            result.ss_flags as u32,
+        ));
+        // The kernel stores an int.
+        self.core.pdeath_sig = Some(result.pdeath_sig as u32).filter(|s| *s != 0);
+    }
+}
+
+const EINTR: u64 = -4i64 as u64;
+const ERESTARTSYS: i64 = -512;
+const ERESTARTNOINTR: i64 = -513;
+const ERESTARTNOHAND: i64 = -514;
+const ERESTART_RESTARTBLOCK: i64 = -516;
+
+/// Registers for the image: an interrupted system call is made again, as CRIU writes it; where the kernel's restart
+/// block is needed the image says `EINTR`, and our own extra says how to do better.
+fn for_image(regs: &Registers, extra: &mut RewakeThreadEntry) -> Registers {
+    if (regs.orig_rax as i64) < 0 {
+        return *regs;
+    }
+    let back = regs.rip.wrapping_sub(2);
+    match regs.rax as i64 {
+        ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => {
+            Registers { rax: regs.orig_rax, rip: back, ..*regs }
+        }
+        ERESTART_RESTARTBLOCK => {
+            extra.again = vec![regs.orig_rax, back];
+            Registers { rax: EINTR, ..*regs }
+        }
+        _ => match mend_interrupted(regs) {
+            Some(_) => Registers { rax: regs.orig_rax, rip: back, ..*regs },
+            None => *regs,
+        },
+    }
+}
+
+fn thread_state(
+    thread: &Stopped,
+    regs: &Registers,
+    xsave: &mut [u8],
+    task: &Task,
+    outside: &Outside,
+    pid: i32,
+) -> Result<ThreadState> {
+    let tid = thread.tid();
+    let comm = task.comm();
+    let at = |what: &'static str| {
+        move |e: rewake_sys::SyscallError| format!("thread {tid}: {what}: {e}")
+    };
+    let len = ptrace::regset(tid, ptrace::NT_X86_XSTATE, xsave)
+        .or_else(|_| ptrace::regset(tid, ptrace::NT_PRFPREG, xsave))
+        .map_err(at("reading FPU registers"))
+        .of(pid, comm)?;
+    let mut extra = RewakeThreadEntry { tid: tid as u32, ..RewakeThreadEntry::default() };
+    let mut image_regs = for_image(regs, &mut extra);
+    let mask = ptrace::signal_mask(tid).map_err(at("reading the signal mask")).of(pid, comm)?;
+    let queue = ptrace::queued_signals(tid, false).map_err(at("reading queued signals")).of(pid, comm)?;
+    let (futex_rla, futex_rla_len) =
+        robust_list(tid).map_err(at("reading the robust list")).of(pid, comm)?;
+    let mut core = ThreadCoreEntry {
+        futex_rla,
+        futex_rla_len: futex_rla_len as u32,
+        blk_sigset: Some(mask),
+        signals_p: Some(signals::queue(queue)),
+        ..ThreadCoreEntry::default()
+    };
+    if let Ok(config) = ptrace::rseq_config(tid) {
+        core.rseq_entry = Some(RseqEntry {
+            rseq_abi_pointer: config.pointer,
+            rseq_abi_size: config.size,
+            signature: config.signature,
+            rseq_cs_pointer: None,
+        });
+        if let Some(abort) = rseq_abort(outside, config.pointer, image_regs.rip) {
+            image_regs.rip = abort;
+        }
+    }
+    let attr = sched::attributes(tid).map_err(at("reading scheduling attributes")).of(pid, comm)?;
+    schedule::survey(&mut core, &mut extra, &attr);
+    extra.affinity = sched::affinity(tid).unwrap_or_default();
+    extra.io_priority = sched::io_priority(tid).ok();
+    if let Ok(sud) = ptrace::sud_config(tid)
+        && sud.mode != 0
+    {
+        extra.syscall_dispatch = vec![sud.mode, sud.selector, sud.offset, sud.len];
+    }
+    let info = registers::survey(&image_regs, &xsave[..len], 0)
+        .map_err(|p| crate::Error::of(pid, comm, p))?;
+    Ok(ThreadState { core, info, extra, mask })
+}
+
+/// A thread inside a restartable sequence must go on at the sequence's abort handler, as after any preemption.
+fn rseq_abort(outside: &Outside, rseq: u64, rip: u64) -> Option<u64> {
+    let word = |at: u64| {
+        let mut bytes = [0u8; 8];
+        outside.memory.read_exact_at(&mut bytes, at).ok()?;
+        Some(u64::from_ne_bytes(bytes))
+    };
+    if rseq == 0 {
+        return None;
+    }
+    // struct rseq: cpu_id_start, cpu_id, rseq_cs; struct rseq_cs: version, flags, start_ip, post_commit_offset, abort_ip
+    let cs = word(rseq + 8)?;
+    if cs == 0 {
+        return None;
+    }
+    let (start, len, abort) = (word(cs + 8)?, word(cs + 16)?, word(cs + 24)?);
+    (rip.wrapping_sub(start) < len).then_some(abort)
+}
+
+fn build(
+    task: &Task,
+    outside: &Outside,
+    answers: Answers,
+    states: Vec<(i32, ThreadState)>,
+    cloexec: Vec<bool>,
+) -> Result<Inside> {
+    let (pid, comm) = (task.pid(), task.comm());
+    let Answers { actions, timers, limits, attributes, clocks, shared } = answers;
+    let mut cores = Vec::with_capacity(states.len());
+    let mut extra = Vec::with_capacity(states.len());
+    let mut buffer = Vec::new();
+    let single = states.len() == 1;
+    for (tid, mut state) in states {
+        let leader = tid == pid;
+        let own_status;
+        let status = if single || leader {
+            &outside.status
+        } else {
+            own_status = task.dir.task(tid).and_then(|d| d.status(&mut buffer)).of(pid, comm)?;
+            &own_status
+        };
+        if leader {
+            state.info.clear_tid_addr = attributes.tid_address;
+            let (sp, flags, size) = attributes.alternate_stack;
+            state.core.sas = Some(signals::alternate_stack(sp, size, flags));
+            state.core.pdeath_sig = Some(attributes.pdeath_sig).filter(|s| *s != 0);
+        }
+        state.core.creds = Some(credentials::survey(status, attributes.securebits));
+        state.core.comm = Some(status_name(task, tid, &mut buffer));
+        state.core.cg_set = Some(1);
+        // The file exists for every tid, but not below task/.
+        state.extra.timer_slack = rewake_proc::read::ProcDir::open(tid).ok().and_then(|dir| {
+            let text = dir.read_single("timerslack_ns", &mut buffer).ok()?;
+            rewake_proc::single::timerslack_ns(text).ok()
+        });
+        let tc = leader.then(|| TaskCoreEntry {
+            task_state: match task.life {
+                Life::Stopped(_) => 3,
+                _ => 1,
+            },
+            exit_code: 0,
+            personality: outside.values.personality,
+            flags: task.stat.flags,
+            blk_sigset: state.mask,
+            comm: comm.to_vec(),
+            timers: Some(timers.clone()),
+            rlimits: Some(limits.clone()),
+            signals_s: Some(signals::queue(shared.clone())),
+            loginuid: Some(outside.values.loginuid.unwrap_or(u32::MAX)),
+            oom_score_adj: Some(outside.values.oom_score_adj),
+            sigactions: actions.clone(),
+            child_subreaper: Some(attributes.child_subreaper),
+            stop_signo: match task.life {
+                Life::Stopped(signal) => Some(signal as u32),
+                _ => None,
+            },
+            membarrier_registration_mask: Some(attributes.membarrier).filter(|m| *m != 0),
+            ..TaskCoreEntry::default()
+        });
+        if leader {
+            state.core.blk_sigset = None;
+        }
+        cores.push((
+            tid,
+            CoreEntry {
+                mtype: March::X8664 as i32,
+                thread_info: Some(state.info),
+                tc,
+                thread_core: Some(state.core),
+                ..CoreEntry::default()
+            },
+        ));
+        extra.push(state.extra);
+    }
+    Ok(Inside { cores, extra, attributes, cloexec, clocks })
+}
+
+/// The thread's name, from `comm`, where nothing is escaped.
+fn status_name(task: &Task, tid: i32, buffer: &mut Vec<u8>) -> Vec<u8> {
+    if tid == task.pid() {
+        return task.comm().to_vec();
+    }
+    task.dir
+        .read_single(&format!("task/{tid}/comm"), buffer)
+        .ok()
+        .and_then(|text| rewake_proc::single::comm(text).ok().map(<[u8]>::to_vec))
+        .unwrap_or_else(|| task.comm().to_vec())
+}

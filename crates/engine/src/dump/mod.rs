@@ -1,0 +1,313 @@
+//! A dump: freeze, survey, refuse or write, final state.
+//!
+//! The survey writes nothing and yields plain values ([`Surveyed`]); obstacles are gathered, not stumbled upon, so that
+//! a refusal names them all and `check -t` can print them.
+
+mod files;
+mod inside;
+mod outside;
+mod write;
+
+use crate::error::{Context, Error, Result};
+use crate::freeze::{Life, Task, Tree};
+use crate::options::{Action, DumpOptions, FinalState, Hooks};
+use crate::report::{DumpReport, Obstacle};
+use files::Files;
+use inside::Inside;
+use outside::Outside;
+use rewake_image::ImageWriter;
+use rewake_inject::live::Live;
+use rewake_objects::files::collect::{Collector, Contents, Options};
+use rewake_objects::problem::text;
+use rewake_sys::wait::{self, Status};
+use rewake_sys::signal;
+use std::time::Instant;
+
+/// A living task, surveyed.
+#[derive(Debug)]
+struct Alive {
+    outside: Outside,
+    inside: Inside,
+    files: Files,
+}
+
+/// A task, surveyed.
+#[derive(Debug)]
+struct TaskSurvey {
+    pid: i32,
+    ppid: i32,
+    pgid: i32,
+    sid: i32,
+    comm: Vec<u8>,
+    life: Life,
+    /// `None` for a zombie.
+    alive: Option<Alive>,
+}
+
+/// A tree, surveyed.
+#[derive(Debug)]
+struct Surveyed {
+    tasks: Vec<TaskSurvey>,
+    files: Collector,
+    obstacles: Vec<Obstacle>,
+}
+
+impl Surveyed {
+    /// Segments of shared memory take the first page stores.
+    fn first_pages_id(&self) -> u32 {
+        let segments = self.files.contents.iter().filter(|c| matches!(c, Contents::Shared(_)));
+        1 + segments.count() as u32
+    }
+
+    fn threads(&self) -> usize {
+        self.tasks.iter().filter_map(|t| t.alive.as_ref()).map(|a| a.inside.cores.len()).sum()
+    }
+}
+
+/// Agents that are still in their tasks, in the order of the tree's tasks.
+type Agents = Vec<Option<Live>>;
+
+fn deadline(options: &DumpOptions) -> Option<Instant> {
+    options.timeout.map(|t| Instant::now() + t)
+}
+
+/// Surveys a frozen tree. With `cure` the agents are taken out again at once.
+fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<(Surveyed, Agents)> {
+    files::refuse_sharing(&tree.tasks)?;
+    let namespaces = outside::own_namespaces();
+    let mut collector = Collector::new(Options {
+        ghost_limit: options.ghost_limit,
+        link_remap: options.link_remap,
+        shell_job: options.shell_job,
+        evasive_devices: options.evasive_devices,
+        tcp_established: options.tcp.established,
+        tcp_close: options.tcp.close,
+        skip_in_flight: options.tcp.skip_in_flight,
+    });
+    let mut obstacles = sessions(tree, options);
+    let mut tasks = Vec::with_capacity(tree.tasks.len());
+    let mut agents: Agents = Vec::new();
+    for task in &mut tree.tasks {
+        let alive = if task.threads.is_empty() {
+            agents.push(None);
+            None
+        } else {
+            let (alive, agent) =
+                survey_task(task, &mut collector, &namespaces, &mut obstacles, cure)?;
+            agents.push(agent);
+            Some(alive)
+        };
+        tasks.push(TaskSurvey {
+            pid: task.pid(),
+            ppid: task.stat.ppid,
+            pgid: task.stat.pgrp,
+            sid: task.stat.session,
+            comm: task.comm().to_vec(),
+            life: task.life,
+            alive,
+        });
+    }
+    Ok((Surveyed { tasks, files: collector, obstacles }, agents))
+}
+
+fn survey_task(
+    task: &mut Task,
+    collector: &mut Collector,
+    namespaces: &[Vec<u8>],
+    obstacles: &mut Vec<Obstacle>,
+    cure: bool,
+) -> Result<(Alive, Option<Live>)> {
+    let (pid, comm) = (task.pid(), task.comm().to_vec());
+    let mut outside = outside::survey(task, namespaces)?;
+    let raw = rustix::process::Pid::from_raw(pid)
+        .ok_or_else(|| Error::new(format!("{pid} is no process id")))?;
+    let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())
+        .map_err(|e| format!("pidfd_open: {e}"))
+        .of(pid, &comm)?;
+    if outside.status.seccomp.unwrap_or(0) != 0 {
+        let options = rewake_sys::ptrace::O_TRACESYSGOOD | rewake_sys::ptrace::O_SUSPEND_SECCOMP;
+        for thread in &task.threads {
+            rewake_sys::ptrace::set_options(thread.tid(), options).of(pid, &comm)?;
+        }
+    }
+    let (inside, agent) = inside::survey(task, &outside, &pidfd, cure)?;
+    let mut problems = std::mem::take(&mut outside.problems);
+    let files = files::survey(collector, task, &outside, &inside, &pidfd, &mut problems)?;
+    obstacles.extend(problems.into_iter().map(|p| p.of(pid, &comm)));
+    Ok((Alive { outside, inside, files }, agent))
+}
+
+/// Sessions and groups must be led from inside the tree, unless it is a shell's job.
+fn sessions(tree: &Tree, options: &DumpOptions) -> Vec<Obstacle> {
+    let Some(root) = tree.tasks.first() else { return Vec::new() };
+    if options.shell_job || root.stat.session == root.pid() {
+        return Vec::new();
+    }
+    let problem = rewake_objects::Problem::new(
+        format!("session {}", root.stat.session),
+        "the root of the tree belongs to a session that is led from outside the tree",
+    )
+    .remedy("use --shell-job if it is a job of a shell, or start it with setsid");
+    vec![problem.of(root.pid(), root.comm())]
+}
+
+/// Surveys the tree of `options.root` and returns what would stand in the way of a dump.
+///
+/// # Errors
+/// The survey itself could not be made (no such process, no permission…).
+pub fn check_tree(options: &DumpOptions) -> Result<Vec<Obstacle>> {
+    refuse_ourselves(options.root)?;
+    let mut tree = Tree::freeze(options.root, deadline(options))?;
+    let (surveyed, _) = survey(&mut tree, options, true)?;
+    tree.release();
+    Ok(surveyed.obstacles)
+}
+
+fn refuse_ourselves(root: i32) -> Result<()> {
+    let mut pid = std::process::id() as i32;
+    while pid > 1 {
+        if pid == root {
+            return Err(Error::new(format!("process {root} is rewake itself or started it"))
+                .hint("run rewake from outside the tree that is saved"));
+        }
+        let parent = rewake_proc::read::ProcDir::open(pid)
+            .and_then(|d| d.stat(&mut Vec::new()))
+            .map_or(0, |s| s.ppid);
+        pid = parent;
+    }
+    Ok(())
+}
+
+/// Saves the tree of `options.root` to images.
+///
+/// # Errors
+/// Anything that stops the dump; the tree then runs on as before.
+pub fn dump(options: &DumpOptions, hooks: &mut dyn Hooks) -> Result<DumpReport> {
+    refuse_unsupported(options)?;
+    refuse_ourselves(options.root)?;
+    let images = ImageWriter::create(&options.images_dir)?;
+    hooks.run(Action::PreDump, Some(options.root)).map_err(Error::new)?;
+    let start = Instant::now();
+    let mut tree = Tree::freeze(options.root, deadline(options))?;
+    let frozen = Instant::now();
+    log::info!("{} tasks frozen in {:?}", tree.tasks.len(), frozen - start);
+
+    let dies = options.final_state == FinalState::Dead;
+    let (surveyed, agents) = survey(&mut tree, options, !dies)?;
+    let surveyed_at = Instant::now();
+    log::info!("surveyed in {:?}", surveyed_at - frozen);
+    let result = finish_images(images, options, hooks, surveyed);
+    let (mut report, counters_written_at) = match result {
+        Ok(done) => done,
+        Err(e) => {
+            cure(&mut tree, agents);
+            return Err(e);
+        }
+    };
+    report.memdump_time = surveyed_at - frozen;
+    report.memwrite_time = counters_written_at - surveyed_at;
+    report.freezing_time = frozen - start;
+
+    if dies && report.post_dump_failed.is_none() {
+        kill(&mut tree, agents);
+    } else {
+        let stop = options.final_state == FinalState::Stopped && report.post_dump_failed.is_none();
+        cure(&mut tree, agents);
+        if stop {
+            crate::resume::stop_tree(&tree)?;
+        }
+        tree.release();
+    }
+    report.frozen_time = start.elapsed();
+    Ok(report)
+}
+
+fn refuse_unsupported(options: &DumpOptions) -> Result<()> {
+    let later = [(options.file_locks, "--file-locks"), (options.link_remap, "--link-remap")];
+    for (given, name) in later {
+        if given {
+            return Err(Error::new(format!("{name} is not supported yet")));
+        }
+    }
+    Ok(())
+}
+
+/// Refuses, or writes and commits the images.
+fn finish_images(
+    images: ImageWriter,
+    options: &DumpOptions,
+    hooks: &mut dyn Hooks,
+    surveyed: Surveyed,
+) -> Result<(DumpReport, Instant)> {
+    if !surveyed.obstacles.is_empty() {
+        return Err(Error::refused(surveyed.obstacles));
+    }
+    let counters = write::Counters::default();
+    write::write(&images, &surveyed, &counters)?;
+    let written_at = Instant::now();
+    let mut report = DumpReport {
+        pages_scanned: counters.scanned.into_inner(),
+        pages_written: counters.written.into_inner(),
+        shpages_scanned: counters.shared_scanned.into_inner(),
+        shpages_written: counters.shared_written.into_inner(),
+        tasks: surveyed.tasks.len(),
+        threads: surveyed.threads(),
+        ..DumpReport::default()
+    };
+    images.commit(&write::inventory(options.tcp.close, run_id()?))?;
+    if let Err(e) = hooks.run(Action::PostDump, Some(options.root)) {
+        report.post_dump_failed = Some(e);
+    }
+    Ok((report, written_at))
+}
+
+/// A random UUID in text form.
+fn run_id() -> Result<String> {
+    let mut b = [0u8; 16];
+    rustix::rand::getrandom(&mut b, rustix::rand::GetRandomFlags::empty())
+        .map_err(|e| Error::new(format!("no random numbers: {e}")))?;
+    b[6] = b[6] & 0x0f | 0x40;
+    b[8] = b[8] & 0x3f | 0x80;
+    let hex: String = b.iter().map(|x| format!("{x:02x}")).collect();
+    Ok([&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-"))
+}
+
+/// Takes agents that are still in their tasks out again.
+fn cure(tree: &mut Tree, agents: Agents) {
+    for (task, agent) in tree.tasks.iter_mut().zip(agents) {
+        let Some(agent) = agent else { continue };
+        match agent.cure() {
+            Ok(mut leader) => {
+                if let Life::Stopped(signal) = task.life {
+                    leader.set_group_stop(Some(signal));
+                }
+                task.threads.insert(0, leader);
+            }
+            Err(e) => log::warn!("process {} ({}): {e}", task.pid(), text(task.comm())),
+        }
+    }
+}
+
+/// Kills the tree and waits until every task is dead.
+fn kill(tree: &mut Tree, agents: Agents) {
+    for task in tree.tasks.iter().filter(|t| !matches!(t.life, Life::Zombie(_))) {
+        if let Err(e) = signal::kill(task.pid(), libc::SIGKILL) {
+            log::warn!("process {} ({}) cannot be killed: {e}", task.pid(), text(task.comm()));
+        }
+    }
+    for task in &mut tree.tasks {
+        if matches!(task.life, Life::Zombie(_)) {
+            continue;
+        }
+        // The leader dies last: its death is told when all other threads are reaped.
+        let tids: Vec<i32> = task.threads.drain(..).map(|t| t.tid()).filter(|t| *t != task.stat.pid).collect();
+        for tid in tids.into_iter().chain([task.stat.pid]) {
+            while let Ok(status) = wait::wait(tid) {
+                if matches!(status, Status::Exited(_) | Status::Killed(_)) {
+                    break;
+                }
+            }
+        }
+    }
+    drop(agents);
+}

@@ -1,0 +1,158 @@
+//! What can be seen of a stopped task from outside: `/proc`.
+
+use crate::error::{Context, Result};
+use crate::freeze::Task;
+use rewake_objects::Problem;
+use rewake_objects::memory::pages::{self, Run};
+use rewake_objects::memory::vma::{self, Vma, status};
+use rewake_proc::read::ProcDir;
+use rewake_proc::status::Status;
+use rewake_proc::timers::PosixTimer;
+use rustix::fs::OFlags;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+/// A task as `/proc` tells it.
+#[derive(Debug)]
+pub struct Outside {
+    /// `/proc/PID/status`.
+    pub status: Status,
+    /// Mappings.
+    pub vmas: Vec<Vma>,
+    /// Runs of private pages that hold data.
+    pub runs: Vec<Run>,
+    /// Contents of the vdso, taken before the agent's entry was put into its last page.
+    pub vdso: Vec<u8>,
+    /// Raw auxiliary vector.
+    pub auxv: Vec<u8>,
+    /// Link texts of exe, cwd and root.
+    pub links: Links,
+    /// Descriptor numbers, ascending.
+    pub fds: Vec<i32>,
+    /// POSIX timers.
+    pub timers: Vec<PosixTimer>,
+    /// `/proc/PID/mem`.
+    pub memory: File,
+    /// Small values of `/proc`.
+    pub values: Values,
+    /// What cannot be saved.
+    pub problems: Vec<Problem>,
+}
+
+/// Link texts.
+#[derive(Debug, Default)]
+pub struct Links {
+    /// `/proc/PID/exe`.
+    pub exe: Vec<u8>,
+    /// `/proc/PID/cwd`.
+    pub cwd: Vec<u8>,
+    /// `/proc/PID/root`.
+    pub root: Vec<u8>,
+}
+
+/// Small values.
+#[derive(Debug, Default)]
+pub struct Values {
+    /// `/proc/PID/personality`.
+    pub personality: u32,
+    /// `/proc/PID/loginuid`, `None` where unset or unknown.
+    pub loginuid: Option<u32>,
+    /// `/proc/PID/oom_score_adj`.
+    pub oom_score_adj: i32,
+    /// `/proc/PID/coredump_filter`.
+    pub coredump_filter: Option<u32>,
+}
+
+/// The namespaces a task must share with us so far; time namespaces may differ.
+const NAMESPACES: &[&str] = &["pid", "mnt", "net", "user", "uts", "ipc", "cgroup"];
+
+/// Reads all of it.
+///
+/// # Errors
+/// The task is gone or `/proc` cannot be read.
+pub fn survey(task: &Task, own_namespaces: &[Vec<u8>]) -> Result<Outside> {
+    let (pid, comm) = (task.pid(), task.comm());
+    let dir = &task.dir;
+    let mut buffer = Vec::with_capacity(64 * 1024);
+    let mut problems = Vec::new();
+    let status = dir.status(&mut buffer).of(pid, comm)?;
+    let text = dir.read("smaps", &mut buffer).of(pid, comm)?;
+    let vmas = vma::survey(text, &mut problems).of(pid, comm)?;
+    let pagemap = File::from(dir.open_file("pagemap", OFlags::RDONLY).of(pid, comm)?);
+    let runs = pages::survey(&pagemap, &vmas).of(pid, comm)?;
+    let memory = File::from(dir.open_file("mem", OFlags::RDWR).of(pid, comm)?);
+    let vdso = read_vdso(&memory, &vmas);
+    let auxv = dir.read("auxv", &mut buffer).of(pid, comm)?.to_vec();
+    let mut link = |name: &str| dir.link(name, &mut buffer).map(<[u8]>::to_vec);
+    let links = Links {
+        exe: link("exe").of(pid, comm)?,
+        cwd: link("cwd").of(pid, comm)?,
+        root: link("root").of(pid, comm)?,
+    };
+    for (name, own) in NAMESPACES.iter().zip(own_namespaces) {
+        let theirs = dir.link(&format!("ns/{name}"), &mut buffer).of(pid, comm)?;
+        if theirs != own {
+            problems.push(Problem::new(
+                format!("{name} namespace {}", rewake_objects::problem::text(theirs)),
+                "the task is in a namespace of its own, which cannot be saved yet",
+            ));
+        }
+    }
+    let mut fds = dir.fds().of(pid, comm)?;
+    fds.sort_unstable();
+    let timers = match dir.read("timers", &mut buffer) {
+        Ok(text) => rewake_proc::timers::parse(text).of(pid, comm)?,
+        // Kernels without CONFIG_CHECKPOINT_RESTORE; then there are no ids to restore either.
+        Err(_) => Vec::new(),
+    };
+    if status.seccomp.unwrap_or(0) != 0 {
+        problems.push(Problem::new("seccomp", "seccomp modes and filters cannot be saved yet"));
+    }
+    if status.shadow_stack.is_some_and(|s| s.shstk) {
+        problems.push(Problem::new("shadow stack", "x86 shadow stacks cannot be saved yet"));
+    }
+    let values = values(dir, &mut buffer);
+    Ok(Outside { status, vmas, runs, vdso, auxv, links, fds, timers, memory, values, problems })
+}
+
+fn read_vdso(memory: &File, vmas: &[Vma]) -> Vec<u8> {
+    let Some(vma) = vmas.iter().find(|v| v.entry.status & status::VDSO != 0) else {
+        return Vec::new();
+    };
+    let mut bytes = vec![0; (vma.entry.end - vma.entry.start) as usize];
+    match memory.read_exact_at(&mut bytes, vma.entry.start) {
+        Ok(()) => bytes,
+        Err(_) => Vec::new(),
+    }
+}
+
+fn values(dir: &ProcDir, buffer: &mut Vec<u8>) -> Values {
+    use rewake_proc::single;
+    let mut values = Values::default();
+    if let Ok(text) = dir.read_single("personality", buffer) {
+        values.personality = single::personality(text).unwrap_or(0);
+    }
+    if let Ok(text) = dir.read_single("loginuid", buffer) {
+        values.loginuid = single::loginuid(text).unwrap_or(None);
+    }
+    if let Ok(text) = dir.read_single("oom_score_adj", buffer) {
+        values.oom_score_adj = single::oom_score_adj(text).unwrap_or(0);
+    }
+    if let Ok(text) = dir.read_single("coredump_filter", buffer) {
+        values.coredump_filter = single::coredump_filter(text).ok();
+    }
+    values
+}
+
+/// Our own namespaces, in the order of the ones that are compared.
+#[must_use]
+pub fn own_namespaces() -> Vec<Vec<u8>> {
+    NAMESPACES
+        .iter()
+        .map(|name| {
+            rustix::fs::readlink(format!("/proc/self/ns/{name}"), Vec::new())
+                .map(std::ffi::CString::into_bytes)
+                .unwrap_or_default()
+        })
+        .collect()
+}

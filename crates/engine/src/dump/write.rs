@@ -1,0 +1,289 @@
+//! Writing the images of a surveyed tree.
+
+use super::{Surveyed, TaskSurvey};
+use crate::error::{Context, Error, Result};
+use crate::freeze::Life;
+use rewake_image::messages::{
+    CoreEntry, InventoryEntry, Lsmtype, March, PluginsEntry, PstreeEntry, RewakeEntry,
+    RewakeTaskEntry, SeccompEntry, TaskCoreEntry, TaskKobjIdsEntry, TimensEntry, Timespec,
+};
+use rewake_image::{ImageWriter, PageRun, PageSource, kind};
+use rewake_objects::Problem;
+use rewake_objects::files::collect::Contents;
+use rewake_objects::files::ghost;
+use rewake_objects::memory::vma::status;
+use rewake_objects::memory::{PAGE, pages, shared};
+use std::io::Write;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+/// Buffer for copying memory: large enough to make the calls few, small enough for the cache.
+const BUFFER: usize = 1 << 20;
+/// Our own kernel objects have number 1.
+const FIRST_OBJECT: u32 = 2;
+
+/// Pages looked at and written.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Private pages looked at.
+    pub scanned: AtomicU64,
+    /// Private pages written.
+    pub written: AtomicU64,
+    /// Shared pages looked at.
+    pub shared_scanned: AtomicU64,
+    /// Shared pages written.
+    pub shared_written: AtomicU64,
+}
+
+/// Our own namespaces' ids, as CRIU numbers them.
+fn root_ids() -> TaskKobjIdsEntry {
+    TaskKobjIdsEntry {
+        vm_id: 1,
+        files_id: 1,
+        fs_id: 1,
+        sighand_id: 1,
+        pid_ns_id: Some(1),
+        net_ns_id: Some(2),
+        ipc_ns_id: Some(3),
+        uts_ns_id: Some(4),
+        time_ns_id: Some(5),
+        mnt_ns_id: Some(6),
+        user_ns_id: Some(7),
+        cgroup_ns_id: Some(8),
+    }
+}
+
+/// Writes everything but the inventory.
+///
+/// # Errors
+/// Memory cannot be read, or the images cannot be written; the text says which.
+pub fn write(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -> Result<()> {
+    write_pstree(images, surveyed)?;
+    write_files(images, surveyed, counters)?;
+    // Tasks are independent: as many at a time as there are CPUs.
+    let next = AtomicUsize::new(0);
+    let workers = std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(surveyed.tasks.len().max(1));
+    let work = || -> Result<()> {
+        let mut buffer = Vec::new();
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(task) = surveyed.tasks.get(at) else { return Ok(()) };
+            write_task(images, surveyed, task, at, counters, &mut buffer)?;
+        }
+    };
+    if workers == 1 {
+        return work();
+    }
+    std::thread::scope(|scope| {
+        let others: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
+        let mut result = work();
+        for other in others {
+            let other =
+                other.join().unwrap_or_else(|_| Err(Error::new("a thread that writes images died")));
+            result = result.and(other);
+        }
+        result
+    })
+}
+
+fn write_pstree(images: &ImageWriter, surveyed: &Surveyed) -> Result<()> {
+    let in_tree = |pid: i32| surveyed.tasks.iter().any(|t| t.pid == pid);
+    let entries: Vec<PstreeEntry> = surveyed
+        .tasks
+        .iter()
+        .enumerate()
+        .map(|(i, task)| PstreeEntry {
+            pid: task.pid as u32,
+            ppid: if i == 0 || !in_tree(task.ppid) { 0 } else { task.ppid as u32 },
+            pgid: task.pgid as u32,
+            sid: task.sid as u32,
+            threads: match &task.alive {
+                Some(alive) => alive.inside.cores.iter().map(|(tid, _)| *tid as u32).collect(),
+                None => vec![task.pid as u32],
+            },
+        })
+        .collect();
+    images.write_all(kind::PSTREE, (), &entries)?;
+    images.write_one(kind::SECCOMP, (), &SeccompEntry::default())?;
+    let clocks = surveyed.tasks.iter().find_map(|t| t.alive.as_ref()).map(|a| a.inside.clocks);
+    if let Some([monotonic, boottime]) = clocks {
+        let time = |(tv_sec, tv_nsec): (u64, u64)| Timespec { tv_sec, tv_nsec };
+        let entry = TimensEntry { monotonic: time(monotonic), boottime: time(boottime) };
+        images.write_one(kind::TIMENS, 0u32, &entry)?;
+    }
+    Ok(())
+}
+
+fn write_files(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -> Result<()> {
+    let files = &surveyed.files;
+    let root = surveyed.tasks.first().map_or((0, &b""[..]), |t| (t.pid, t.comm.as_slice()));
+    images.write_all(kind::FILES, (), &files.entries)?;
+    images.write_all(kind::REMAP_FPATH, (), &files.remaps)?;
+    images.write_all(kind::TTY_INFO, (), &files.ttys)?;
+    for (kind, data) in [(kind::PIPES_DATA, &files.pipe_data), (kind::FIFO_DATA, &files.fifo_data)] {
+        let mut stream = images.stream(kind, ());
+        for (entry, bytes) in data {
+            stream.push(entry)?;
+            stream.payload(bytes)?;
+        }
+        stream.finish()?;
+    }
+    let mut segments = Vec::new();
+    let mut pages_id = 0;
+    for contents in &files.contents {
+        let of_root = |p: Problem| Error::of(root.0, root.1, p);
+        match contents {
+            Contents::Ghost { id, entry, file, size } => {
+                ghost::write(images, *id, entry, file, *size).map_err(of_root)?;
+            }
+            Contents::Shared(segment) => {
+                pages_id += 1;
+                let written = shared::write(images, segment, pages_id).map_err(of_root)?;
+                counters.shared_scanned.fetch_add(written.scanned, Ordering::Relaxed);
+                counters.shared_written.fetch_add(written.written, Ordering::Relaxed);
+                segments.push(segment.entry.clone());
+            }
+        }
+    }
+    images.write_all(kind::MEMFD_INODE, (), &segments)?;
+    let mut extra: Vec<RewakeEntry> = Vec::new();
+    for task in &surveyed.tasks {
+        let Some(alive) = &task.alive else { continue };
+        let attributes = &alive.inside.attributes;
+        let entry = RewakeTaskEntry {
+            pid: task.pid as u32,
+            coredump_filter: alive.outside.values.coredump_filter,
+            tsc: Some(attributes.tsc).filter(|t| *t == 2),
+            mdwe: Some(attributes.mdwe).filter(|m| *m != 0),
+            io_flusher: attributes.io_flusher.then_some(true),
+            autogroup_nice: None,
+            personality: Some(alive.outside.values.personality),
+        };
+        extra.push(RewakeEntry { task: Some(entry), ..RewakeEntry::default() });
+        extra.extend(alive.inside.extra.iter().map(|thread| RewakeEntry {
+            thread: Some(thread.clone()),
+            ..RewakeEntry::default()
+        }));
+    }
+    extra.extend(
+        files.extra.iter().map(|f| RewakeEntry { file: Some(f.clone()), ..RewakeEntry::default() }),
+    );
+    images.write_all(kind::REWAKE, (), &extra)?;
+    Ok(())
+}
+
+fn write_task(
+    images: &ImageWriter,
+    surveyed: &Surveyed,
+    task: &TaskSurvey,
+    at: usize,
+    counters: &Counters,
+    buffer: &mut Vec<u8>,
+) -> Result<()> {
+    let pid = task.pid as u32;
+    let Some(alive) = &task.alive else {
+        let Life::Zombie(exit) = task.life else { return Ok(()) };
+        let tc = TaskCoreEntry {
+            task_state: 2,
+            exit_code: exit as u32,
+            comm: task.comm.clone(),
+            ..TaskCoreEntry::default()
+        };
+        let core = CoreEntry { mtype: March::X8664 as i32, tc: Some(tc), ..CoreEntry::default() };
+        images.write_one(kind::CORE, pid, &core)?;
+        return Ok(());
+    };
+    let object = FIRST_OBJECT + at as u32;
+    let ids = TaskKobjIdsEntry {
+        vm_id: object,
+        files_id: object,
+        fs_id: object,
+        sighand_id: object,
+        ..root_ids()
+    };
+    images.write_one(kind::IDS, pid, &ids)?;
+    for (tid, core) in &alive.inside.cores {
+        images.write_one(kind::CORE, *tid as u32, core)?;
+    }
+    images.write_one(kind::MM, pid, &alive.files.mm)?;
+    images.write_one(kind::FS, pid, &alive.files.fs)?;
+    images.write_all(kind::FDINFO, object, &alive.files.fds)?;
+    let pages_id = surveyed.first_pages_id() + at as u32;
+    let runs: Vec<PageRun> = alive
+        .outside
+        .runs
+        .iter()
+        .map(|run| PageRun {
+            vaddr: run.start,
+            nr_pages: run.pages(),
+            source: if run.lazy { PageSource::StoredLazy } else { PageSource::Stored },
+        })
+        .collect();
+    images.write_pagemap(pid, pages_id, &runs)?;
+    let mut pages = images.create_raw(&kind::PAGES.file_name(pages_id))?;
+    let written: u64 = runs.iter().map(|r| r.nr_pages).sum();
+    buffer.resize(BUFFER.min((written * PAGE) as usize).max(PAGE as usize), 0);
+    write_pages(task, &mut pages, buffer).of(task.pid, &task.comm)?;
+    let scanned: u64 =
+        alive.outside.vmas.iter().map(|v| (v.entry.end - v.entry.start) / PAGE).sum();
+    counters.scanned.fetch_add(scanned, Ordering::Relaxed);
+    counters.written.fetch_add(written, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Copies the pages; those of the vdso as they were before the agent's entry was put there.
+fn write_pages(
+    task: &TaskSurvey,
+    to: &mut std::fs::File,
+    buffer: &mut [u8],
+) -> std::result::Result<(), pages::CopyError> {
+    let Some(alive) = &task.alive else { return Ok(()) };
+    let outside = &alive.outside;
+    let vdso = outside
+        .vmas
+        .iter()
+        .find(|v| v.entry.status & status::VDSO != 0)
+        .map_or(0..0, |v| v.entry.start..v.entry.end);
+    let is_vdso = |run: &pages::Run| vdso.contains(&run.start);
+    let mut rest = outside.runs.as_slice();
+    while !rest.is_empty() {
+        let plain = rest.iter().position(is_vdso).unwrap_or(rest.len());
+        pages::copy(task.pid, &outside.memory, &rest[..plain], to, buffer)?;
+        rest = &rest[plain..];
+        if let [run, after @ ..] = rest {
+            let offset = (run.start - vdso.start) as usize;
+            let len = (run.end - run.start) as usize;
+            match outside.vdso.get(offset..offset + len) {
+                Some(bytes) => to.write_all(bytes).map_err(pages::CopyError::Write)?,
+                None => {
+                    return Err(pages::CopyError::Read {
+                        address: run.start,
+                        errno: rewake_sys::Errno::FAULT,
+                    });
+                }
+            }
+            rest = after;
+        }
+    }
+    Ok(())
+}
+
+/// The inventory, which is written last.
+#[must_use]
+pub fn inventory(tcp_close: bool, run_id: String) -> InventoryEntry {
+    InventoryEntry {
+        img_version: 2,
+        fdinfo_per_id: Some(true),
+        root_ids: Some(root_ids()),
+        ns_per_id: Some(true),
+        root_cg_set: Some(1),
+        lsmtype: Some(Lsmtype::NoLsm as i32),
+        tcp_close: tcp_close.then_some(true),
+        // 2: nothing was locked.
+        network_lock_method: Some(2),
+        plugins_entry: Some(PluginsEntry::default()),
+        dump_criu_run_id: Some(run_id.into_bytes()),
+        ..InventoryEntry::default()
+    }
+}

@@ -1,0 +1,86 @@
+//! The engine's error: what failed, and the way out.
+
+use rewake_objects::{Obstacle, Problem};
+
+/// Why an operation failed, with the way out.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Error {
+    /// What failed: process, object and reason.
+    pub message: String,
+    /// What the user can do about it.
+    pub hint: Option<String>,
+    /// Obstacles found by the survey, when the dump was refused because of them.
+    pub obstacles: Vec<Obstacle>,
+}
+
+/// Result of the engine's operations.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An error without a known way out.
+    pub fn new(message: impl Into<String>) -> Error {
+        Error { message: message.into(), hint: None, obstacles: Vec::new() }
+    }
+
+    /// Adds the way out.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Error {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// A problem with an object of a process.
+    #[must_use]
+    pub fn of(pid: i32, comm: &[u8], problem: Problem) -> Error {
+        let obstacle = problem.of(pid, comm);
+        Error {
+            message: format!(
+                "process {} ({}): {}: {}",
+                obstacle.pid, obstacle.comm, obstacle.object, obstacle.reason
+            ),
+            hint: obstacle.remedy,
+            obstacles: Vec::new(),
+        }
+    }
+
+    /// Refuses a dump because of what stands in its way.
+    #[must_use]
+    pub fn refused(obstacles: Vec<Obstacle>) -> Error {
+        let mut lines = obstacles.iter();
+        let mut message = lines.next().map_or_else(String::new, |o| {
+            format!("process {} ({}): {}: {}", o.pid, o.comm, o.object, o.reason)
+        });
+        for o in lines.take(20) {
+            message += &format!("\nprocess {} ({}): {}: {}", o.pid, o.comm, o.object, o.reason);
+        }
+        if obstacles.len() > 21 {
+            message += &format!("\n… and {} more", obstacles.len() - 21);
+        }
+        let hint = obstacles.iter().find_map(|o| o.remedy.clone());
+        Error { message, hint, obstacles }
+    }
+}
+
+impl From<rewake_image::ImageError> for Error {
+    fn from(e: rewake_image::ImageError) -> Error {
+        Error::new(e.to_string())
+    }
+}
+
+/// Names the process an error of another layer belongs to.
+pub trait Context<T> {
+    /// Names the process.
+    ///
+    /// # Errors
+    /// The error it was, with process and command.
+    fn of(self, pid: i32, comm: &[u8]) -> Result<T>;
+}
+
+impl<T, E: std::fmt::Display> Context<T> for std::result::Result<T, E> {
+    fn of(self, pid: i32, comm: &[u8]) -> Result<T> {
+        self.map_err(|e| {
+            Error::new(format!("process {pid} ({}): {e}", rewake_objects::problem::text(comm)))
+        })
+    }
+}

@@ -1,0 +1,99 @@
+//! Stopping a tree as SIGSTOP does, and letting one that a checkpoint left Stopped run on.
+//!
+//! Members that were stopped before the checkpoint must stay stopped when the tree is resumed. The kernel does not say
+//! who sent a SIGSTOP, so a checkpoint notes them in `/run/rewake/stopped-PID-STARTTIME` (root's pid and start time); no
+//! note means that all stopped tasks were stopped by the checkpoint.
+
+use crate::error::{Context, Error, Result};
+use crate::freeze::{Life, Tree};
+use crate::options::Pid;
+use rewake_objects::problem::text;
+use rewake_proc::read::ProcDir;
+use rewake_proc::stat::{Stat, TaskState};
+use rewake_sys::signal;
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+fn note_path(root: &Stat) -> PathBuf {
+    PathBuf::from(format!("/run/rewake/stopped-{}-{}", root.pid, root.starttime))
+}
+
+/// Notes which of `pids` were stopped before.
+pub fn note_stopped(root: Pid, stopped_before: &[Pid]) -> Result<()> {
+    if stopped_before.is_empty() {
+        return Ok(());
+    }
+    let stat = stat(root)?;
+    let path = note_path(&stat);
+    let list: String = stopped_before.iter().map(|p| format!("{p}\n")).collect();
+    std::fs::create_dir_all("/run/rewake")
+        .and_then(|()| std::fs::write(&path, list))
+        .map_err(|e| Error::new(format!("{}: {e}", path.display())))
+}
+
+/// Sends SIGSTOP to every living task of a frozen tree; they stop as soon as they are released.
+pub fn stop_tree(tree: &Tree) -> Result<()> {
+    let before: Vec<Pid> =
+        tree.tasks.iter().filter(|t| matches!(t.life, Life::Stopped(_))).map(|t| t.pid()).collect();
+    if let Some(root) = tree.tasks.first() {
+        note_stopped(root.pid(), &before)?;
+    }
+    for task in tree.tasks.iter().filter(|t| t.life == Life::Alive) {
+        signal::kill(task.pid(), libc::SIGSTOP).of(task.pid(), task.comm())?;
+    }
+    Ok(())
+}
+
+fn stat(pid: Pid) -> Result<Stat> {
+    ProcDir::open(pid).and_then(|dir| dir.stat(&mut Vec::new())).map_err(|e| {
+        if e.is_gone() {
+            Error::new(format!("there is no process {pid}"))
+        } else {
+            Error::new(e.to_string())
+        }
+    })
+}
+
+/// Lets a tree that a checkpoint left Stopped run on. Returns how many tasks were woken.
+///
+/// # Errors
+/// No such process, or the tree is not stopped.
+pub fn resume(root: Pid) -> Result<usize> {
+    let root_stat = stat(root)?;
+    let path = note_path(&root_stat);
+    let keep: HashSet<Pid> = std::fs::read_to_string(&path)
+        .map(|list| list.lines().filter_map(|l| l.parse().ok()).collect())
+        .unwrap_or_default();
+    if root_stat.state != TaskState::Stopped && !keep.contains(&root) {
+        return Err(Error::new(format!(
+            "process {root} ({}) is not stopped",
+            text(&root_stat.comm)
+        ))
+        .hint("resume is for trees left by --leave-stopped"));
+    }
+    // Children first: a parent that waits for stopped children must not find them half woken.
+    let mut tree = vec![root];
+    let mut at = 0;
+    while let Some(pid) = tree.get(at).copied() {
+        at += 1;
+        let Ok(dir) = ProcDir::open(pid) else { continue };
+        let mut buffer = Vec::new();
+        for tid in dir.tids().unwrap_or_default() {
+            if let Ok(list) = dir.read(&format!("task/{tid}/children"), &mut buffer)
+                && let Ok(children) = rewake_proc::children::parse(list)
+            {
+                tree.extend(children.into_iter().filter(|c| !tree.contains(c)).collect::<Vec<_>>());
+            }
+        }
+    }
+    let mut woken = 0;
+    for pid in tree.into_iter().rev().filter(|pid| !keep.contains(pid)) {
+        if stat(pid).is_ok_and(|s| s.state == TaskState::Stopped) {
+            signal::kill(pid, libc::SIGCONT)
+                .map_err(|e| Error::new(format!("process {pid} cannot be woken: {e}")))?;
+            woken += 1;
+        }
+    }
+    let _ = std::fs::remove_file(path);
+    Ok(woken)
+}

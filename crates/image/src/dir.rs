@@ -1,0 +1,307 @@
+//! Reading a checkpoint.
+
+use std::{
+    fs::File,
+    os::{fd::OwnedFd, unix::fs::FileExt},
+    path::{Path, PathBuf},
+};
+
+use crate::{
+    error::{ImageError, Result},
+    file::Dir,
+    ghost::Ghost,
+    kind::{self, Id, Kind, KindInfo, Raw},
+    manifest::{self, Manifest},
+    messages::{ImageMessage, InventoryEntry, IpcMsg, IpcMsgEntry},
+    pagemap::Pagemap,
+    raw::{IpcMessages, RawEntry, RawImage},
+    wire,
+};
+
+/// A directory that holds a complete checkpoint.
+#[derive(Debug)]
+pub struct ImageDir {
+    dir: Dir,
+    inventory: InventoryEntry,
+    manifest: Option<Manifest>,
+}
+
+/// How to open a checkpoint.
+#[derive(Debug, Clone, Copy)]
+pub struct OpenOptions {
+    /// Compare what is read with the manifest, if there is one. Off for images that were edited on purpose.
+    pub verify: bool,
+    /// Accept a pre-dump: memory alone, to be the parent of a checkpoint.
+    pub pre_dump: bool,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        OpenOptions { verify: true, pre_dump: false }
+    }
+}
+
+impl ImageDir {
+    /// Opens a checkpoint: reads its inventory and, if there is one, its manifest.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Self::open_with(path, OpenOptions::default())
+    }
+
+    /// Opens a checkpoint with other than the usual options.
+    pub fn open_with(path: impl AsRef<Path>, options: OpenOptions) -> Result<Self> {
+        let dir = Dir::open(path.as_ref())?;
+        let manifest = if options.verify { read_manifest(&dir)? } else { None };
+        let mut images = ImageDir { dir, manifest, inventory: InventoryEntry::default() };
+        let inventory = images.read_opt(kind::INVENTORY, ())?;
+        images.inventory =
+            inventory.ok_or_else(|| ImageError::NoCheckpoint(images.dir.path.clone()))?;
+        match images.inventory.img_version {
+            1 | 2 => Ok(images),
+            0 if options.pre_dump => Ok(images),
+            0 if images.inventory.pre_dump_mode.is_some() => {
+                Err(ImageError::PreDump(images.dir.path))
+            }
+            version => Err(ImageError::Version {
+                path: images.path_of(&kind::INVENTORY.file_name(())),
+                version,
+            }),
+        }
+    }
+
+    /// The checkpoint this one leaves unchanged pages to, through the symbolic link `parent`.
+    pub fn parent(&self) -> Result<Option<Self>> {
+        let path = self.dir.path.join("parent");
+        match path.symlink_metadata() {
+            Ok(_) => {
+                let options = OpenOptions { verify: self.manifest.is_some(), pre_dump: true };
+                Self::open_with(path, options).map(Some)
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(ImageError::io("examine", &path, e)),
+        }
+    }
+
+    /// The directory, as it was given.
+    pub fn path(&self) -> &Path {
+        &self.dir.path
+    }
+
+    /// The inventory.
+    pub fn inventory(&self) -> &InventoryEntry {
+        &self.inventory
+    }
+
+    /// Reads the message of a file that must be there and hold one.
+    pub fn read_one<M: ImageMessage>(&self, kind: Kind<M>, id: impl Into<Id>) -> Result<M> {
+        let id = id.into();
+        self.read_opt(kind, id)?
+            .ok_or_else(|| ImageError::Missing(self.path_of(&kind.file_name(id))))
+    }
+
+    /// Reads the message of a file that, if it is there, must hold one.
+    pub fn read_opt<M: ImageMessage>(&self, kind: Kind<M>, id: impl Into<Id>) -> Result<Option<M>> {
+        let id = id.into();
+        let mut found = None;
+        let exists = self.each_entry(kind.info(), id, |image, entry| {
+            if found.is_some() {
+                return Err(ImageError::Count { path: image.path().to_owned(), found: "several" });
+            }
+            found = Some(decode(image, entry)?);
+            Ok(())
+        })?;
+        match found {
+            None if exists => {
+                let path = self.path_of(&kind.file_name(id));
+                Err(ImageError::Count { path, found: "no" })
+            }
+            found => Ok(found),
+        }
+    }
+
+    /// Reads all messages of a file; none if there is no such file, which is how the format says that there are none.
+    pub fn read_all<M: ImageMessage>(&self, kind: Kind<M>, id: impl Into<Id>) -> Result<Vec<M>> {
+        let mut messages = Vec::new();
+        self.each_entry(kind.info(), id.into(), |image, entry| {
+            messages.push(decode(image, entry)?);
+            Ok(())
+        })?;
+        Ok(messages)
+    }
+
+    /// Reads all messages of a file, each with what follows it (see [`kind::Payload`]), padding included.
+    pub fn read_with_payload<M: ImageMessage>(
+        &self,
+        kind: Kind<M>,
+        id: impl Into<Id>,
+    ) -> Result<Vec<(M, Vec<u8>)>> {
+        let mut messages = Vec::new();
+        self.each_entry(kind.info(), id.into(), |image, entry| {
+            messages.push((decode(image, entry)?, entry.payload.to_vec()));
+            Ok(())
+        })?;
+        Ok(messages)
+    }
+
+    /// Reads the message queues of an IPC namespace, each with its messages and their texts.
+    #[allow(clippy::type_complexity)] // a list of queues with a list of messages each is just that
+    pub fn read_ipc_queues(&self, ns: u32) -> Result<Vec<(IpcMsgEntry, Vec<(IpcMsg, Vec<u8>)>)>> {
+        let mut queues = Vec::new();
+        self.each_entry(kind::IPCNS_MSG.info(), ns.into(), |image, entry| {
+            let mut queue = Vec::new();
+            let mut messages = IpcMessages::new(image, entry);
+            while let Some((message, text)) = messages.next_message()? {
+                let message =
+                    wire::decode_checked(message).map_err(|f| image.entry_fault(entry, f))?;
+                queue.push((message, text.to_vec()));
+            }
+            queues.push((decode(image, entry)?, queue));
+            Ok(())
+        })?;
+        Ok(queues)
+    }
+
+    /// Reads the pagemap of a process.
+    pub fn read_pagemap(&self, pid: impl Into<Id>) -> Result<Option<Pagemap>> {
+        self.pagemap(kind::PAGEMAP, pid.into())
+    }
+
+    /// Reads the pagemap of a shared memory segment.
+    pub fn read_pagemap_shmem(&self, id: impl Into<Id>) -> Result<Option<Pagemap>> {
+        self.pagemap(kind::SHMEM_PAGEMAP, id.into())
+    }
+
+    fn pagemap(&self, kind: Kind<Pagemap>, id: Id) -> Result<Option<Pagemap>> {
+        let name = kind.file_name(id);
+        let Some(bytes) = self.load(&name)? else { return Ok(None) };
+        let mut image = self.image(&name, kind.info(), &bytes)?;
+        match Pagemap::parse(&mut image)? {
+            Some(pagemap) => Ok(Some(pagemap)),
+            None => Err(ImageError::Count { path: self.path_of(&name), found: "no" }),
+        }
+    }
+
+    /// Opens a ghost file. Its content is left in the file.
+    pub fn read_ghost(&self, id: impl Into<Id>) -> Result<Ghost> {
+        let name = kind::GHOST_FILE.file_name(id);
+        let path = self.path_of(&name);
+        let (fd, size) = self.open_file(&name)?.ok_or_else(|| ImageError::Missing(path.clone()))?;
+        let file = File::from(fd);
+        if self.manifest.is_some() {
+            let mut hasher = crc32fast::Hasher::new();
+            let mut buf = vec![0; size.min(1 << 20) as usize];
+            let mut at = 0;
+            while at < size {
+                let part = &mut buf[..(size - at).min(1 << 20) as usize];
+                file.read_exact_at(part, at).map_err(|e| ImageError::io("read", &path, e))?;
+                hasher.update(part);
+                at += part.len() as u64;
+            }
+            self.verify_crc(&name, hasher.finalize())?;
+        }
+        let mut start = vec![0; size.min(8) as usize];
+        file.read_exact_at(&mut start, 0).map_err(|e| ImageError::io("read", &path, e))?;
+        // a look at the magic numbers alone
+        self.image(&name, kind::GHOST_FILE.info(), &start)?;
+        let header = if self.inventory.img_version == 1 { 4 } else { 8 };
+        Ghost::read(&path, file, size, header)
+    }
+
+    /// Opens a file without messages. Its size is compared with the manifest's.
+    pub fn open_raw(&self, name: &str) -> Result<File> {
+        match self.open_file(name)? {
+            Some((fd, _)) => Ok(fd.into()),
+            None => Err(ImageError::Missing(self.path_of(name))),
+        }
+    }
+
+    /// Reads a file without messages that need not be there.
+    pub fn read_raw(&self, kind: Kind<Raw>, id: impl Into<Id>) -> Result<Option<Vec<u8>>> {
+        self.load(&kind.file_name(id))
+    }
+
+    /// Calls `f` with each entry of a file. Says whether there is a file.
+    fn each_entry(
+        &self,
+        kind: &'static KindInfo,
+        id: Id,
+        mut f: impl FnMut(&RawImage<'_>, &RawEntry<'_>) -> Result<()>,
+    ) -> Result<bool> {
+        let name = kind.file_name(id);
+        let Some(bytes) = self.load(&name)? else { return Ok(false) };
+        let mut image = self.image(&name, kind, &bytes)?;
+        while let Some(entry) = image.next_entry()? {
+            f(&image, &entry)?;
+        }
+        Ok(true)
+    }
+
+    fn image<'a>(
+        &self,
+        name: &str,
+        kind: &'static KindInfo,
+        bytes: &'a [u8],
+    ) -> Result<RawImage<'a>> {
+        RawImage::new(&self.path_of(name), kind, self.inventory.img_version, bytes)
+    }
+
+    fn load(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let Some((fd, size)) = self.open_file(name)? else { return Ok(None) };
+        let bytes = self.dir.read(name, &fd, size)?;
+        if self.manifest.is_some() {
+            self.verify_crc(name, crc32fast::hash(&bytes))?;
+        }
+        Ok(Some(bytes))
+    }
+
+    fn open_file(&self, name: &str) -> Result<Option<(OwnedFd, u64)>> {
+        let opened = self.dir.open_regular(name)?;
+        let Some(sum) = self.manifest.as_ref().and_then(|m| m.get(name)) else { return Ok(opened) };
+        match &opened {
+            None => Err(self.damaged(name, "it is gone".to_owned())),
+            Some((_, size)) if *size != sum.size => {
+                Err(self.damaged(name, format!("it has {size} bytes, and had {}", sum.size)))
+            }
+            Some(_) => Ok(opened),
+        }
+    }
+
+    fn verify_crc(&self, name: &str, found: u32) -> Result<()> {
+        match self.manifest.as_ref().and_then(|m| m.get(name)?.crc) {
+            Some(crc) if crc != found => Err(self.damaged(name, "its checksum differs".to_owned())),
+            _ => Ok(()),
+        }
+    }
+
+    fn damaged(&self, name: &str, what: String) -> ImageError {
+        ImageError::Damaged { path: self.path_of(name), what }
+    }
+
+    fn path_of(&self, name: &str) -> PathBuf {
+        self.dir.path.join(name)
+    }
+}
+
+/// Reads the messages of a single file outside a checkpoint, such as `stats-dump`, of whichever image version.
+pub fn read_file<M: ImageMessage>(path: &Path, kind: Kind<M>) -> Result<Vec<M>> {
+    let bytes = std::fs::read(path).map_err(|e| ImageError::io("read", path, e))?;
+    let mut image = RawImage::new(path, kind.info(), 2, &bytes)?;
+    let mut messages = Vec::new();
+    while let Some(entry) = image.next_entry()? {
+        messages.push(decode(&image, &entry)?);
+    }
+    Ok(messages)
+}
+
+fn decode<M: ImageMessage>(image: &RawImage<'_>, entry: &RawEntry<'_>) -> Result<M> {
+    wire::decode_checked(entry.message).map_err(|fault| image.entry_fault(entry, fault))
+}
+
+fn read_manifest(dir: &Dir) -> Result<Option<Manifest>> {
+    let Some((fd, size)) = dir.open_regular(manifest::FILE_NAME)? else { return Ok(None) };
+    let bytes = dir.read(manifest::FILE_NAME, &fd, size)?;
+    let text = str::from_utf8(&bytes).map_err(|e| e.to_string());
+    match text.and_then(Manifest::parse) {
+        Ok(manifest) => Ok(Some(manifest)),
+        Err(what) => Err(ImageError::Damaged { path: dir.path.join(manifest::FILE_NAME), what }),
+    }
+}

@@ -1,0 +1,60 @@
+//! What CRIU's messages have no place for: `rewake.img`, a file of ours that CRIU passes over.
+
+use super::declare::messages;
+
+messages! {
+    /// Extra state of one task or one file description. Exactly one of the fields is set.
+    message RewakeEntry "rewake_entry" {
+        /// A process.
+        optional message RewakeTaskEntry task = 1;
+        /// A thread (the leader of a process included).
+        optional message RewakeThreadEntry thread = 2;
+        /// A file description.
+        optional message RewakeFileEntry file = 3;
+    }
+
+    /// Extra state of a process.
+    message RewakeTaskEntry "rewake_task_entry" {
+        /// In-namespace pid.
+        required uint32 pid = 1;
+        /// `/proc/PID/coredump_filter`.
+        optional uint32 coredump_filter = 2;
+        /// `PR_GET_TSC`.
+        optional uint32 tsc = 3;
+        /// `PR_GET_MDWE`.
+        optional uint32 mdwe = 4;
+        /// `PR_GET_IO_FLUSHER`.
+        optional bool io_flusher = 5;
+        /// `/proc/PID/autogroup` nice value.
+        optional sint32 autogroup_nice = 6;
+        /// `/proc/PID/personality` (the image format's own field loses bits).
+        optional uint32 personality = 7;
+    }
+
+    /// Extra state of a thread.
+    message RewakeThreadEntry "rewake_thread_entry" {
+        /// In-namespace tid.
+        required uint32 tid = 1;
+        /// CPU set as words; absent: not known.
+        repeated uint64 affinity = 2;
+        /// `ioprio_get`.
+        optional uint32 io_priority = 3;
+        /// Timer slack in nanoseconds.
+        optional uint64 timer_slack = 4;
+        /// `SCHED_DEADLINE`: runtime, deadline, period (nanoseconds), flags.
+        repeated uint64 deadline = 5;
+        /// Syscall user dispatch: mode, selector, offset, length; absent: off.
+        repeated uint64 syscall_dispatch = 6;
+        /// The interrupted system call may be made again although the image says it ended with `EINTR`, which is what
+        /// CRIU would write: number and the address of the instruction.
+        repeated uint64 again = 7;
+    }
+
+    /// Extra state of a file description.
+    message RewakeFileEntry "rewake_file_entry" {
+        /// File id.
+        required uint32 id = 1;
+        /// eventfd: `EFD_SEMAPHORE`.
+        optional bool semaphore = 2;
+    }
+}

@@ -1,0 +1,249 @@
+//! Collecting the file descriptions of a tree: each once, whoever holds it.
+
+use super::{eventfd, pipe, regular};
+use crate::Problem;
+use crate::problem::text;
+use rewake_image::messages::{
+    FdTypes, FileEntry, FownEntry, GhostFileEntry, PipeDataEntry, RemapFilePathEntry,
+    RewakeFileEntry,
+};
+use rewake_sys::file::Owner;
+use rewake_sys::{file, kcmp};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::Stat;
+use std::cmp::Ordering;
+use std::collections::HashMap;
+
+/// What of the dump options concerns descriptors.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// `--ghost-limit` in bytes of allocated blocks.
+    pub ghost_limit: u64,
+    /// `--link-remap`.
+    pub link_remap: bool,
+    /// `--shell-job`.
+    pub shell_job: bool,
+    /// `--evasive-devices`.
+    pub evasive_devices: bool,
+    /// `--tcp-established`.
+    pub tcp_established: bool,
+    /// `--tcp-close`.
+    pub tcp_close: bool,
+    /// `--skip-in-flight`.
+    pub skip_in_flight: bool,
+}
+
+/// One descriptor of one task, seen from the controller.
+pub struct View<'a> {
+    /// Task that holds it.
+    pub pid: i32,
+    /// Its number there.
+    pub number: i32,
+    /// The description itself, held by the controller too.
+    pub fd: OwnedFd,
+    /// `/proc/PID/fd/N` link text.
+    pub link: Vec<u8>,
+    /// fstat(2).
+    pub stat: Stat,
+    /// Status flags and access mode (`F_GETFL`).
+    pub flags: u32,
+    /// Reads `/proc/PID/fdinfo/N`, for kinds that need it.
+    pub fdinfo: &'a dyn Fn() -> Result<Vec<u8>, Problem>,
+    /// All descriptor numbers of the task, ascending.
+    pub numbers: &'a [i32],
+}
+
+impl View<'_> {
+    /// The description.
+    #[must_use]
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    /// How error texts call it.
+    #[must_use]
+    pub fn object(&self) -> String {
+        format!("fd {} ({})", self.number, text(&self.link))
+    }
+
+    /// A problem with this descriptor.
+    pub fn problem(&self, reason: impl Into<String>) -> Problem {
+        Problem::new(self.object(), reason)
+    }
+
+    /// Owner and signal for asynchronous I/O, in the image's form.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn owner(&self) -> Result<FownEntry, Problem> {
+        if self.flags & libc::O_PATH as u32 != 0 {
+            return Ok(FownEntry::default());
+        }
+        let Owner { kind, pid, signal, uids } =
+            file::owner(self.as_fd()).map_err(|e| self.problem(e.to_string()))?;
+        Ok(FownEntry {
+            uid: uids.0,
+            euid: uids.1,
+            signum: signal as u32,
+            pid_type: kind as u32,
+            pid: pid as u32,
+        })
+    }
+}
+
+/// Contents that are written with the images, after the survey.
+#[derive(Debug)]
+pub enum Contents {
+    /// A deleted file.
+    Ghost {
+        /// Number in the file name.
+        id: u64,
+        /// What is written first.
+        entry: GhostFileEntry,
+        /// The file.
+        file: OwnedFd,
+        /// Its size in bytes.
+        size: u64,
+    },
+    /// A memfd or shared anonymous memory.
+    Shared(crate::memory::shared::Segment),
+}
+
+#[derive(Debug)]
+struct Known {
+    pid: i32,
+    number: i32,
+    id: u32,
+    kind: FdTypes,
+}
+
+/// Everything about the tree's files, gathered task by task.
+#[derive(Debug)]
+pub struct Collector {
+    /// The options.
+    pub options: Options,
+    /// `files.img`.
+    pub entries: Vec<FileEntry>,
+    /// `remap-fpath.img`.
+    pub remaps: Vec<RemapFilePathEntry>,
+    /// `pipes-data.img`.
+    pub pipe_data: Vec<(PipeDataEntry, Vec<u8>)>,
+    /// `fifo-data.img`.
+    pub fifo_data: Vec<(PipeDataEntry, Vec<u8>)>,
+    /// Our own extra state.
+    pub extra: Vec<RewakeFileEntry>,
+    /// What is written besides.
+    pub contents: Vec<Contents>,
+    /// Regular files by path and flags, for mappings, exe, cwd and root.
+    pub(super) by_path: HashMap<(Vec<u8>, u32), u32>,
+    /// Ghost ids by device and inode.
+    pub(super) ghosts: HashMap<(u64, u64), u64>,
+    /// Pipes whose contents are taken.
+    pub(super) pipes: std::collections::HashSet<u64>,
+    /// Shared memory segments by device and inode.
+    pub segments: HashMap<(u64, u64), crate::memory::shared::SegmentId>,
+    /// `tty-info.img`, gathered by the terminal module.
+    pub ttys: Vec<rewake_image::messages::TtyInfoEntry>,
+    /// Sets of tasks that hold the same device, inode and flags, ordered by kcmp(2).
+    known: HashMap<(u64, u64, u32), Vec<Known>>,
+    next_id: u32,
+}
+
+impl Collector {
+    /// An empty collection.
+    #[must_use]
+    pub fn new(options: Options) -> Collector {
+        Collector {
+            options,
+            entries: Vec::new(),
+            remaps: Vec::new(),
+            pipe_data: Vec::new(),
+            fifo_data: Vec::new(),
+            extra: Vec::new(),
+            contents: Vec::new(),
+            by_path: HashMap::new(),
+            ghosts: HashMap::new(),
+            pipes: std::collections::HashSet::new(),
+            segments: HashMap::new(),
+            ttys: Vec::new(),
+            known: HashMap::new(),
+            next_id: 1,
+        }
+    }
+
+    /// A file id that nobody has.
+    pub fn new_id(&mut self) -> u32 {
+        self.next_id += 1;
+        self.next_id - 1
+    }
+
+    /// Collects one descriptor: its file id and type. A description that is known already is not surveyed again.
+    ///
+    /// # Errors
+    /// Why it cannot be saved.
+    pub fn descriptor(&mut self, view: &View<'_>) -> Result<(u32, FdTypes), Problem> {
+        let key = (view.stat.st_dev, view.stat.st_ino, view.flags);
+        // Taken out so that survey functions may use the collector.
+        let mut known = self.known.remove(&key).unwrap_or_default();
+        let result = self.look_up(view, &mut known);
+        self.known.insert(key, known);
+        result
+    }
+
+    fn look_up(
+        &mut self,
+        view: &View<'_>,
+        known: &mut Vec<Known>,
+    ) -> Result<(u32, FdTypes), Problem> {
+        let mut failure = None;
+        let found = known.binary_search_by(|k| {
+            kcmp::compare_files(k.pid, k.number, view.pid, view.number).unwrap_or_else(|e| {
+                failure = Some(e);
+                Ordering::Equal
+            })
+        });
+        if let Some(e) = failure {
+            return Err(view.problem(format!("cannot be compared with other descriptors: {e}")));
+        }
+        match found {
+            Ok(at) => Ok((known[at].id, known[at].kind)),
+            Err(at) => {
+                let (id, kind) = survey_kind(self, view)?;
+                known.insert(at, Known { pid: view.pid, number: view.number, id, kind });
+                Ok((id, kind))
+            }
+        }
+    }
+
+    /// Adds an entry to `files.img`.
+    pub fn push(&mut self, entry: FileEntry) {
+        self.entries.push(entry);
+    }
+}
+
+/// The registry of kinds: who saves this descriptor?
+fn survey_kind(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdTypes), Problem> {
+    const KIND: u32 = libc::S_IFMT;
+    if let Some(name) = view.link.strip_prefix(b"anon_inode:") {
+        return match name {
+            b"[eventfd]" => eventfd::survey(collector, view),
+            _ => Err(view.problem("descriptors of this kind cannot be saved yet")),
+        };
+    }
+    match view.stat.st_mode & KIND {
+        libc::S_IFIFO => pipe::survey(collector, view),
+        libc::S_IFREG if view.link.starts_with(b"/memfd:") => {
+            let name = &view.link[b"/memfd:".len()..];
+            let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
+            crate::memory::shared::survey_descriptor(collector, view, name)
+        }
+        libc::S_IFREG | libc::S_IFDIR => regular::survey(collector, view),
+        libc::S_IFCHR if regular::is_plain_device(view.stat.st_rdev) => {
+            regular::survey(collector, view)
+        }
+        libc::S_IFSOCK => crate::sockets::survey(collector, view),
+        libc::S_IFCHR => Err(view.problem("character devices of this kind cannot be saved")),
+        libc::S_IFBLK => Err(view.problem("block devices cannot be saved yet")),
+        _ => Err(view.problem("descriptors of this kind cannot be saved yet")),
+    }
+}

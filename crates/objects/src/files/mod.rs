@@ -1,0 +1,15 @@
+//! File descriptions and descriptors.
+//!
+//! A dump collects every description of the tree once ([`collect::Collector`]): descriptors that share one (dup(2),
+//! fork(2)) get the same file id. A restore opens every description once in the controller ([`open::Opener`]) and hands it to
+//! all tasks that hold it.
+//!
+//! Each kind is one module with `survey` (description → image entry) and `open` (image entry → description). To add
+//! one, write the module and add it to the two registries, `collect::survey_kind` and `open::open_kind`.
+
+pub mod collect;
+pub mod eventfd;
+pub mod ghost;
+pub mod open;
+pub mod pipe;
+pub mod regular;

@@ -1,0 +1,217 @@
+//! Opening the file descriptions of an image: each once, in the controller.
+
+use super::{eventfd, ghost, pipe, regular};
+use crate::Problem;
+use crate::problem::text;
+use rewake_image::messages::{
+    FdTypes, FileEntry, FownEntry, PipeDataEntry, RemapFilePathEntry, RemapType, RewakeFileEntry,
+};
+use rewake_image::{ImageDir, kind};
+use rewake_sys::file;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::collections::HashMap;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// What of the restore options concerns descriptors.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// `--skip-file-rwx-check`.
+    pub skip_mode_check: bool,
+    /// `--shell-job`.
+    pub shell_job: bool,
+    /// `--tcp-established`.
+    pub tcp_established: bool,
+    /// `--tcp-close`.
+    pub tcp_close: bool,
+}
+
+/// The descriptions of an image and those that are open already.
+#[derive(Debug)]
+pub struct Opener<'a> {
+    /// The options.
+    pub options: Options,
+    /// The images.
+    pub images: &'a ImageDir,
+    files: HashMap<u32, FileEntry>,
+    opened: HashMap<u32, OwnedFd>,
+    remaps: HashMap<u32, RemapFilePathEntry>,
+    ghosts: HashMap<u32, ghost::Raised>,
+    pub(super) pipe_data: HashMap<u32, (PipeDataEntry, Vec<u8>)>,
+    pub(super) pipes: HashMap<u32, pipe::Ends>,
+    /// Our own extra state by file id.
+    pub extra: HashMap<u32, RewakeFileEntry>,
+    /// Shared memory made so far, by `MemfdInodeEntry::inode_id`.
+    pub segments: HashMap<u64, OwnedFd>,
+    /// Seals that are still to be put on, by the same id.
+    pub seals: Vec<(u64, u32)>,
+}
+
+impl<'a> Opener<'a> {
+    /// Reads what the images say of files; opens nothing.
+    ///
+    /// # Errors
+    /// An image is damaged.
+    pub fn new(
+        images: &'a ImageDir,
+        options: Options,
+        extra: HashMap<u32, RewakeFileEntry>,
+    ) -> Result<Opener<'a>, rewake_image::ImageError> {
+        let files = images.read_all(kind::FILES, ())?.into_iter().map(|f| (f.id, f)).collect();
+        let remaps = images.read_all(kind::REMAP_FPATH, ())?;
+        let pipe_data = images.read_with_payload(kind::PIPES_DATA, ())?;
+        Ok(Opener {
+            options,
+            images,
+            files,
+            opened: HashMap::new(),
+            remaps: remaps.into_iter().map(|r| (r.orig_id, r)).collect(),
+            ghosts: HashMap::new(),
+            pipe_data: pipe_data.into_iter().map(|(e, data)| (e.pipe_id, (e, data))).collect(),
+            pipes: HashMap::new(),
+            extra,
+            segments: HashMap::new(),
+            seals: Vec::new(),
+        })
+    }
+
+    /// The entry of file `id`.
+    ///
+    /// # Errors
+    /// The images have no such file.
+    pub fn entry(&self, id: u32) -> Result<&FileEntry, Problem> {
+        self.files
+            .get(&id)
+            .ok_or_else(|| Problem::new(format!("file id {id}"), "files.img has no such entry"))
+    }
+
+    /// The description of file `id`, opened if it is not yet.
+    ///
+    /// # Errors
+    /// Why it cannot be opened.
+    pub fn open(&mut self, id: u32) -> Result<BorrowedFd<'_>, Problem> {
+        if !self.opened.contains_key(&id) {
+            let entry = self.entry(id)?.clone();
+            let fd = open_kind(self, &entry)?;
+            apply_common(&entry, fd.as_fd())?;
+            self.opened.insert(id, fd);
+        }
+        Ok(self.opened[&id].as_fd())
+    }
+
+    /// If regular file `id` was a deleted one: makes it again and gives it its name `path` for a moment.
+    ///
+    /// # Errors
+    /// It cannot be made, or the images tell of a remapping that is not supported.
+    pub fn place_ghost(&mut self, id: u32, path: &[u8]) -> Result<Option<ghost::Named>, Problem> {
+        let Some(remap) = self.remaps.get(&id) else { return Ok(None) };
+        let path = Path::new(OsStr::from_bytes(path));
+        // Images of old marked ghosts by the top bit.
+        let (is_ghost, number) = match remap.remap_type {
+            None => (remap.remap_id & 1 << 31 != 0, remap.remap_id & !(1 << 31)),
+            Some(t) => (t == RemapType::Ghost as i32, remap.remap_id),
+        };
+        if !is_ghost {
+            return Err(Problem::new(
+                text(path.as_os_str().as_bytes()),
+                "files that were saved under another name (--link-remap) cannot be restored yet",
+            ));
+        }
+        if !self.ghosts.contains_key(&number) {
+            let image = self.images.read_ghost(u64::from(number)).map_err(|e| {
+                Problem::new(text(path.as_os_str().as_bytes()), e.to_string())
+            })?;
+            self.ghosts.insert(number, ghost::raise(&image, path)?);
+        }
+        self.ghosts[&number].name(path).map(Some)
+    }
+}
+
+/// The registry of kinds: who opens this entry?
+fn open_kind(opener: &mut Opener<'_>, entry: &FileEntry) -> Result<OwnedFd, Problem> {
+    let kind = FdTypes::try_from(entry.r#type).unwrap_or(FdTypes::Und);
+    let absent = || {
+        Problem::new(format!("file id {}", entry.id), format!("its {kind:?} entry is missing"))
+    };
+    match kind {
+        FdTypes::Reg => regular::open(opener, entry.reg.as_deref().ok_or_else(absent)?),
+        FdTypes::Pipe => pipe::open(opener, entry.pipe.as_deref().ok_or_else(absent)?),
+        FdTypes::Memfd => {
+            crate::memory::shared::open(opener, entry.memfd.as_deref().ok_or_else(absent)?)
+        }
+        FdTypes::Eventfd => {
+            let semaphore = opener.extra.get(&entry.id).and_then(|e| e.semaphore).unwrap_or(false);
+            eventfd::open(entry.efd.as_deref().ok_or_else(absent)?, semaphore)
+        }
+        kind => Err(Problem::new(
+            format!("file id {}", entry.id),
+            format!("descriptors of kind {kind:?} cannot be restored yet"),
+        )),
+    }
+}
+
+/// Flags and owner as the entry has them: what does not come with opening.
+fn apply_common(entry: &FileEntry, fd: BorrowedFd<'_>) -> Result<(), Problem> {
+    let Some((flags, owner)) = common(entry) else { return Ok(()) };
+    let failed = |e: rewake_sys::SyscallError| {
+        Problem::new(format!("file id {}", entry.id), format!("attributes cannot be set: {e}"))
+    };
+    let settable = (libc::O_APPEND
+        | libc::O_ASYNC
+        | libc::O_NONBLOCK
+        | libc::O_DIRECT
+        | libc::O_NOATIME) as u32;
+    if flags & libc::O_PATH as u32 != 0 {
+        return Ok(());
+    }
+    let now = file::flags(fd).map_err(failed)?;
+    if now & settable != flags & settable {
+        file::set_flags(fd, flags & settable).map_err(failed)?;
+    }
+    if owner.signum != 0 {
+        file::set_signal(fd, owner.signum as i32).map_err(failed)?;
+    }
+    Ok(())
+}
+
+/// Status flags and owner of any entry.
+fn common(entry: &FileEntry) -> Option<(u32, &FownEntry)> {
+    if let Some(e) = &entry.reg {
+        return Some((e.flags, &e.fown));
+    }
+    if let Some(e) = &entry.pipe {
+        return Some((e.flags, &e.fown));
+    }
+    if let Some(e) = &entry.efd {
+        return Some((e.flags, &e.fown));
+    }
+    if let Some(e) = &entry.memfd {
+        return Some((e.flags, &e.fown));
+    }
+    if let Some(e) = &entry.isk {
+        return Some((e.flags, &e.fown));
+    }
+    if let Some(e) = &entry.usk {
+        return Some((e.flags, &e.fown));
+    }
+    if let Some(e) = &entry.epfd {
+        return Some((e.flags, &e.fown));
+    }
+    if let Some(e) = &entry.sgfd {
+        return Some((e.flags, &e.fown));
+    }
+    if let Some(e) = &entry.tfd {
+        return Some((e.flags, &e.fown));
+    }
+    if let Some(e) = &entry.tty {
+        return Some((e.flags, &e.fown));
+    }
+    None
+}
+
+/// The owner of a description as the entry has it, for the task that restores it once all tasks exist.
+#[must_use]
+pub fn owner_of(entry: &FileEntry) -> Option<&FownEntry> {
+    common(entry).map(|(_, owner)| owner).filter(|o| o.pid != 0)
+}

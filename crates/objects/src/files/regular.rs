@@ -1,0 +1,207 @@
+//! Regular files, directories and plain devices: open(2) by path.
+//!
+//! A path counts only if it still leads to the same inode; a file whose last name is gone becomes a ghost
+//! ([`super::ghost`]).
+
+use super::collect::{Collector, View};
+use super::ghost;
+use super::open::Opener;
+use crate::Problem;
+use crate::problem::text;
+use rewake_image::messages::{FdTypes, FileEntry, FownEntry, RegFileEntry};
+use rustix::fd::OwnedFd;
+use rustix::fs::{Mode, OFlags, Stat};
+
+/// Devices that are no more than a file with a funny driver: `/dev/null`, `zero`, `full`, `random`, `urandom`, `kmsg`.
+#[must_use]
+pub fn is_plain_device(rdev: u64) -> bool {
+    const MEM: u32 = 1;
+    rustix::fs::major(rdev) == MEM
+}
+
+/// The flags an image keeps: not those that only mattered while opening.
+const KEPT: u32 = !((libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY | libc::O_CLOEXEC)
+    as u32);
+
+/// Surveys an open file.
+///
+/// # Errors
+/// It can no longer be reached, or is too large a ghost.
+pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdTypes), Problem> {
+    let pos = match rustix::fs::tell(view.as_fd()) {
+        Ok(pos) => pos,
+        // O_PATH, and devices that cannot seek.
+        Err(_) => 0,
+    };
+    let id = collector.new_id();
+    let name = place(collector, id, &view.link, &view.stat, Some(view))?;
+    let flags = view.flags & KEPT;
+    let entry = entry(id, flags, pos, view.owner()?, name, &view.stat);
+    collector.push(entry);
+    Ok((id, FdTypes::Reg))
+}
+
+fn entry(id: u32, flags: u32, pos: u64, fown: FownEntry, name: Vec<u8>, stat: &Stat) -> FileEntry {
+    let regular = stat.st_mode & libc::S_IFMT == libc::S_IFREG;
+    // A log that is only appended to may grow between dump and restore.
+    let log = flags & (libc::O_APPEND | libc::O_ACCMODE) as u32
+        == (libc::O_APPEND | libc::O_WRONLY) as u32;
+    let reg = RegFileEntry {
+        id,
+        flags,
+        pos,
+        fown,
+        name,
+        size: (regular && !log).then_some(stat.st_size as u64),
+        mode: Some(stat.st_mode),
+        ..RegFileEntry::default()
+    };
+    FileEntry {
+        r#type: FdTypes::Reg as i32,
+        id,
+        reg: Some(Box::new(reg)),
+        ..FileEntry::default()
+    }
+}
+
+/// Finds the name under which a restore can open the file that the kernel calls `link`, making it a ghost if it has none.
+fn place(
+    collector: &mut Collector,
+    id: u32,
+    link: &[u8],
+    stat: &Stat,
+    view: Option<&View<'_>>,
+) -> Result<Vec<u8>, Problem> {
+    let object = || view.map_or_else(|| text(link), View::object);
+    let plain = link.strip_suffix(b" (deleted)").unwrap_or(link);
+    let is_dir = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
+    if stat.st_nlink > 0 && leads_to(link, stat) {
+        return Ok(link.to_vec());
+    }
+    if !link.starts_with(b"/") {
+        return Err(Problem::new(object(), "it has no path that a restore could open")
+            .remedy("close it, or mount its file system where the tree can see it"));
+    }
+    if stat.st_nlink == 0 || is_dir {
+        let Some(view) = view else {
+            return Err(Problem::new(object(), "the file is deleted"));
+        };
+        ghost::survey(collector, id, view)?;
+        return Ok(plain.to_vec());
+    }
+    Err(Problem::new(
+        object(),
+        "its name is gone or leads to another file now, but the file has other names",
+    )
+    .remedy("restore the name"))
+}
+
+/// Does `path` lead to the inode of `stat`?
+fn leads_to(path: &[u8], stat: &Stat) -> bool {
+    rustix::fs::stat(path).is_ok_and(|s| (s.st_dev, s.st_ino) == (stat.st_dev, stat.st_ino))
+}
+
+/// The file id of a path that is not held by a descriptor (mapping, exe, cwd, root), opened with `flags`. `open` is how to
+/// reach the file itself if its name is gone, as `/proc/PID/map_files/…` or `/proc/PID/cwd`.
+///
+/// # Errors
+/// The path no longer leads there, and it cannot be saved as a ghost.
+pub fn of_path(
+    collector: &mut Collector,
+    pid: i32,
+    path: &[u8],
+    flags: u32,
+    open: &str,
+) -> Result<u32, Problem> {
+    let key = (path.to_vec(), flags);
+    if let Some(id) = collector.by_path.get(&key) {
+        return Ok(*id);
+    }
+    let unreadable = |e: rustix::io::Errno| Problem::new(text(path), format!("{open}: {e}"));
+    let real = rustix::fs::stat(open).map_err(unreadable)?;
+    let id = collector.new_id();
+    let name = if real.st_nlink > 0 && leads_to(path, &real) {
+        path.to_vec()
+    } else {
+        let fd = rustix::fs::open(open, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(unreadable)?;
+        let view = View {
+            pid,
+            number: -1,
+            fd,
+            link: [path, b" (deleted)"].concat(),
+            stat: real,
+            flags,
+            fdinfo: &|| Err(Problem::new("mapping", "has no fdinfo")),
+            numbers: &[],
+        };
+        place(collector, id, &view.link, &real, Some(&view)).map_err(|mut p| {
+            p.object = text(path);
+            p
+        })?
+    };
+    collector.push(entry(id, flags & KEPT, 0, FownEntry::default(), name, &real));
+    collector.by_path.insert(key, id);
+    Ok(id)
+}
+
+/// Opens a regular file of the image.
+///
+/// # Errors
+/// It is gone, or not the one that was dumped.
+pub fn open(opener: &mut Opener<'_>, reg: &RegFileEntry) -> Result<OwnedFd, Problem> {
+    let path = absolute(&reg.name);
+    let ghost = opener.place_ghost(reg.id, &path)?;
+    let flags = OFlags::from_bits_retain(reg.flags & KEPT) | OFlags::CLOEXEC | OFlags::NOCTTY;
+    // O_TMPFILE names a directory; the file itself comes back as a ghost with a name.
+    let flags = flags.difference(OFlags::TMPFILE.difference(OFlags::DIRECTORY));
+    let flags = if ghost.is_some() && reg.mode.is_some_and(|m| m & libc::S_IFMT == libc::S_IFREG) {
+        flags.difference(OFlags::DIRECTORY)
+    } else {
+        flags
+    };
+    let fd = rustix::fs::open(path.as_slice(), flags, Mode::empty())
+        .map_err(|e| Problem::new(text(&path), format!("cannot be opened: {e}")))?;
+    if ghost.is_none() {
+        validate(opener, reg, &path, &fd)?;
+    }
+    drop(ghost);
+    if reg.pos != 0 && reg.pos != u64::MAX && !flags.contains(OFlags::PATH) {
+        rustix::fs::seek(&fd, rustix::fs::SeekFrom::Start(reg.pos))
+            .map_err(|e| Problem::new(text(&path), format!("cannot seek to {}: {e}", reg.pos)))?;
+    }
+    Ok(fd)
+}
+
+/// CRIU writes paths with a leading slash, but accepts them without.
+fn absolute(name: &[u8]) -> Vec<u8> {
+    if name.starts_with(b"/") { name.to_vec() } else { [b"/", name].concat() }
+}
+
+fn validate(
+    opener: &Opener<'_>,
+    reg: &RegFileEntry,
+    path: &[u8],
+    fd: &OwnedFd,
+) -> Result<(), Problem> {
+    let stat = rustix::fs::fstat(fd).map_err(|e| Problem::new(text(path), e.to_string()))?;
+    let changed = |what: String| {
+        Problem::new(text(path), what).remedy("bring back the file as it was at the dump")
+    };
+    if let Some(size) = reg.size.filter(|s| *s != stat.st_size as u64) {
+        return Err(changed(format!(
+            "its size is {} bytes now, at the dump it was {size}",
+            stat.st_size
+        )));
+    }
+    if let Some(mode) = reg.mode.filter(|m| *m != stat.st_mode)
+        && !opener.options.skip_mode_check
+    {
+        return Err(changed(format!(
+            "its mode is {:o} now, at the dump it was {mode:o}",
+            stat.st_mode
+        ))
+        .remedy("bring back the mode, or use --skip-file-rwx-check"));
+    }
+    Ok(())
+}

@@ -1,0 +1,16 @@
+//! Memory: mappings, their contents, and what of them tasks share.
+//!
+//! * [`vma`]: mappings, from `/proc/PID/smaps` to image entries and back to mmap(2).
+//! * [`pages`]: which private pages hold data, and copying them out.
+//! * [`shared`]: contents of shared anonymous memory and memfds.
+//! * [`mm`]: the address space as a whole: layout (`PR_SET_MM_MAP`), vdso, and the order in which it is rebuilt.
+
+pub mod mm;
+pub mod pages;
+pub mod shared;
+pub mod vma;
+
+/// Page size of x86-64.
+pub const PAGE: u64 = 4096;
+/// End of user space with four-level page tables; nothing above is scanned unless a mapping lies there.
+pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;

@@ -1,0 +1,243 @@
+//! Private pages: which hold data (`PAGEMAP_SCAN`, or `/proc/PID/pagemap`), and copying them to a page store.
+
+use super::PAGE;
+use super::vma::{Vma, has_private_pages, status};
+use rewake_sys::memory::{RemoteRange, read_remote};
+use rewake_sys::pagemap::{self, Filter, Region};
+use rewake_sys::{Errno, SyscallError};
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+
+/// A run of pages to be saved: `start..end` in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    /// First byte.
+    pub start: u64,
+    /// Past the last byte.
+    pub end: u64,
+    /// May a lazy restore bring it later? (`PE_LAZY` for CRIU.)
+    pub lazy: bool,
+    /// Can it be read with process_vm_readv(2)?
+    pub readable: bool,
+}
+
+impl Run {
+    /// Pages in the run.
+    #[must_use]
+    pub fn pages(&self) -> u64 {
+        (self.end - self.start) / PAGE
+    }
+}
+
+/// The runs of pages of `vmas` that hold data of the task itself: not those of a file that were never written, not
+/// untouched ones, not the shared zero page. `pagemap` is `/proc/PID/pagemap`.
+///
+/// # Errors
+/// The pagemap cannot be read.
+pub fn survey(pagemap: &File, vmas: &[Vma]) -> Result<Vec<Run>, SyscallError> {
+    let (Some(first), Some(last)) = (vmas.first(), vmas.iter().rev().find(|v| has_private_pages(&v.entry)))
+    else {
+        return Ok(Vec::new());
+    };
+    let mut regions = Vec::new();
+    let filter = Filter {
+        inverted: pagemap::FILE | pagemap::PFNZERO,
+        all: pagemap::FILE | pagemap::PFNZERO,
+        any: pagemap::PRESENT | pagemap::SWAPPED,
+        report: 0,
+    };
+    match pagemap::scan(pagemap.as_fd(), first.entry.start, last.entry.end, filter, &mut regions) {
+        Ok(()) => {}
+        Err(e) if e.errno == Errno::NOTTY || e.errno == Errno::INVAL => {
+            regions = scan_by_words(pagemap, vmas)?;
+        }
+        Err(e) => return Err(e),
+    }
+    Ok(intersect(&regions, vmas))
+}
+
+/// Cuts `regions` (ascending) at the borders of `vmas` (ascending). The vdso is taken whole: its pages are the
+/// kernel's, but a restored task needs them as they were.
+fn intersect(regions: &[Region], vmas: &[Vma]) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::with_capacity(regions.len());
+    let mut next = 0;
+    for vma in vmas.iter().filter(|v| has_private_pages(&v.entry)) {
+        let (start, end) = (vma.entry.start, vma.entry.end);
+        let plain = status::ANON_PRIVATE | status::REGULAR;
+        let lazy = vma.entry.status & !status::HEAP == plain;
+        let mut push = |start, end| match runs.last_mut() {
+            Some(last) if last.end == start && last.lazy == lazy && last.readable == vma.readable => {
+                last.end = end;
+            }
+            _ => runs.push(Run { start, end, lazy, readable: vma.readable }),
+        };
+        if vma.entry.status & status::VDSO != 0 {
+            push(start, end);
+            continue;
+        }
+        while next < regions.len() && regions[next].end <= start {
+            next += 1;
+        }
+        let mut at = next;
+        while at < regions.len() && regions[at].start < end {
+            push(regions[at].start.max(start), regions[at].end.min(end));
+            at += 1;
+        }
+    }
+    runs
+}
+
+/// For kernels before 6.7: one word a page. Zero pages cannot be told apart there and are saved.
+fn scan_by_words(file: &File, vmas: &[Vma]) -> Result<Vec<Region>, SyscallError> {
+    const PRESENT: u64 = 1 << 63;
+    const SWAPPED: u64 = 1 << 62;
+    const FILE_OR_SHARED: u64 = 1 << 61;
+    let mut regions: Vec<Region> = Vec::new();
+    let mut buffer = vec![0u8; 64 * 1024];
+    for vma in vmas.iter().filter(|v| has_private_pages(&v.entry)) {
+        let mut at = vma.entry.start;
+        while at < vma.entry.end {
+            let pages = ((vma.entry.end - at) / PAGE).min(buffer.len() as u64 / 8);
+            let words = &mut buffer[..(pages * 8) as usize];
+            file.read_exact_at(words, at / PAGE * 8).map_err(|e| {
+                SyscallError::new("read pagemap", Errno::from_io_error(&e).unwrap_or(Errno::IO))
+            })?;
+            for word in words.chunks_exact(8) {
+                let bits = u64::from_ne_bytes([
+                    word[0], word[1], word[2], word[3], word[4], word[5], word[6], word[7],
+                ]);
+                if bits & (PRESENT | SWAPPED) != 0 && bits & FILE_OR_SHARED == 0 {
+                    match regions.last_mut() {
+                        Some(last) if last.end == at => last.end = at + PAGE,
+                        _ => regions.push(Region { start: at, end: at + PAGE, categories: 0 }),
+                    }
+                }
+                at += PAGE;
+            }
+        }
+    }
+    Ok(regions)
+}
+
+/// How copying memory failed.
+#[derive(Debug, thiserror::Error)]
+pub enum CopyError {
+    /// Reading the task's memory.
+    #[error("memory at {address:#x} cannot be read: {errno}")]
+    Read {
+        /// Address.
+        address: u64,
+        /// Why.
+        errno: Errno,
+    },
+    /// Writing the page store.
+    #[error("the pages cannot be written: {0}")]
+    Write(#[source] io::Error),
+}
+
+/// Copies the pages of `runs` of process `pid`, in order, to `to`. `memory` is `/proc/PID/mem`, for what the task itself
+/// could not read; `buffer` is scratch space.
+///
+/// # Errors
+/// [`CopyError`].
+pub fn copy(
+    pid: i32,
+    memory: &File,
+    runs: &[Run],
+    to: &mut impl io::Write,
+    buffer: &mut [u8],
+) -> Result<(), CopyError> {
+    let mut queue: Vec<RemoteRange> = Vec::with_capacity(1024);
+    let mut queued = 0;
+    for run in runs {
+        let mut at = run.start;
+        while at < run.end {
+            if !run.readable {
+                flush(pid, memory, &mut queue, &mut queued, to, buffer)?;
+                let len = ((run.end - at) as usize).min(buffer.len());
+                memory.read_exact_at(&mut buffer[..len], at).map_err(|e| CopyError::Read {
+                    address: at,
+                    errno: Errno::from_io_error(&e).unwrap_or(Errno::IO),
+                })?;
+                to.write_all(&buffer[..len]).map_err(CopyError::Write)?;
+                at += len as u64;
+                continue;
+            }
+            let len = ((run.end - at) as usize).min(buffer.len() - queued);
+            queue.push((at, len));
+            queued += len;
+            at += len as u64;
+            if queued == buffer.len() || queue.len() == 1024 {
+                flush(pid, memory, &mut queue, &mut queued, to, buffer)?;
+            }
+        }
+    }
+    flush(pid, memory, &mut queue, &mut queued, to, buffer)
+}
+
+fn flush(
+    pid: i32,
+    memory: &File,
+    queue: &mut Vec<RemoteRange>,
+    queued: &mut usize,
+    to: &mut impl io::Write,
+    buffer: &mut [u8],
+) -> Result<(), CopyError> {
+    if *queued == 0 {
+        return Ok(());
+    }
+    let wanted = &mut buffer[..*queued];
+    let got = read_remote(pid, queue, wanted).unwrap_or(0);
+    if got < *queued {
+        // Something in there cannot be read this way (a protection key, a page that appeared meanwhile): by force.
+        let mut filled = 0;
+        for &(address, len) in queue.iter() {
+            memory.read_exact_at(&mut wanted[filled..filled + len], address).map_err(|e| {
+                CopyError::Read { address, errno: Errno::from_io_error(&e).unwrap_or(Errno::IO) }
+            })?;
+            filled += len;
+        }
+    }
+    to.write_all(wanted).map_err(CopyError::Write)?;
+    queue.clear();
+    *queued = 0;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::vma::Backing;
+    use super::*;
+    use rewake_image::messages::VmaEntry;
+
+    fn vma(start: u64, end: u64, status: u32) -> Vma {
+        Vma {
+            entry: VmaEntry { start, end, status, ..VmaEntry::default() },
+            backing: Backing::None,
+            device: (0, 0),
+            inode: 0,
+            readable: true,
+            lock_on_fault: false,
+        }
+    }
+
+    #[test]
+    fn runs_stay_inside_private_mappings() {
+        let anon = status::REGULAR | status::ANON_PRIVATE;
+        let vmas = [
+            vma(0x1000, 0x5000, anon),
+            vma(0x5000, 0x6000, status::REGULAR | status::FILE_SHARED),
+            vma(0x6000, 0x8000, anon),
+            vma(0x8000, 0xa000, anon | status::VDSO),
+        ];
+        let region = |start, end| Region { start, end, categories: 0 };
+        let runs = intersect(&[region(0x2000, 0x7000), region(0x9000, 0xb000)], &vmas);
+        let plain: Vec<_> = runs.iter().map(|r| (r.start, r.end, r.lazy)).collect();
+        assert_eq!(
+            plain,
+            [(0x2000, 0x5000, true), (0x6000, 0x7000, true), (0x8000, 0xa000, false)]
+        );
+    }
+}

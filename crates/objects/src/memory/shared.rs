@@ -1,0 +1,306 @@
+//! Memory that processes share by inode: shared anonymous memory (`MAP_SHARED | MAP_ANONYMOUS`) and memfds
+//! (memfd_create(2)), mapped or held as descriptors.
+//!
+//! As in CRIU, both are memfd entries of the image; shared anonymous memory has the name `/dev/zero`. A restore makes real
+//! shared anonymous memory again.
+
+use super::PAGE;
+use crate::Problem;
+use crate::files::collect::{Collector, Contents};
+use crate::files::open::Opener;
+use crate::problem::text;
+use rewake_image::messages::{
+    FdTypes, FileEntry, FownEntry, MemfdFileEntry, MemfdInodeEntry,
+};
+use rewake_image::{ImageDir, ImageWriter, PageRun, PageSource, kind};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+/// Name of shared anonymous memory in the image.
+pub const ANONYMOUS: &[u8] = b"/dev/zero";
+
+/// A segment whose contents are still to be written.
+#[derive(Debug)]
+pub struct Segment {
+    /// The image's entry.
+    pub entry: MemfdInodeEntry,
+    /// The memory, as a file.
+    pub file: OwnedFd,
+}
+
+/// What the collector knows of a segment.
+#[derive(Debug, Clone)]
+pub struct SegmentId {
+    /// `MemfdInodeEntry::inode_id`.
+    pub inode_id: u64,
+    /// File ids for mappings, by access mode (0 read only, 2 read and write).
+    by_access: [Option<u32>; 3],
+}
+
+/// Registers the segment behind `file`, called `name`, and returns its inode id.
+///
+/// # Errors
+/// It cannot be examined.
+fn segment(collector: &mut Collector, file: BorrowedFd<'_>, name: &[u8]) -> Result<(u64, u64), Problem> {
+    let failed = |e: rustix::io::Errno| Problem::new(text(name), e.to_string());
+    let stat = rustix::fs::fstat(file).map_err(failed)?;
+    let key = (stat.st_dev, stat.st_ino);
+    if !collector.segments.contains_key(&key) {
+        let seals = rustix::fs::fcntl_get_seals(file).unwrap_or(SealFlags::SEAL);
+        let inode_id = collector.segments.len() as u64 + 1;
+        let entry = MemfdInodeEntry {
+            name: name.to_vec(),
+            uid: stat.st_uid,
+            gid: stat.st_gid,
+            size: stat.st_size as u64,
+            shmid: stat.st_ino as u32,
+            seals: seals.bits(),
+            inode_id,
+            hugetlb_flag: None,
+            mode: Some(stat.st_mode),
+        };
+        // A description of our own, readable whatever theirs is.
+        let own = format!("/proc/self/fd/{}", file.as_raw_fd());
+        let file = rustix::fs::open(own, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(failed)?;
+        collector.contents.push(Contents::Shared(Segment { entry, file }));
+        collector.segments.insert(key, SegmentId { inode_id, by_access: [None; 3] });
+    }
+    Ok(key)
+}
+
+fn push(collector: &mut Collector, inode_id: u64, flags: u32, pos: u64, fown: FownEntry) -> u32 {
+    let id = collector.new_id();
+    let entry = MemfdFileEntry { id, flags, pos, fown, inode_id: inode_id as u32 };
+    collector.push(FileEntry {
+        r#type: FdTypes::Memfd as i32,
+        id,
+        memfd: Some(Box::new(entry)),
+        ..FileEntry::default()
+    });
+    id
+}
+
+/// The file id for a mapping of shared memory. `link` is its `/proc/PID/map_files` entry, `name` the memfd's name or
+/// [`ANONYMOUS`].
+///
+/// # Errors
+/// It cannot be opened or examined.
+pub fn mapping(
+    collector: &mut Collector,
+    link: &str,
+    name: &[u8],
+    writable: bool,
+) -> Result<u32, Problem> {
+    let failed = |e: rustix::io::Errno| Problem::new(text(name), format!("{link}: {e}"));
+    let file = rustix::fs::open(link, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(failed)?;
+    let key = segment(collector, file.as_fd(), name)?;
+    let access = if writable { 2u32 } else { 0 };
+    let known = collector.segments[&key].clone();
+    if let Some(id) = known.by_access[access as usize] {
+        return Ok(id);
+    }
+    let id = push(collector, known.inode_id, access, 0, FownEntry::default());
+    if let Some(known) = collector.segments.get_mut(&key) {
+        known.by_access[access as usize] = Some(id);
+    }
+    Ok(id)
+}
+
+/// Surveys a memfd held as a descriptor. `name` is without the `/memfd:` prefix and the ` (deleted)` suffix.
+///
+/// # Errors
+/// It cannot be examined.
+pub fn survey_descriptor(
+    collector: &mut Collector,
+    view: &crate::files::collect::View<'_>,
+    name: &[u8],
+) -> Result<(u32, FdTypes), Problem> {
+    let key = segment(collector, view.as_fd(), name)?;
+    let pos = rustix::fs::tell(view.as_fd()).unwrap_or(0);
+    let inode_id = collector.segments[&key].inode_id;
+    let flags = view.flags & !(libc::O_CLOEXEC as u32);
+    let id = push(collector, inode_id, flags, pos, view.owner()?);
+    Ok((id, FdTypes::Memfd))
+}
+
+/// Pages written and looked at.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Written {
+    /// Pages of the segment.
+    pub scanned: u64,
+    /// Pages with data.
+    pub written: u64,
+}
+
+/// Writes a segment's contents: `pagemap-shmem-N` and its pages. Holes are left out.
+///
+/// # Errors
+/// Reading the segment or writing the image fails.
+pub fn write(images: &ImageWriter, segment: &Segment, pages_id: u32) -> Result<Written, Problem> {
+    let object = || text(&segment.entry.name);
+    let failed = |e: std::io::Error| Problem::new(object(), e.to_string());
+    let source = File::from(segment.file.try_clone().map_err(failed)?);
+    let size = segment.entry.size;
+    let mut runs = Vec::new();
+    let mut pages: Option<File> = None;
+    let mut buffer = vec![0u8; 1 << 20];
+    let mut at = 0;
+    while at < size {
+        let Ok(start) = rustix::fs::seek(&source, rustix::fs::SeekFrom::Data(at)) else { break };
+        let end = rustix::fs::seek(&source, rustix::fs::SeekFrom::Hole(start)).unwrap_or(size);
+        let (first, last) = (start / PAGE * PAGE, end.next_multiple_of(PAGE));
+        let to = match &mut pages {
+            Some(pages) => pages,
+            none => none.insert(
+                images
+                    .create_raw(&kind::PAGES.file_name(u64::from(pages_id)))
+                    .map_err(|e| Problem::new(object(), e.to_string()))?,
+            ),
+        };
+        let mut from = first;
+        while from < last {
+            let len = ((last - from) as usize).min(buffer.len());
+            // The last page of a segment of odd size is filled up with zeros.
+            let inside = (size.saturating_sub(from) as usize).min(len);
+            source.read_exact_at(&mut buffer[..inside], from).map_err(failed)?;
+            buffer[inside..len].fill(0);
+            std::io::Write::write_all(to, &buffer[..len]).map_err(failed)?;
+            from += len as u64;
+        }
+        runs.push(PageRun {
+            vaddr: first,
+            nr_pages: (last - first) / PAGE,
+            source: PageSource::Stored,
+        });
+        at = last;
+    }
+    let shmid = u64::from(segment.entry.shmid);
+    images
+        .write_pagemap_shmem(shmid, pages_id, &runs)
+        .map_err(|e| Problem::new(object(), e.to_string()))?;
+    Ok(Written {
+        scanned: size.div_ceil(PAGE),
+        written: runs.iter().map(|r| r.nr_pages).sum(),
+    })
+}
+
+/// Makes a segment again and fills it.
+fn raise(images: &ImageDir, entry: &MemfdInodeEntry) -> Result<OwnedFd, Problem> {
+    let object = || format!("shared memory {}", text(&entry.name));
+    let failed = |what: &str, e: &dyn std::fmt::Display| {
+        Problem::new(object(), format!("cannot be {what}: {e}"))
+    };
+    if entry.hugetlb_flag.is_some_and(|f| f != 0) {
+        return Err(Problem::new(object(), "huge pages cannot be restored yet"));
+    }
+    let anonymous = entry.name == ANONYMOUS;
+    let made = if anonymous { rewake_sys::memory::shared_anonymous(entry.size as usize).ok() } else { None };
+    let file = if let Some(file) = made {
+        file
+    } else {
+        let mut flags = MemfdFlags::CLOEXEC;
+        if entry.seals & SealFlags::SEAL.bits() == 0 || entry.seals != SealFlags::SEAL.bits() {
+            flags |= MemfdFlags::ALLOW_SEALING;
+        }
+        let file = rustix::fs::memfd_create(entry.name.as_slice(), flags)
+            .map_err(|e| failed("made", &e))?;
+        rustix::fs::ftruncate(&file, entry.size).map_err(|e| failed("sized", &e))?;
+        let owner =
+            (rustix::fs::Uid::from_raw(entry.uid), rustix::fs::Gid::from_raw(entry.gid));
+        rustix::fs::fchown(&file, Some(owner.0), Some(owner.1))
+            .map_err(|e| failed("given to its owner", &e))?;
+        if let Some(mode) = entry.mode {
+            rustix::fs::fchmod(&file, Mode::from_raw_mode(mode & 0o7777))
+                .map_err(|e| failed("given its mode", &e))?;
+        }
+        file
+    };
+    let shmid = u64::from(entry.shmid);
+    let Some(pagemap) = images.read_pagemap_shmem(shmid).map_err(|e| failed("filled", &e))? else {
+        return Ok(file);
+    };
+    if pagemap.stored_bytes() == 0 {
+        return Ok(file);
+    }
+    let pages = images
+        .open_raw(&kind::PAGES.file_name(u64::from(pagemap.pages_id)))
+        .map_err(|e| failed("filled", &e))?;
+    let target = File::from(file);
+    let mut buffer = vec![0u8; 1 << 20];
+    for (run, offset) in pagemap.with_offsets() {
+        let Some(offset) = offset else {
+            return Err(Problem::new(object(), "its pages are in a parent image, which is not supported yet"));
+        };
+        let size = entry.size.next_multiple_of(PAGE);
+        if run.end() > size {
+            return Err(Problem::new(object(), format!("the image has pages beyond its size {size}")));
+        }
+        let mut done = 0;
+        while done < run.bytes() {
+            let len = ((run.bytes() - done) as usize).min(buffer.len());
+            pages
+                .read_exact_at(&mut buffer[..len], offset + done)
+                .map_err(|e| failed("filled", &e))?;
+            // Not beyond the segment's own size, which a write would extend.
+            let inside = (entry.size.saturating_sub(run.vaddr + done) as usize).min(len);
+            target
+                .write_all_at(&buffer[..inside], run.vaddr + done)
+                .map_err(|e| failed("filled", &e))?;
+            done += len as u64;
+        }
+    }
+    Ok(target.into())
+}
+
+/// Opens a memfd (or shared anonymous memory) of the image.
+///
+/// # Errors
+/// It cannot be made or filled.
+pub fn open(opener: &mut Opener<'_>, entry: &MemfdFileEntry) -> Result<OwnedFd, Problem> {
+    let inode_id = u64::from(entry.inode_id);
+    let object = || format!("memfd {}", entry.id);
+    if !opener.segments.contains_key(&inode_id) {
+        let inodes = opener
+            .images
+            .read_all(kind::MEMFD_INODE, ())
+            .map_err(|e| Problem::new(object(), e.to_string()))?;
+        let inode = inodes
+            .into_iter()
+            .find(|i| i.inode_id == inode_id)
+            .ok_or_else(|| Problem::new(object(), format!("memfd.img has no inode {inode_id}")))?;
+        let file = raise(opener.images, &inode)?;
+        opener.segments.insert(inode_id, file);
+        opener.seals.push((inode_id, inode.seals));
+    }
+    let base = &opener.segments[&inode_id];
+    let failed = |e: rustix::io::Errno| Problem::new(object(), e.to_string());
+    let own = format!("/proc/self/fd/{}", base.as_raw_fd());
+    let access = OFlags::from_bits_retain(entry.flags) & OFlags::RWMODE;
+    let fd = rustix::fs::open(own, access | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+    if entry.pos != 0 {
+        rustix::fs::seek(&fd, rustix::fs::SeekFrom::Start(entry.pos)).map_err(failed)?;
+    }
+    Ok(fd)
+}
+
+/// Puts the seals on, once everything is mapped.
+///
+/// # Errors
+/// The kernel refuses a seal.
+pub fn seal(opener: &Opener<'_>) -> Result<(), Problem> {
+    for (inode_id, seals) in &opener.seals {
+        let wanted = SealFlags::from_bits_retain(*seals);
+        let file = &opener.segments[inode_id];
+        let has = rustix::fs::fcntl_get_seals(file).unwrap_or(wanted);
+        if !has.contains(wanted) && !has.contains(SealFlags::SEAL) {
+            rustix::fs::fcntl_add_seals(file, wanted)
+                .map_err(|e| Problem::new(format!("memfd inode {inode_id}"), format!("sealing: {e}")))?;
+        }
+    }
+    Ok(())
+}

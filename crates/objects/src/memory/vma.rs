@@ -1,0 +1,240 @@
+//! Mappings (VMAs): `/proc/PID/smaps` and mmap(2), madvise(2), mlock2(2).
+
+use crate::Problem;
+use crate::problem::text;
+use rewake_image::messages::VmaEntry;
+use rewake_proc::maps::{Map, MapName};
+use rewake_proc::smaps::{self, Want};
+use rewake_proc::vmflags::VmFlags;
+
+/// `VmaEntry::status` bits.
+pub mod status {
+    /// A normal area whose contents are dumped.
+    pub const REGULAR: u32 = 1 << 0;
+    /// `[vsyscall]`.
+    pub const VSYSCALL: u32 = 1 << 2;
+    /// `[vdso]`.
+    pub const VDSO: u32 = 1 << 3;
+    /// `[heap]`.
+    pub const HEAP: u32 = 1 << 5;
+    /// Private mapping of a file.
+    pub const FILE_PRIVATE: u32 = 1 << 6;
+    /// Shared mapping of a file.
+    pub const FILE_SHARED: u32 = 1 << 7;
+    /// Shared anonymous memory, by inode (old images, System V).
+    pub const ANON_SHARED: u32 = 1 << 8;
+    /// Private anonymous memory.
+    pub const ANON_PRIVATE: u32 = 1 << 9;
+    /// System V shared memory.
+    pub const SYSVIPC: u32 = 1 << 10;
+    /// Mapping of a packet socket.
+    pub const SOCKET: u32 = 1 << 11;
+    /// `[vvar]` and `[vvar_vclock]` as one.
+    pub const VVAR: u32 = 1 << 12;
+    /// Ring of io_setup(2).
+    pub const AIORING: u32 = 1 << 13;
+    /// The mapped file is a memfd entry.
+    pub const MEMFD: u32 = 1 << 14;
+    /// Shadow stack.
+    pub const SHSTK: u32 = 1 << 15;
+    /// Guard range, not a mapping of its own.
+    pub const GUARD: u32 = 1 << 16;
+    /// `[uprobes]`.
+    pub const UPROBES: u32 = 1 << 17;
+}
+
+/// What lies behind a mapping.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Backing {
+    /// Nothing, or the kernel itself.
+    None,
+    /// A file: where to find it, by which `map_files` entry to open it if its name is gone.
+    File {
+        /// Path as the kernel tells it, without " (deleted)".
+        path: Vec<u8>,
+        /// Did the kernel say that the name is gone?
+        deleted: bool,
+    },
+    /// Shared anonymous memory (mmap with `MAP_SHARED | MAP_ANONYMOUS`).
+    SharedAnon,
+    /// A memfd, by name (escaped as in `maps`).
+    Memfd(Vec<u8>),
+}
+
+/// A surveyed mapping.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Vma {
+    /// The image's entry; `shmid` is filled in when file ids are given out.
+    pub entry: VmaEntry,
+    /// What lies behind it.
+    pub backing: Backing,
+    /// Device and inode of the file, as in `maps`.
+    pub device: (u32, u32),
+    /// Inode number.
+    pub inode: u64,
+    /// Can the pages be read with process_vm_readv(2)?
+    pub readable: bool,
+    /// `MLOCK_ONFAULT`.
+    pub lock_on_fault: bool,
+}
+
+const MADV: &[(VmFlags, u32)] = &[
+    (VmFlags::RAND_READ, 1),
+    (VmFlags::SEQ_READ, 2),
+    (VmFlags::DONTCOPY, 10),
+    (VmFlags::MERGEABLE, 12),
+    (VmFlags::HUGEPAGE, 14),
+    (VmFlags::NOHUGEPAGE, 15),
+    (VmFlags::DONTDUMP, 16),
+    (VmFlags::WIPEONFORK, 18),
+];
+
+/// Parses the text of `/proc/PID/smaps` into mappings; what cannot be saved is reported and left out.
+///
+/// # Errors
+/// The text is not what the kernel writes.
+pub fn survey(
+    smaps_text: &[u8],
+    problems: &mut Vec<Problem>,
+) -> Result<Vec<Vma>, rewake_proc::ParseError> {
+    let mut vmas: Vec<Vma> = Vec::with_capacity(smaps_text.len() / 700 + 8);
+    for item in smaps::parse(smaps_text, Want::FLAGS) {
+        let area = item?;
+        match classify(&area.map, area.flags) {
+            Ok(vma) => {
+                // vvar and vvar_vclock are one mapping in the image.
+                if let Some(last) = vmas.last_mut()
+                    && vma.entry.status & status::VVAR != 0
+                    && last.entry.status & status::VVAR != 0
+                    && last.entry.end == vma.entry.start
+                {
+                    last.entry.end = vma.entry.end;
+                    continue;
+                }
+                vmas.push(vma);
+            }
+            Err(problem) => problems.push(problem),
+        }
+    }
+    Ok(vmas)
+}
+
+fn classify(map: &Map<'_>, flags: VmFlags) -> Result<Vma, Problem> {
+    use status as st;
+    let describe = || {
+        format!("mapping {:#x}-{:#x} {}", map.start, map.end, text(map.raw_name)).trim_end().to_owned()
+    };
+    let refuse = |reason: &str| Err(Problem::new(describe(), reason));
+    let mut mmap_flags = if map.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE } as u32;
+    let anonymous = libc::MAP_ANONYMOUS as u32;
+    let mut madv = MADV
+        .iter()
+        .filter(|(flag, _)| flags.contains(*flag))
+        .fold(0u64, |bits, (_, advice)| bits | 1 << advice);
+    let mut backing = Backing::None;
+    let regular = st::REGULAR;
+    let status = match map.name() {
+        MapName::Vdso => {
+            mmap_flags |= anonymous;
+            regular | st::VDSO | st::ANON_PRIVATE
+        }
+        MapName::Vvar | MapName::VvarVclock => {
+            mmap_flags |= anonymous;
+            madv = 1 << 16;
+            regular | st::VVAR | st::ANON_PRIVATE
+        }
+        MapName::Vsyscall => {
+            mmap_flags |= anonymous;
+            st::VSYSCALL | st::ANON_PRIVATE
+        }
+        MapName::Uprobes => return refuse("the page of a user-space probe; detach the probes first"),
+        MapName::Aio => return refuse("asynchronous I/O contexts (io_setup) are not supported yet"),
+        MapName::SysV(_) => return refuse("System V shared memory is not supported yet"),
+        MapName::AnonHugepage => return refuse("huge pages (MAP_HUGETLB) are not supported yet"),
+        _ if flags.contains(VmFlags::SHADOW_STACK) => {
+            return refuse("shadow stacks are not supported yet");
+        }
+        _ if flags.contains(VmFlags::HUGETLB) => return refuse("huge pages are not supported yet"),
+        _ if flags.contains(VmFlags::SEALED) => {
+            return refuse("it is sealed (mseal); a sealed mapping could not be built again");
+        }
+        _ if flags.contains(VmFlags::UFFD_MISSING)
+            || flags.contains(VmFlags::UFFD_WP)
+            || flags.contains(VmFlags::UFFD_MINOR) =>
+        {
+            return refuse("it is registered with a userfaultfd, which cannot be saved");
+        }
+        _ if flags.contains(VmFlags::PFNMAP) || flags.contains(VmFlags::IO) => {
+            return refuse("it maps device memory");
+        }
+        MapName::SharedAnon if map.shared => {
+            backing = Backing::SharedAnon;
+            regular | st::FILE_SHARED | st::MEMFD
+        }
+        MapName::Memfd(name) => {
+            backing = Backing::Memfd(name.to_vec());
+            regular | st::MEMFD | if map.shared { st::FILE_SHARED } else { st::FILE_PRIVATE }
+        }
+        MapName::File | MapName::SharedAnon | MapName::SlashAnon
+            if map.ino != 0 && map.raw_name.first() == Some(&b'/') =>
+        {
+            backing = Backing::File {
+                path: map.path().unwrap_or_default().into_owned(),
+                deleted: map.deleted(),
+            };
+            regular | if map.shared { st::FILE_SHARED } else { st::FILE_PRIVATE }
+        }
+        MapName::AnonShmem(_) if map.shared => {
+            backing = Backing::SharedAnon;
+            regular | st::FILE_SHARED | st::MEMFD
+        }
+        MapName::File if map.ino != 0 => return refuse("it maps an object that is not a file"),
+        name => {
+            mmap_flags |= anonymous;
+            regular
+                | st::ANON_PRIVATE
+                | if matches!(name, MapName::Heap) { st::HEAP } else { 0 }
+        }
+    };
+    if flags.contains(VmFlags::GROWSDOWN) {
+        mmap_flags |= libc::MAP_GROWSDOWN as u32;
+    }
+    if flags.contains(VmFlags::LOCKED) {
+        mmap_flags |= libc::MAP_LOCKED as u32;
+    }
+    if flags.contains(VmFlags::NORESERVE) {
+        mmap_flags |= libc::MAP_NORESERVE as u32;
+    }
+    let prot = u32::from(map.read) | u32::from(map.write) << 1 | u32::from(map.exec) << 2;
+    let is_file = matches!(backing, Backing::File { .. } | Backing::Memfd(_) | Backing::SharedAnon);
+    // A shared mapping may be made writable only if its file was opened for writing.
+    let writable = map.shared && flags.contains(VmFlags::MAYWRITE);
+    Ok(Vma {
+        entry: VmaEntry {
+            start: map.start,
+            end: map.end,
+            pgoff: if is_file { map.pgoff } else { 0 },
+            shmid: 0,
+            prot,
+            flags: mmap_flags,
+            status,
+            fd: -1,
+            madv: (madv != 0).then_some(madv),
+            fdflags: is_file.then_some(if writable { 2 } else { 0 }),
+        },
+        backing,
+        device: (map.dev_major, map.dev_minor),
+        inode: map.ino,
+        readable: map.read,
+        lock_on_fault: flags.contains(VmFlags::LOCKONFAULT),
+    })
+}
+
+/// Are the pages of this mapping the task's own, to be found in its pagemap?
+#[must_use]
+pub fn has_private_pages(entry: &VmaEntry) -> bool {
+    let private = status::ANON_PRIVATE | status::FILE_PRIVATE;
+    entry.status & status::REGULAR != 0
+        && entry.status & private != 0
+        && entry.status & status::VVAR == 0
+}

@@ -1,0 +1,9 @@
+//! Tasks: what a process and its threads are made of, apart from memory and descriptors.
+
+pub mod attributes;
+pub mod credentials;
+pub mod limits;
+pub mod registers;
+pub mod schedule;
+pub mod signals;
+pub mod timers;

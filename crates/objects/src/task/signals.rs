@@ -1,0 +1,118 @@
+//! Signal actions, queues and alternate stacks: `rt_sigaction(2)`, `rt_sigqueueinfo(2)`, `sigaltstack(2)`.
+//!
+//! Actions are asked by the agent; queues are read from outside (`PTRACE_PEEKSIGINFO`); alternate stacks are known only
+//! to each thread. Queued signals are put back by the task itself, which alone may send any `si_code` to itself.
+
+use crate::steps::{Label, Steps};
+use rewake_agent::layout::Op;
+use rewake_image::messages::{SaEntry, SignalQueueEntry, SiginfoEntry, ThreadSasEntry};
+use rewake_inject::ring::{Data, Results, Script};
+use rewake_sys::ptrace::SigInfo;
+
+const SIGKILL: u32 = 9;
+const SIGSTOP: u32 = 19;
+const LAST: u32 = 64;
+/// `struct sigaction` as the kernel has it: handler, flags, restorer, mask.
+const ACTION: usize = 32;
+
+/// The signals that have actions, in the image's order.
+pub fn with_actions() -> impl Iterator<Item = u32> {
+    (1..=LAST).filter(|s| *s != SIGKILL && *s != SIGSTOP)
+}
+
+/// Where the answers to [`ask_actions`] will be.
+#[derive(Debug, Clone, Copy)]
+pub struct AskedActions(Data);
+
+/// Adds the questions for all actions.
+pub fn ask_actions(script: &mut Script) -> AskedActions {
+    let data = script.space(ACTION * LAST as usize);
+    for signal in with_actions() {
+        let to = data.address + u64::from(signal - 1) * ACTION as u64;
+        script.push(Op::new(libc::SYS_rt_sigaction, &[u64::from(signal), 0, to, 8]));
+    }
+    AskedActions(data)
+}
+
+/// Reads the answers.
+#[must_use]
+pub fn read_actions(results: &Results, asked: AskedActions) -> Vec<SaEntry> {
+    with_actions()
+        .map(|signal| {
+            let at = (signal - 1) as usize * ACTION;
+            SaEntry {
+                sigaction: results.u64(asked.0, at),
+                flags: results.u64(asked.0, at + 8),
+                restorer: results.u64(asked.0, at + 16),
+                mask: results.u64(asked.0, at + 24),
+                compat_sigaction: Some(false),
+                mask_extended: None,
+            }
+        })
+        .collect()
+}
+
+/// Sets all actions; those that are not in the image become default.
+pub fn restore_actions(steps: &mut Steps, actions: &[SaEntry]) {
+    for (i, signal) in with_actions().enumerate() {
+        let words = actions
+            .get(i)
+            .map_or([0; 4], |a| [a.sigaction, a.flags, a.restorer, a.mask]);
+        let data = steps.words(&words);
+        steps.must(
+            Label::Signal(signal),
+            Op::new(libc::SYS_rt_sigaction, &[u64::from(signal), data.address, 0, 8]),
+        );
+    }
+}
+
+/// The image's form of a queue.
+#[must_use]
+pub fn queue(signals: Vec<SigInfo>) -> SignalQueueEntry {
+    SignalQueueEntry {
+        signals: signals.into_iter().map(|s| SiginfoEntry { siginfo: s.to_vec() }).collect(),
+    }
+}
+
+/// Queues the process's signals (from any of its threads, all blocked) or, with `tid`, a thread's.
+pub fn restore_queue(steps: &mut Steps, queue: &SignalQueueEntry, pid: i32, tid: Option<i32>) {
+    for entry in &queue.signals {
+        let mut info = [0u8; 128];
+        let len = entry.siginfo.len().min(128);
+        info[..len].copy_from_slice(&entry.siginfo[..len]);
+        let signal = u32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
+        let data = steps.data(&info);
+        let (pid, signal_arg) = (pid as u64, u64::from(signal));
+        let op = match tid {
+            None => Op::new(libc::SYS_rt_sigqueueinfo, &[pid, signal_arg, data.address]),
+            Some(tid) => {
+                Op::new(libc::SYS_rt_tgsigqueueinfo, &[pid, tid as u64, signal_arg, data.address])
+            }
+        };
+        steps.must(Label::Signal(signal), op);
+    }
+}
+
+/// `SS_ONSTACK`: reported while the thread runs on the stack; not a setting.
+const SS_ONSTACK: u32 = 1;
+/// `SS_DISABLE`.
+const SS_DISABLE: u32 = 2;
+
+/// The image's form of an alternate stack.
+#[must_use]
+pub fn alternate_stack(sp: u64, size: u64, flags: u32) -> ThreadSasEntry {
+    ThreadSasEntry { ss_sp: sp, ss_size: size, ss_flags: flags }
+}
+
+/// Sets the thread's alternate stack. The agent's stack pointer is 0, so the kernel never thinks it is in use.
+pub fn restore_alternate_stack(steps: &mut Steps, stack: &ThreadSasEntry) {
+    if stack.ss_flags & SS_DISABLE != 0 {
+        return;
+    }
+    let flags = stack.ss_flags & !SS_ONSTACK;
+    let data = steps.words(&[stack.ss_sp, u64::from(flags), stack.ss_size]);
+    steps.must(
+        Label::Text("setting the alternate signal stack"),
+        Op::new(libc::SYS_sigaltstack, &[data.address, 0]),
+    );
+}

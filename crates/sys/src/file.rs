@@ -1,0 +1,76 @@
+//! fcntl(2) operations that rustix lacks.
+
+use crate::call::{Result, syscall};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+const F_SETSIG: usize = 10;
+const F_GETSIG: usize = 11;
+const F_SETOWN_EX: usize = 15;
+const F_GETOWN_EX: usize = 16;
+const F_GETOWNER_UIDS: usize = 17;
+
+fn fcntl(name: &'static str, fd: BorrowedFd<'_>, command: usize, arg: usize) -> Result<usize> {
+    // SAFETY: used below only with numbers or pointers to live structs of the right type.
+    unsafe { syscall(name, libc::SYS_fcntl, [fd.as_raw_fd() as usize, command, arg, 0, 0, 0]) }
+}
+
+/// Who gets the signals of a file description (`F_SETOWN_EX`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Owner {
+    /// `F_OWNER_TID` 0, `F_OWNER_PID` 1, `F_OWNER_PGRP` 2.
+    pub kind: i32,
+    /// Pid in the caller's namespace, 0 if there is no owner.
+    pub pid: i32,
+    /// `F_GETSIG`: 0 stands for SIGIO.
+    pub signal: i32,
+    /// Real and effective user id recorded for the owner.
+    pub uids: (u32, u32),
+}
+
+/// Reads owner and signal.
+///
+/// # Errors
+/// `EBADF` for an `O_PATH` descriptor.
+pub fn owner(fd: BorrowedFd<'_>) -> Result<Owner> {
+    let mut ex = [0i32; 2];
+    fcntl("F_GETOWN_EX", fd, F_GETOWN_EX, ex.as_mut_ptr() as usize)?;
+    let signal = fcntl("F_GETSIG", fd, F_GETSIG, 0)? as i32;
+    let mut uids = [0u32; 2];
+    if ex[1] != 0 {
+        fcntl("F_GETOWNER_UIDS", fd, F_GETOWNER_UIDS, uids.as_mut_ptr() as usize)?;
+    }
+    Ok(Owner { kind: ex[0], pid: ex[1], signal, uids: (uids[0], uids[1]) })
+}
+
+/// Sets the owner (under the caller's uids).
+///
+/// # Errors
+/// `ESRCH` if there is no such process.
+pub fn set_owner(fd: BorrowedFd<'_>, kind: i32, pid: i32) -> Result<()> {
+    let ex = [kind, pid];
+    fcntl("F_SETOWN_EX", fd, F_SETOWN_EX, ex.as_ptr() as usize).map(drop)
+}
+
+/// Sets the signal.
+///
+/// # Errors
+/// `EINVAL` for an impossible number.
+pub fn set_signal(fd: BorrowedFd<'_>, signal: i32) -> Result<()> {
+    fcntl("F_SETSIG", fd, F_SETSIG, signal as usize).map(drop)
+}
+
+/// Sets the status flags that F_SETFL can set (`O_APPEND`, `O_ASYNC`, `O_DIRECT`, `O_NOATIME`, `O_NONBLOCK`).
+///
+/// # Errors
+/// `EINVAL` where the file system has no direct I/O.
+pub fn set_flags(fd: BorrowedFd<'_>, flags: u32) -> Result<()> {
+    fcntl("F_SETFL", fd, libc::F_SETFL as usize, flags as usize).map(drop)
+}
+
+/// Status flags and access mode (`F_GETFL`).
+///
+/// # Errors
+/// None in practice.
+pub fn flags(fd: BorrowedFd<'_>) -> Result<u32> {
+    fcntl("F_GETFL", fd, libc::F_GETFL as usize, 0).map(|f| f as u32)
+}
