@@ -11,7 +11,10 @@ use rewake_image::kind::STATS_DUMP;
 
 use crate::case::Case;
 use crate::tree::{self, Snapshot};
-use crate::{machine, subject};
+use crate::{machine, subject, watchdog};
+
+/// A command that takes longer hangs.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A command under test.
 #[derive(Debug)]
@@ -56,9 +59,15 @@ impl Tool {
         let start = Instant::now();
         let status = command
             .spawn()
-            .and_then(|mut child| child.wait())
+            .and_then(|mut child| {
+                let _limit = watchdog::limit(&child, PATIENCE);
+                child.wait()
+            })
             .map_err(|e| format!("{}: {e}", self.path.display()))?;
         let took = start.elapsed();
+        if took >= PATIENCE {
+            return Err(format!("{args:?}: did not end within {PATIENCE:?} and was killed"));
+        }
         if status.success() {
             return Ok(took);
         }

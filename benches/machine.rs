@@ -2,9 +2,10 @@
 
 use std::fs;
 
-/// Makes this process the reaper of what it starts and lets the subjects open their descriptors.
+/// Makes this process the reaper of what it starts, lets the subjects open their descriptors, and keeps from them what
+/// this process was started with.
 pub fn prepare() -> Result<(), String> {
-    // SAFETY: prctl with numbers changes an attribute of this process only; both limits are valid for reading and writing.
+    // SAFETY: prctl and close_range take numbers and touch no memory; the limit is valid for reading and writing.
     unsafe {
         if libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0 {
             return Err(format!("PR_SET_CHILD_SUBREAPER: {}", std::io::Error::last_os_error()));
@@ -15,6 +16,10 @@ pub fn prepare() -> Result<(), String> {
         }
         limit.rlim_cur = limit.rlim_max;
         libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        let cloexec = libc::CLOSE_RANGE_CLOEXEC;
+        if libc::syscall(libc::SYS_close_range, 3, libc::c_uint::MAX, cloexec) != 0 {
+            return Err(format!("close_range: {}", std::io::Error::last_os_error()));
+        }
         if libc::geteuid() != 0 {
             return Err("checkpoint and restore need root: run this as root".into());
         }

@@ -17,6 +17,7 @@ mod options;
 mod report;
 mod subject;
 mod tree;
+mod watchdog;
 
 use std::process::ExitCode;
 
@@ -55,6 +56,7 @@ fn bench(options: &Options) -> ExitCode {
     if let Err(text) = machine::prepare() {
         return fail(&text);
     }
+    watchdog::start();
     let tools = tools(options);
     match report::header(options, &tools) {
         Ok(text) => print!("{text}"),

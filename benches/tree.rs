@@ -44,10 +44,22 @@ pub fn look(root: i32, memory: Option<(u64, u64)>) -> Result<Snapshot, String> {
     })
 }
 
-/// The mappings that are the program's own: the kernel's helper pages may lie otherwise after a restore.
+/// The mappings that are the program's own: the kernel's helper pages may lie otherwise after a restore. Neighbours that
+/// differ in nothing count as one: whether the kernel keeps them apart depends on their history.
 fn mappings(pid: i32) -> Result<usize, String> {
     let maps = text(&format!("/proc/{pid}/maps"))?;
-    Ok(maps.lines().filter(|line| !line.contains("[v")).count())
+    let mut count = 0;
+    let mut last = ("", [""; 4]);
+    for line in maps.lines().filter(|line| !line.contains("[v")) {
+        let mut words = line.split_ascii_whitespace();
+        let (start, end) = words.next().and_then(|range| range.split_once('-')).unwrap_or_default();
+        let mut word = || words.next().unwrap_or_default();
+        let (access, _offset, device, inode) = (word(), word(), word(), word());
+        let kind = [access, device, inode, word()];
+        count += usize::from((start, kind) != last);
+        last = (end, kind);
+    }
+    Ok(count)
 }
 
 fn samples(pid: i32, memory: Option<(u64, u64)>) -> Result<Vec<u64>, String> {

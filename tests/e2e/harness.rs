@@ -30,7 +30,10 @@ impl Tool {
     /// The binary of this path; it is CRIU if its real name, symlinks followed, is `criu`.
     pub fn new(path: PathBuf) -> Tool {
         let real = fs::canonicalize(&path).unwrap_or_else(|_| path.clone());
-        Tool { is_criu: real.file_name().is_some_and(|n| n.to_string_lossy().starts_with("criu")), path }
+        Tool {
+            is_criu: real.file_name().is_some_and(|n| n.to_string_lossy().starts_with("criu")),
+            path,
+        }
     }
 
     /// The same under the name `criu`, through a symlink kept for the whole run.
@@ -40,7 +43,8 @@ impl Tool {
             let dir = base(Fs::Disk).join(format!("rewake-e2e-{}-bin", std::process::id()));
             fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
             let link = dir.join("criu");
-            std::os::unix::fs::symlink(&self.path, &link).map_err(|e| format!("{}: {e}", link.display()))?;
+            std::os::unix::fs::symlink(&self.path, &link)
+                .map_err(|e| format!("{}: {e}", link.display()))?;
             Ok(link)
         });
         Ok(Tool { path: link.clone()?, is_criu: self.is_criu })
@@ -149,16 +153,26 @@ impl Run {
             command.arg(&dir);
         }
         // A small environment, the same on every machine but for these two.
-        command.env_clear().envs(["PATH", "HOME"].iter().filter_map(|v| Some((v, std::env::var_os(v)?))));
+        command
+            .env_clear()
+            .envs(["PATH", "HOME"].iter().filter_map(|v| Some((v, std::env::var_os(v)?))));
         command.env("ZOO_RUN", &id).envs(start.env.iter().map(|(k, v)| (k, v)));
         // SAFETY: setsid is async-signal-safe and the closure touches nothing else.
         unsafe {
-            command.pre_exec(|| if libc::setsid() < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) });
+            command.pre_exec(|| {
+                if libc::setsid() < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+            });
         }
         let mark = reaper::mark();
         let child = command.spawn().map_err(|e| format!("cannot start {first:?}: {e}"))?;
         // The child is waited for by the reaper; dropping the handle neither kills nor waits.
-        Ok(Run { root: child.id() as i32, mark, dir, id, keep: std::env::var_os("ZOO_KEEP").is_some() })
+        Ok(Run {
+            root: child.id() as i32,
+            mark,
+            dir,
+            id,
+            keep: std::env::var_os("ZOO_KEEP").is_some(),
+        })
     }
 
     /// Starts a zoo program and waits until it says it is ready.
@@ -179,7 +193,9 @@ impl Run {
                 && !run.dir.join("skip").exists()
                 && !run.dir.join("result").exists()
             {
-                return Err(run.fail(format!("ended before it was ready: {}", reaper::describe(status))).into());
+                return Err(run
+                    .fail(format!("ended before it was ready: {}", reaper::describe(status)))
+                    .into());
             }
             if Instant::now() > until {
                 return Err(run.fail("not ready in time".into()).into());
@@ -187,6 +203,11 @@ impl Run {
             std::thread::sleep(Duration::from_millis(2));
         }
         Ok(run)
+    }
+
+    /// What marks every process of this run (the variable ZOO_RUN of its environment).
+    pub fn id(&self) -> &str {
+        &self.id
     }
 
     /// Directory for the n-th set of images; made if missing.
@@ -211,7 +232,13 @@ impl Run {
     }
 
     /// Runs `dump` on a process and tells how it ended.
-    pub fn try_dump(&self, tool: &Tool, pid: i32, images: &Path, extra: &[&str]) -> Result<Done, Fail> {
+    pub fn try_dump(
+        &self,
+        tool: &Tool,
+        pid: i32,
+        images: &Path,
+        extra: &[&str],
+    ) -> Result<Done, Fail> {
         let mut command = Command::new(&tool.path);
         command.args(["dump", "-t", &pid.to_string(), "-D"]).arg(images);
         command.args(["-o", "dump.log", "-v4"]).args(extra);
@@ -275,11 +302,14 @@ impl Run {
     pub fn check(&self, view: &View) -> Result<(), Fail> {
         fs::write(self.dir.join("check"), "").map_err(|e| format!("check: {e}"))?;
         let Some(status) = reaper::wait(self.root, self.mark, TIMEOUT) else {
-            return Err(self.fail(format!("no result in time; {}", view::where_blocked(&view.tids()))));
+            return Err(
+                self.fail(format!("no result in time; {}", view::where_blocked(&view.tids())))
+            );
         };
         let text = fs::read_to_string(self.dir.join("result")).unwrap_or_default();
         if text != "PASS" || status != 0 {
-            return Err(self.fail(format!("the program's own check: {text:?}, {}", reaper::describe(status))));
+            return Err(self
+                .fail(format!("the program's own check: {text:?}, {}", reaper::describe(status))));
         }
         self.gone(&view.pids(), "after the check")
     }
@@ -293,7 +323,9 @@ impl Run {
                 return Ok(());
             }
             if Instant::now() > until {
-                return Err(self.fail(format!("still there {when}: {}", view::where_blocked(&left))));
+                return Err(
+                    self.fail(format!("still there {when}: {}", view::where_blocked(&left)))
+                );
             }
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -329,7 +361,10 @@ impl Run {
                 return Ok(());
             }
             if Instant::now() > until {
-                return Err(self.fail(format!("{when} the tree looks different from outside:\n{}", differences.join("\n"))));
+                return Err(self.fail(format!(
+                    "{when} the tree looks different from outside:\n{}",
+                    differences.join("\n")
+                )));
             }
             std::thread::sleep(Duration::from_millis(20));
         }
@@ -342,13 +377,17 @@ impl Run {
             let running: Vec<i32> = pids
                 .iter()
                 .copied()
-                .filter(|&p| view::tasks_of(p).iter().any(|&t| !matches!(view::state(t), Some('T' | 'Z'))))
+                .filter(|&p| {
+                    view::tasks_of(p).iter().any(|&t| !matches!(view::state(t), Some('T' | 'Z')))
+                })
                 .collect();
             if running.is_empty() {
                 return Ok(());
             }
             if Instant::now() > until {
-                return Err(self.fail(format!("not stopped {when}: {}", view::where_blocked(&running))));
+                return Err(
+                    self.fail(format!("not stopped {when}: {}", view::where_blocked(&running)))
+                );
             }
             std::thread::sleep(Duration::from_millis(2));
         }
@@ -415,12 +454,32 @@ pub fn execute_for(mut command: Command, dir: &Path, limit: Duration) -> Result<
             kill(pid, libc::SIGKILL);
             reaper::wait(pid, mark, TIMEOUT);
             let text = fs::read_to_string(&out).unwrap_or_default();
-            return Err(format!("{command:?} did not end within {limit:?}: {blocked}\n{}", indent("output", &text)));
+            return Err(format!(
+                "{command:?} did not end within {limit:?}: {blocked}\n{}",
+                indent("output", &text)
+            ));
         }
     };
     let text = String::from_utf8_lossy(&fs::read(&out).unwrap_or_default()).into_owned();
     let _ = fs::remove_file(&out);
     Ok(Done { status, text, took })
+}
+
+/// At the end: whatever failed trials left below this process, and the run's files.
+pub fn sweep() {
+    let me = std::process::id() as i32;
+    let keep = std::env::var_os("ZOO_KEEP").is_some();
+    for pid in view::descendants(me).into_iter().filter(|&p| p != me) {
+        kill(pid, libc::SIGKILL);
+    }
+    let ours = format!("rewake-e2e-{me}-");
+    for dir in [base(Fs::Disk), base(Fs::Memory)].into_iter().filter(|_| !keep) {
+        for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+            if entry.file_name().to_string_lossy().starts_with(&ours) {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    }
 }
 
 /// Sends a signal; a process that is gone is no error.
@@ -442,7 +501,8 @@ pub fn alive(pid: i32) -> bool {
 /// Sets a file's permission bits.
 pub fn set_mode(path: &Path, mode: u32) -> Result<(), Fail> {
     use std::os::unix::fs::PermissionsExt;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(|e| format!("{}: {e}", path.display()))
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
+        .map_err(|e| format!("{}: {e}", path.display()))
 }
 
 /// The end of a file, indented, for a failure's text.
@@ -450,7 +510,11 @@ pub fn tail(name: &str, path: &Path) -> String {
     let text = String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned();
     // Of a long log the complaints matter most: CRIU writes "Error (" and "Warn  (", rewake the same levels.
     let lines: Vec<&str> = text.lines().collect();
-    let loud = lines.iter().filter(|l| l.contains("Error") || l.contains("error")).copied().collect::<Vec<_>>();
+    let loud = lines
+        .iter()
+        .filter(|l| l.contains("Error") || l.contains("error"))
+        .copied()
+        .collect::<Vec<_>>();
     let mut shown: Vec<&str> = loud.iter().rev().take(10).rev().copied().collect();
     if !shown.is_empty() && lines.len() > 15 {
         shown.push("…");

@@ -3,7 +3,10 @@
 //! ```text
 //! cargo test -p zoo --test e2e                        everything
 //! cargo test -p zoo --test e2e -- counter             trials whose name contains "counter"
-//! cargo test -p zoo --test e2e -- counter::dead       one flavour (dead, running, stopped, as_criu) of one program
+//! cargo test -p zoo --test e2e -- counter::dead       one flavour of one program: plain (no checkpoint), dead, running,
+//!                                                     running_restored, stopped, stopped_restored, as_criu
+//! cargo test -p zoo --test e2e -- plain               the programs alone: no binary under test needed, it must pass
+//! cargo test -p zoo --test e2e -- refusals            also: kill, real, shell_job
 //! cargo test -p zoo --test e2e -- --list
 //! ```
 //! Environment:
@@ -11,6 +14,7 @@
 //!   build it first, `cargo build`). If the path leads to a file named `criu`, CRIU itself is tested: that is how
 //!   harness and programs are validated, and what CRIU is known not to manage is ignored with the reason.
 //! - `CRIU=path`: also runs the trials `*::to_criu` (rewake dumps, CRIU restores) and `*::from_criu`.
+//! - `ZOO_NO_EXCUSES=1`: runs also what CRIU is known not to manage (to see that it still fails, and how).
 //! - `ZOO_KEEP=1`: keeps the directories of runs ($TMPDIR or /tmp, and /dev/shm: rewake-e2e-*).
 //! - `ZOO_KILLS=n`: how many times the `kill` trials kill the dumping command (default 200).
 //! - `TMPDIR`: where the run directories on disk go.
@@ -19,14 +23,21 @@
 //! Programs and protocol: tests/zoo/src/lib.rs. Table of programs: programs.rs. To see what a program does by hand:
 //! `mkdir /tmp/d; setsid target/debug/counter /tmp/d </dev/null >/tmp/d/log 2>&1 &`, dump and restore the pid in
 //! /tmp/d/ready, then `touch /tmp/d/check` and read /tmp/d/result.
-#![allow(unsafe_code, reason = "a harness for processes: kill, kcmp, prctl; nothing here is shipped")]
+#![allow(
+    unsafe_code,
+    reason = "a harness for processes: kill, kcmp, prctl; nothing here is shipped"
+)]
 
 mod cross;
 mod flavours;
 mod harness;
+mod kills;
 mod probes;
 mod programs;
+mod real;
 mod reaper;
+mod refusals;
+mod shell_job;
 mod view;
 
 use flavours::Flavour;
@@ -49,7 +60,7 @@ pub fn skip(why: impl Into<String>) -> Completion {
 }
 
 /// A trial that may run beside others.
-fn trial(name: String, body: impl FnOnce() -> flavours::Outcome + Send + 'static) -> Trial {
+pub fn trial(name: String, body: impl FnOnce() -> flavours::Outcome + Send + 'static) -> Trial {
     Trial::ignorable_test(name, move || {
         let _beside = ALONE.read().unwrap_or_else(|e| e.into_inner());
         body()
@@ -57,11 +68,19 @@ fn trial(name: String, body: impl FnOnce() -> flavours::Outcome + Send + 'static
 }
 
 /// A trial during which nothing else runs.
-fn trial_alone(name: String, body: impl FnOnce() -> flavours::Outcome + Send + 'static) -> Trial {
+pub fn trial_alone(
+    name: String,
+    body: impl FnOnce() -> flavours::Outcome + Send + 'static,
+) -> Trial {
     Trial::ignorable_test(name, move || {
         let _alone = ALONE.write().unwrap_or_else(|e| e.into_inner());
         body()
     })
+}
+
+/// Whether trials that CRIU cannot pass are run with it all the same.
+pub fn no_excuses() -> bool {
+    std::env::var_os("ZOO_NO_EXCUSES").is_some()
 }
 
 fn under_test() -> Tool {
@@ -76,9 +95,6 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     let mut trials = Vec::new();
     for program in programs::all() {
         for &(flavour, word) in Flavour::ALL {
-            if program.without.contains(&word) {
-                continue;
-            }
             let (p, t) = (program.clone(), tool.clone());
             let reason = if tool.is_criu { program.criu_reason(word) } else { None };
             trials.push(trial(format!("{}::{word}", program.name), move || match reason {
@@ -88,9 +104,6 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
         }
         let Some(criu) = criu else { continue };
         for (word, from, to) in [("to_criu", tool, criu), ("from_criu", criu, tool)] {
-            if program.without.contains(&word) {
-                continue;
-            }
             let (p, from, to) = (program.clone(), from.clone(), to.clone());
             let reason = program.criu_reason(word).or(program.criu_reason("dead"));
             trials.push(trial(format!("{}::{word}", program.name), move || match reason {
@@ -99,6 +112,10 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
             }));
         }
     }
+    trials.extend(refusals::trials(tool));
+    trials.extend(kills::trials(tool));
+    trials.extend(real::trials(tool));
+    trials.extend(shell_job::trials(tool));
     trials
 }
 
@@ -111,7 +128,10 @@ fn main() {
     if !args.list {
         for path in std::iter::once(&tool.path).chain(criu.as_ref().map(|c| &c.path)) {
             if !path.is_file() {
-                eprintln!("{}: no such binary; build it (cargo build) or set REWAKE_BIN", path.display());
+                eprintln!(
+                    "{}: no such binary; build it (cargo build) or set REWAKE_BIN",
+                    path.display()
+                );
                 std::process::exit(1);
             }
         }
@@ -123,6 +143,7 @@ fn main() {
     }
     let conclusion = libtest_mimic::run(&args, trials(&tool, criu.as_ref()));
     if !args.list {
+        harness::sweep();
         summary();
     }
     conclusion.exit();

@@ -8,7 +8,8 @@ use std::time::Duration;
 /// Connects to the port in `DIR/port`, sends a line and expects it back.
 pub fn echo(run: &Run) -> Result<(), Fail> {
     let port = std::fs::read_to_string(run.dir.join("port")).map_err(|e| format!("port: {e}"))?;
-    let mut stream = TcpStream::connect(format!("127.0.0.1:{port}")).map_err(|e| format!("connect to {port}: {e}"))?;
+    let mut stream = TcpStream::connect(format!("127.0.0.1:{port}"))
+        .map_err(|e| format!("connect to {port}: {e}"))?;
     stream.set_read_timeout(Some(Duration::from_secs(10))).map_err(|e| e.to_string())?;
     stream.write_all(b"who is there?").map_err(|e| format!("send: {e}"))?;
     let mut text = [0u8; 13];

@@ -32,7 +32,11 @@ pub fn start() -> Result<(), String> {
             let ended = unsafe {
                 let mut info: libc::siginfo_t = std::mem::zeroed();
                 let options = libc::WEXITED | libc::WNOWAIT | libc::__WALL;
-                if libc::waitid(libc::P_ALL, 0, &mut info, options) == 0 { info.si_pid() } else { 0 }
+                if libc::waitid(libc::P_ALL, 0, &mut info, options) == 0 {
+                    info.si_pid()
+                } else {
+                    0
+                }
             };
             if ended <= 0 {
                 // ECHILD: nothing to wait for just now.

@@ -16,16 +16,52 @@ pub struct View {
 
 /// Lines of /proc/PID/task/TID/status that belong to a thread.
 const THREAD_STATUS: &[&str] = &[
-    "Name", "Umask", "TracerPid", "Uid", "Gid", "Groups", "SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt", "CapInh",
-    "CapPrm", "CapEff", "CapBnd", "CapAmb", "NoNewPrivs", "Seccomp", "Seccomp_filters", "Cpus_allowed", "THP_enabled",
-    "VmLck", "Threads",
+    "Name",
+    "Umask",
+    "TracerPid",
+    "Uid",
+    "Gid",
+    "Groups",
+    "SigPnd",
+    "ShdPnd",
+    "SigBlk",
+    "SigIgn",
+    "SigCgt",
+    "CapInh",
+    "CapPrm",
+    "CapEff",
+    "CapBnd",
+    "CapAmb",
+    "NoNewPrivs",
+    "Seccomp",
+    "Seccomp_filters",
+    "Cpus_allowed",
+    "THP_enabled",
+    "VmLck",
+    "Threads",
 ];
 
 /// Fields of /proc/PID/task/TID/stat (numbered as in proc(5)).
 const STAT: &[(usize, &str)] = &[
-    (4, "ppid"), (5, "pgrp"), (6, "session"), (7, "tty_nr"), (18, "priority"), (19, "nice"), (26, "startcode"),
-    (27, "endcode"), (28, "startstack"), (38, "exit_signal"), (40, "rt_priority"), (41, "policy"), (45, "start_data"),
-    (46, "end_data"), (47, "start_brk"), (48, "arg_start"), (49, "arg_end"), (50, "env_start"), (51, "env_end"),
+    (4, "ppid"),
+    (5, "pgrp"),
+    (6, "session"),
+    (7, "tty_nr"),
+    (18, "priority"),
+    (19, "nice"),
+    (26, "startcode"),
+    (27, "endcode"),
+    (28, "startstack"),
+    (38, "exit_signal"),
+    (40, "rt_priority"),
+    (41, "policy"),
+    (45, "start_data"),
+    (46, "end_data"),
+    (47, "start_brk"),
+    (48, "arg_start"),
+    (49, "arg_end"),
+    (50, "env_start"),
+    (51, "env_end"),
     (52, "exit_code"),
 ];
 
@@ -71,9 +107,13 @@ impl View {
     pub fn diff(&self, after: &View, ignore: &[&str]) -> Vec<String> {
         let mut found = Vec::new();
         for pid in self.pids.iter().filter(|p| !after.pids.contains(p)) {
-            found.push(format!("  process {pid} ({}) is not there", self.get(&format!("{pid}/{pid} Name")).unwrap_or("?")));
+            found.push(format!(
+                "  process {pid} ({}) is not there",
+                self.get(&format!("{pid}/{pid} Name")).unwrap_or("?")
+            ));
         }
-        let names: std::collections::BTreeSet<_> = self.facts.keys().chain(after.facts.keys()).collect();
+        let names: std::collections::BTreeSet<_> =
+            self.facts.keys().chain(after.facts.keys()).collect();
         for name in names {
             let (old, new) = (self.facts.get(name), after.facts.get(name));
             let pid = name.split([' ', '/']).next().and_then(|p| p.parse().ok()).unwrap_or(0);
@@ -85,7 +125,9 @@ impl View {
                 found.push("  …".into());
                 break;
             }
-            let show = |v: Option<&String>| v.map_or("(nothing)".to_string(), |v| v.chars().take(400).collect());
+            let show = |v: Option<&String>| {
+                v.map_or("(nothing)".to_string(), |v| v.chars().take(400).collect())
+            };
             found.push(format!("  {name}: {} -> {}", show(old), show(new)));
         }
         found
@@ -107,12 +149,18 @@ impl View {
         for link in ["exe", "cwd", "root"] {
             self.put(format!("{pid} {link}"), read_link(&format!("/proc/{pid}/{link}")));
         }
-        for file in ["cmdline", "environ", "limits", "timers", "personality", "coredump_filter", "cgroup"] {
+        for file in
+            ["cmdline", "environ", "limits", "timers", "personality", "coredump_filter", "cgroup"]
+        {
             self.put(format!("{pid} {file}"), read(&format!("/proc/{pid}/{file}")));
         }
         for file in ["oom_score_adj", "timerslack_ns", "auxv", "uid_map", "gid_map"] {
             let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-            let text = if file == "auxv" { format!("{bytes:x?}") } else { String::from_utf8_lossy(&bytes).into_owned() };
+            let text = if file == "auxv" {
+                format!("{bytes:x?}")
+            } else {
+                String::from_utf8_lossy(&bytes).into_owned()
+            };
             self.put(format!("{pid} {file}"), text);
         }
         for ns in ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"] {
@@ -153,19 +201,25 @@ impl View {
         }
         // SAFETY: integers only; the calls look at another task and change nothing.
         let (ioprio, policy) = unsafe {
-            (libc::syscall(libc::SYS_ioprio_get, 1, tid), libc::syscall(libc::SYS_sched_getscheduler, tid))
+            (
+                libc::syscall(libc::SYS_ioprio_get, 1, tid),
+                libc::syscall(libc::SYS_sched_getscheduler, tid),
+            )
         };
         self.put(format!("{at} ioprio"), ioprio.to_string());
         self.put(format!("{at} scheduler"), policy.to_string());
         let (mut head, mut len) = (0u64, 0u64);
         // SAFETY: both out-pointers are valid for the call.
-        let ret = unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut head, &raw mut len) };
+        let ret =
+            unsafe { libc::syscall(libc::SYS_get_robust_list, tid, &raw mut head, &raw mut len) };
         self.put(format!("{at} robust_list"), format!("{ret} {head:#x} {len}"));
     }
 
     /// Mappings, with neighbours joined that differ in nothing: whether the kernel merged them is its own affair.
     fn maps(&mut self, pid: i32) {
-        let text = String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/smaps")).unwrap_or_default()).into_owned();
+        let text =
+            String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/smaps")).unwrap_or_default())
+                .into_owned();
         let mut joined: Vec<Vma> = Vec::new();
         for vma in parse_smaps(&text) {
             match joined.last_mut() {
@@ -189,7 +243,15 @@ impl View {
             let mut info = Vec::new();
             for line in read(&format!("/proc/{pid}/fdinfo/{fd}")).lines() {
                 let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
-                let keep = ["pos:", "flags:", "eventfd-count:", "eventfd-semaphore:", "sigmask:", "clockid:", "ticks:"];
+                let keep = [
+                    "pos:",
+                    "flags:",
+                    "eventfd-count:",
+                    "eventfd-semaphore:",
+                    "sigmask:",
+                    "clockid:",
+                    "ticks:",
+                ];
                 if keep.iter().any(|k| line.starts_with(k)) {
                     info.push(line);
                 } else if line.starts_with("tfd:") {
@@ -217,7 +279,10 @@ impl View {
             let mut numbers: Vec<i32> = list(&format!("/proc/{pid}/fd"));
             numbers.sort_unstable();
             for fd in numbers {
-                by_target.entry(read_link(&format!("/proc/{pid}/fd/{fd}"))).or_default().push((pid, fd));
+                by_target
+                    .entry(read_link(&format!("/proc/{pid}/fd/{fd}")))
+                    .or_default()
+                    .push((pid, fd));
             }
         }
         for (target, holders) in by_target {
@@ -225,9 +290,15 @@ impl View {
             let mut firsts: Vec<(i32, i32)> = Vec::new();
             for (pid, fd) in holders.into_iter().take(400) {
                 match firsts.iter().find(|f| kcmp(f.0, pid, 0, f.1, fd)) {
-                    Some(f) => self.put(format!("{pid} fd {fd} description"), format!("that of {} fd {}", f.0, f.1)),
+                    Some(f) => self.put(
+                        format!("{pid} fd {fd} description"),
+                        format!("that of {} fd {}", f.0, f.1),
+                    ),
                     None if firsts.len() < 40 => firsts.push((pid, fd)),
-                    None => self.put(format!("{pid} fd {fd} description"), format!("own, of {}", class(&target))),
+                    None => self.put(
+                        format!("{pid} fd {fd} description"),
+                        format!("own, of {}", class(&target)),
+                    ),
                 }
             }
         }
@@ -261,20 +332,28 @@ fn parse_smaps(text: &str) -> Vec<Vma> {
         if let Some(flags) = line.strip_prefix("VmFlags:") {
             if let Some(vma) = found.last_mut() {
                 // sd: soft-dirty, a matter of who wrote when; ac: accounting follows from the rest.
-                let flags: Vec<&str> = flags.split_whitespace().filter(|f| !["sd", "ac"].contains(f)).collect();
+                let flags: Vec<&str> =
+                    flags.split_whitespace().filter(|f| !["sd", "ac"].contains(f)).collect();
                 vma.flags = flags.join(" ");
             }
             continue;
         }
         let mut words = line.split_whitespace();
         let Some((start, end)) = words.next().and_then(|r| r.split_once('-')) else { continue };
-        let (Ok(start), Ok(end)) = (u64::from_str_radix(start, 16), u64::from_str_radix(end, 16)) else { continue };
+        let (Ok(start), Ok(end)) = (u64::from_str_radix(start, 16), u64::from_str_radix(end, 16))
+        else {
+            continue;
+        };
         let perms = words.next().unwrap_or("").to_string();
         let offset = u64::from_str_radix(words.next().unwrap_or(""), 16).unwrap_or(0);
         let path = words.skip(2).collect::<Vec<_>>().join(" ");
         // Ghosts and memfds come back under some other name of their own kind.
         // Shared anonymous memory: CRIU's comes back as a memfd of the same name.
-        let path = path.strip_prefix("/memfd:").filter(|p| *p == "/dev/zero (deleted)").unwrap_or(&path).to_string();
+        let path = path
+            .strip_prefix("/memfd:")
+            .filter(|p| *p == "/dev/zero (deleted)")
+            .unwrap_or(&path)
+            .to_string();
         let path = if path.ends_with("(deleted)") { class(&path) } else { path };
         found.push(Vma { start, end, perms, offset, path, flags: String::new() });
     }
@@ -305,7 +384,9 @@ fn class(target: &str) -> String {
 
 fn kcmp(a: i32, b: i32, kind: i32, x: i32, y: i32) -> bool {
     // SAFETY: integers only.
-    unsafe { libc::syscall(libc::SYS_kcmp, a, b, kind, x as libc::c_ulong, y as libc::c_ulong) == 0 }
+    unsafe {
+        libc::syscall(libc::SYS_kcmp, a, b, kind, x as libc::c_ulong, y as libc::c_ulong) == 0
+    }
 }
 
 fn read(path: &str) -> String {
@@ -346,7 +427,8 @@ pub fn descendants(root: i32) -> Vec<i32> {
         next += 1;
         let mut children: Vec<i32> = Vec::new();
         for tid in tasks_of(pid) {
-            let text = fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
+            let text =
+                fs::read_to_string(format!("/proc/{pid}/task/{tid}/children")).unwrap_or_default();
             children.extend(text.split_whitespace().filter_map(|c| c.parse::<i32>().ok()));
         }
         children.sort_unstable();
@@ -363,7 +445,11 @@ pub fn where_blocked(tids: &[i32]) -> String {
         let wchan = read(&format!("/proc/{tid}/wchan"));
         let call = read(&format!("/proc/{tid}/syscall"));
         let call: String = call.split_whitespace().take(4).collect::<Vec<_>>().join(" ");
-        out.push(format!("{tid} ({}) {} in {wchan}, system call {call}", comm.trim(), state(*tid).unwrap_or('-')));
+        out.push(format!(
+            "{tid} ({}) {} in {wchan}, system call {call}",
+            comm.trim(),
+            state(*tid).unwrap_or('-')
+        ));
     }
     out.join("; ")
 }

@@ -7,6 +7,7 @@ pub mod features;
 mod freeze;
 mod options;
 mod report;
+mod restore;
 mod resume;
 
 pub use dump::{check_tree, dump};
@@ -15,12 +16,5 @@ pub use options::{
     Action, DumpOptions, FinalState, Hooks, NoHooks, Pid, RestoreOptions, TcpPolicy,
 };
 pub use report::{DumpReport, Obstacle, RestoreReport};
+pub use restore::restore;
 pub use resume::resume;
-
-/// Brings a tree back from images. With neither `detached` nor `sibling` the caller waits for `report.root`.
-///
-/// # Errors
-/// Anything that stops the restore; nothing is left behind then.
-pub fn restore(_options: &RestoreOptions, _hooks: &mut dyn Hooks) -> Result<RestoreReport, Error> {
-    unimplemented!()
-}

@@ -2,10 +2,11 @@
 
 mod common;
 
-use std::{fs, os::unix::fs::symlink, thread};
+use std::{ffi::CStr, fs, os::unix::fs::symlink, thread};
 
 use common::*;
 use rewake_image::{ImageDir, ImageError, ImageWriter, OpenOptions, kind, messages::*};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 #[test]
 fn a_commit_makes_a_checkpoint() {
@@ -273,10 +274,10 @@ fn a_changed_file_is_noticed() {
 #[test]
 fn a_full_disk_leaves_nothing_behind() {
     let dir = TempDir::new();
-    if !mount_tmpfs(&dir, "size=64k") {
+    let Some(_mounted) = mount_tmpfs(&dir, c"size=64k") else {
         eprintln!("skipped: no right to mount a tmpfs");
         return;
-    }
+    };
     write_checkpoint(dir.path(), 7);
     let before = dir.names();
     let writer = ImageWriter::create(dir.path()).unwrap();
@@ -289,15 +290,18 @@ fn a_full_disk_leaves_nothing_behind() {
     drop(writer);
     assert_eq!(dir.names(), before);
     assert_eq!(ImageDir::open(dir.path()).unwrap().read_one(kind::FS, 7).unwrap(), fs_entry(1));
-    unmount(&dir);
 }
 
-fn mount_tmpfs(dir: &TempDir, options: &str) -> bool {
-    use rustix::mount::{MountFlags, mount};
-    let options = std::ffi::CString::new(options).unwrap();
-    mount("tmpfs", dir.path(), "tmpfs", MountFlags::empty(), Some(options.as_c_str())).is_ok()
+/// Mounts a tmpfs, if that is allowed, until the returned value is dropped.
+fn mount_tmpfs<'d>(dir: &'d TempDir, options: &CStr) -> Option<Mounted<'d>> {
+    let mounted = mount("tmpfs", dir.path(), "tmpfs", MountFlags::empty(), Some(options));
+    mounted.ok().map(|()| Mounted(dir))
 }
 
-fn unmount(dir: &TempDir) {
-    rustix::mount::unmount(dir.path(), rustix::mount::UnmountFlags::DETACH).unwrap();
+struct Mounted<'d>(&'d TempDir);
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        let _ = unmount(self.0.path(), UnmountFlags::DETACH);
+    }
 }

@@ -27,6 +27,14 @@ pub enum Error {
         /// The thread.
         tid: i32,
     },
+    /// A signal is about to be delivered (the thread stands in its delivery stop).
+    #[error("signal {signal} arrived for thread {tid} at a bad moment")]
+    Signal {
+        /// The thread.
+        tid: i32,
+        /// The signal.
+        signal: i32,
+    },
     /// A stop of an unforeseen kind.
     #[error("thread {tid} stopped unexpectedly: {stop}")]
     Unexpected {

@@ -101,12 +101,18 @@ fn find_room(memory: &File, candidates: &[(u64, u64)], boot: &Bootstrap) -> Resu
         let usable = zeros.saturating_sub(16) & !15;
         for visitors in (0..=VISITORS).rev() {
             let needed = boot.len(visitors).next_multiple_of(16);
-            if needed <= usable {
+            if needed <= usable || span >= needed && is_left_over(&tail[span - needed..], boot) {
                 return Ok(Room { address: end - needed as u64, visitors });
             }
         }
     }
     Err(Error::NoRoom { needed: boot.len(0) })
+}
+
+/// Is this the entry of an agent whose controller was killed? It did its work and is only waste now.
+fn is_left_over(bytes: &[u8], boot: &Bootstrap) -> bool {
+    let code = boot.entry..boot.leave;
+    bytes.get(code.clone()) == boot.bytes.get(code)
 }
 
 fn memfd_flags() -> u32 {
@@ -164,8 +170,6 @@ impl Live {
         first: impl FnOnce(u64) -> Script,
     ) -> Result<(Live, Results)> {
         let boot = Bootstrap::get();
-        let original = leader.registers()?;
-        let mask = ptrace::signal_mask(leader.tid()).map_err(Error::syscall("reading the signal mask"))?;
         let room = match find_room(&memory, candidates, &boot) {
             Ok(room) => room,
             Err(e) => {
@@ -176,19 +180,10 @@ impl Live {
         let ring_len = Ring::size_for(OPS, DATA) + size_of::<Op>() + VISIT_RESULTS;
         let map_len = (PAGE + ring_len).next_multiple_of(PAGE);
 
-        let mut bytes = boot.bytes[..boot.len(room.visitors)].to_vec();
-        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
-        for (i, word) in self_resuming(&original).words().iter().enumerate() {
-            put(boot.saved + i * 8, &word.to_ne_bytes());
-        }
-        put(boot.mask, &mask.to_ne_bytes());
-        put(boot.size, &(map_len as u64).to_ne_bytes());
-        put(boot.memfd_flags, &memfd_flags().to_ne_bytes());
-
         let tid = leader.tid();
-        let start = Start { leader, pidfd, boot, room, map_len, memory };
+        let start = Start { pidfd, boot, room, map_len, memory };
         // A failure in here leaves the thread in one of the bootstrap's own states: detaching sends it back.
-        match start.go(&bytes, original, mask, first) {
+        match start.go(leader, first) {
             Ok(live) => Ok(live),
             Err(e) => {
                 let _ = ptrace::detach(tid, 0);
@@ -238,6 +233,10 @@ impl Live {
                 self.deferred_stop.set(libc::SIGSTOP);
                 ptrace::cont(tid, 0).map_err(Error::syscall("continuing the agent"))
             }
+            // A member of a stopped group stops for its group once more.
+            Some(Status::Stop(Stop::Group(_) | Stop::Event)) => {
+                ptrace::cont(tid, 0).map_err(Error::syscall("continuing the agent"))
+            }
             Some(Status::Stop(stop)) => Err(Error::Unexpected { tid, stop: format!("{stop:?}") }),
         }
     }
@@ -264,6 +263,7 @@ impl Live {
         let mut regs = *regs;
         let mut thread = thread;
         loop {
+            regs = after_rseq(tid, &self.memory, &regs);
             let words: Vec<u8> = self_resuming(&regs).words().iter().flat_map(|w| w.to_ne_bytes()).collect();
             self.memory
                 .write_all_at(&words, self.room.address + saved as u64)
@@ -279,22 +279,16 @@ impl Live {
             for _ in 0..6 {
                 match thread.to_syscall_stop() {
                     Ok(stopped) => thread = stopped,
-                    Err(Error::Unexpected { .. }) => {
-                        interrupted = Some(());
+                    Err(Error::Signal { signal, .. }) => {
+                        interrupted = Some(signal);
                         thread = Stopped::assume(tid);
                         break;
                     }
                     Err(e) => return Err(e),
                 }
             }
-            if interrupted.is_some() {
-                // A signal is being delivered: let it be delivered to the thread as it was, then ask again.
-                let info = ptrace::siginfo(tid).map_err(Error::syscall("reading a signal"))?;
-                let signal = i32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
-                thread.set_registers(&regs)?;
-                ptrace::interrupt(tid).map_err(Error::syscall("stopping a thread"))?;
-                ptrace::cont(tid, signal).map_err(Error::syscall("delivering a signal"))?;
-                thread = Running::known(tid).wait_stop()?;
+            if let Some(signal) = interrupted {
+                thread = deliver(thread, &regs, signal)?;
                 regs = thread.registers()?;
                 continue;
             }
@@ -342,8 +336,45 @@ impl Live {
     }
 }
 
+/// Has `signal`, which is about to be delivered, delivered to the thread as it was (with registers `regs`), and stops
+/// the thread again before it runs an instruction.
+fn deliver(thread: Stopped, regs: &Registers, signal: i32) -> Result<Stopped> {
+    let tid = thread.tid();
+    thread.set_registers(regs)?;
+    ptrace::interrupt(tid).map_err(Error::syscall("stopping a thread"))?;
+    ptrace::cont(tid, signal).map_err(Error::syscall("delivering a signal"))?;
+    Running::known(tid).wait_stop()
+}
+
+/// The registers with which a thread must go on after it ran foreign code: if it stands in a restartable sequence
+/// (rseq(2)), at the sequence's abort handler. The kernel would send it there by itself after a preemption, but forgets
+/// the sequence when it sees the thread elsewhere.
+#[must_use]
+pub fn after_rseq(tid: i32, memory: &File, regs: &Registers) -> Registers {
+    let abort = || {
+        let word = |at: u64| {
+            let mut bytes = [0u8; 8];
+            memory.read_exact_at(&mut bytes, at).ok()?;
+            Some(u64::from_ne_bytes(bytes))
+        };
+        let area = ptrace::rseq_config(tid).ok()?.pointer;
+        // struct rseq: cpu_id_start, cpu_id, rseq_cs
+        let cs = word(area.checked_add(8).filter(|_| area != 0)?)?;
+        if cs == 0 {
+            return None;
+        }
+        // struct rseq_cs: version, flags, start_ip, post_commit_offset, abort_ip
+        let (start, len) = (word(cs.checked_add(8)?)?, word(cs.checked_add(16)?)?);
+        let abort = word(cs.checked_add(24)?)?;
+        (regs.rip.wrapping_sub(start) < len).then_some(abort)
+    };
+    match abort() {
+        Some(abort) => Registers { rip: abort, ..*regs },
+        None => *regs,
+    }
+}
+
 struct Start<'a> {
-    leader: Stopped,
     pidfd: BorrowedFd<'a>,
     boot: Bootstrap,
     room: Room,
@@ -352,29 +383,59 @@ struct Start<'a> {
 }
 
 impl Start<'_> {
-    fn go(
-        self,
-        bytes: &[u8],
-        original: Registers,
-        mask: u64,
-        first: impl FnOnce(u64) -> Script,
-    ) -> Result<(Live, Results)> {
-        let Start { leader, pidfd, boot, room, map_len, memory } = self;
-        let pid = leader.tid();
-        memory.write_all_at(bytes, room.address).map_err(|e| Error::Syscall {
+    fn at(&self, part: usize) -> u64 {
+        self.room.address + part as u64
+    }
+
+    /// Writes the bootstrap for a thread with these registers and this mask, and sends the thread there.
+    fn enter(&self, leader: &Stopped, original: &Registers, mask: u64) -> Result<()> {
+        let boot = &self.boot;
+        let mut bytes = boot.bytes[..boot.len(self.room.visitors)].to_vec();
+        let mut put = |at: usize, value: &[u8]| bytes[at..at + value.len()].copy_from_slice(value);
+        for (i, word) in self_resuming(original).words().iter().enumerate() {
+            put(boot.saved + i * 8, &word.to_ne_bytes());
+        }
+        put(boot.mask, &mask.to_ne_bytes());
+        put(boot.size, &(self.map_len as u64).to_ne_bytes());
+        put(boot.memfd_flags, &memfd_flags().to_ne_bytes());
+        self.memory.write_all_at(&bytes, self.room.address).map_err(|e| Error::Syscall {
             doing: "writing the agent's entry",
             source: rewake_sys::SyscallError::new(
                 "pwrite /proc/PID/mem",
                 rewake_sys::Errno::from_io_error(&e).unwrap_or(rewake_sys::Errno::IO),
             ),
         })?;
-        let at = |part: usize| room.address + part as u64;
         // The one step into foreign code: before it the process is as it was, after it the bootstrap looks after it.
-        leader.set_registers(&Registers { rip: at(boot.entry), orig_rax: u64::MAX, ..original })?;
+        let rip = self.at(boot.entry);
+        leader.set_registers(&Registers { rip, orig_rax: u64::MAX, ..*original })
+    }
 
-        // rt_sigprocmask in, out; memfd_create in, out
-        let mut leader = leader;
-        for _ in 0..4 {
+    /// To the exit from the first system call, after which all signals are blocked.
+    fn block_signals(&self, mut leader: Stopped) -> Result<(Stopped, Registers, u64)> {
+        loop {
+            let tid = leader.tid();
+            let original = after_rseq(tid, &self.memory, &leader.registers()?);
+            let mask =
+                ptrace::signal_mask(tid).map_err(Error::syscall("reading the signal mask"))?;
+            self.enter(&leader, &original, mask)?;
+            match leader.to_syscall_stop().and_then(Stopped::to_syscall_stop) {
+                Ok(stopped) => return Ok((stopped, original, mask)),
+                // Delivered to the thread as it was; then once more.
+                Err(Error::Signal { signal, .. }) => {
+                    leader = deliver(Stopped::assume(tid), &original, signal)?;
+                }
+                Err(e) => return Err(e),
+            }
+        }
+    }
+
+    fn go(self, leader: Stopped, first: impl FnOnce(u64) -> Script) -> Result<(Live, Results)> {
+        let pid = leader.tid();
+        let (mut leader, original, mask) = self.block_signals(leader)?;
+        let Start { pidfd, boot, room, map_len, memory } = self;
+        let at = |part: usize| room.address + part as u64;
+        // memfd_create in, out
+        for _ in 0..2 {
             leader = leader.to_syscall_stop()?;
         }
         let regs = leader.registers()?;

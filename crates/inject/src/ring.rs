@@ -220,20 +220,6 @@ impl Ring {
         self.map.put(self.at, header);
     }
 
-    /// Replaces how the controller rouses this agent.
-    pub fn set_doorbell(&mut self, doorbell: Doorbell) {
-        self.doorbell = doorbell;
-    }
-
-    /// The controller's end of the agent's socket, if it has one.
-    #[must_use]
-    pub fn socket(&self) -> Option<&rustix::fd::OwnedFd> {
-        match &self.doorbell {
-            Doorbell::Socket(fd) => Some(fd),
-            Doorbell::Futex => None,
-        }
-    }
-
     /// Puts `script` into the ring as the next batch and returns the batch's number; does not rouse the agent.
     ///
     /// # Errors
@@ -329,20 +315,5 @@ impl Ring {
     #[must_use]
     pub fn done_address(&self) -> u64 {
         self.remote + offset::DONE as u64
-    }
-}
-
-/// A finished first batch means `executed == count`; the index of the failing operation otherwise.
-#[must_use]
-pub fn first_failure(script: &Script, results: &Results) -> Option<(usize, rewake_sys::Errno)> {
-    let last = results.ops.len().checked_sub(1)?;
-    let op = &results.ops[last];
-    let stopped = op.flags & rewake_agent::layout::FLAG_STOP != 0;
-    match op.errno() {
-        Some(errno) if stopped => Some((last, rewake_sys::Errno::from_raw_os_error(errno))),
-        _ => {
-            debug_assert_eq!(results.ops.len(), script.ops.len());
-            None
-        }
     }
 }

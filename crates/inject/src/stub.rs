@@ -64,8 +64,8 @@ impl Arena {
     /// A ring at offset `at` with `len` bytes, `data` of them for data, its header initialised.
     #[must_use]
     pub fn ring(&self, at: usize, len: usize, data: usize, kind: Kind) -> Ring {
-        let header = self.base() + at as u64;
-        let ring = Ring::new(self.map.clone(), at, len, data, header, Doorbell::Futex);
+        let ring = self.look(at, len, data);
+        let header = ring.header_address();
         let done = header + offset::DONE as u64;
         ring.initialise(&Header {
             wait: match kind {
@@ -80,6 +80,13 @@ impl Arena {
             ..Header::EMPTY
         });
         ring
+    }
+
+    /// A ring that is in use, to be looked at.
+    #[must_use]
+    pub fn look(&self, at: usize, len: usize, data: usize) -> Ring {
+        let header = self.base() + at as u64;
+        Ring::new(self.map.clone(), at, len, data, header, Doorbell::Futex)
     }
 
     /// Clones the root stub: a child of the controller (or of its parent with `CLONE_PARENT`) that runs the batch
@@ -102,6 +109,31 @@ impl Arena {
 /// # Errors
 /// The stub died.
 pub fn remote_syscall(stub: Stopped, gadget: u64, number: i64, args: [u64; 6]) -> Result<(Stopped, i64)> {
+    aim(&stub, gadget, number, args)?;
+    let stub = stub.to_syscall_stop()?.to_syscall_stop()?;
+    let result = stub.registers()?.rax as i64;
+    Ok((stub, result))
+}
+
+/// As [`remote_syscall`], but the call is interrupted as soon as it has begun to wait; the thread stands in an event
+/// stop, and the result may be one of the kernel's restart codes.
+///
+/// # Errors
+/// The stub died.
+pub fn interrupted_syscall(
+    stub: Stopped,
+    gadget: u64,
+    number: i64,
+    args: [u64; 6],
+) -> Result<(Stopped, i64)> {
+    aim(&stub, gadget, number, args)?;
+    // Entered first: an interrupt before that would stop the thread before the call.
+    let stub = stub.to_syscall_stop()?.to_event_stop()?;
+    let result = stub.registers()?.rax as i64;
+    Ok((stub, result))
+}
+
+fn aim(stub: &Stopped, gadget: u64, number: i64, args: [u64; 6]) -> Result<()> {
     let regs = stub.registers()?;
     stub.set_registers(&Registers {
         rip: gadget,
@@ -114,10 +146,7 @@ pub fn remote_syscall(stub: Stopped, gadget: u64, number: i64, args: [u64; 6]) -
         r8: args[4],
         r9: args[5],
         ..regs
-    })?;
-    let stub = stub.to_syscall_stop()?.to_syscall_stop()?;
-    let result = stub.registers()?.rax as i64;
-    Ok((stub, result))
+    })
 }
 
 /// Offset of a `syscall` instruction in a vdso (or any code), for [`remote_syscall`].

@@ -102,19 +102,6 @@ impl Running {
             }
         }
     }
-
-    /// Waits for the next entry to or exit from a system call.
-    ///
-    /// # Errors
-    /// [`Error::Gone`], or [`Error::Unexpected`] with the stop that came instead (the thread is left in it).
-    pub fn wait_syscall(self) -> Result<Stopped> {
-        match wait::wait(self.tid).map_err(Error::syscall("waiting for a system call"))? {
-            Status::Stop(Stop::Syscall) => Ok(Stopped { tid: self.tid, group_stop: None }),
-            Status::Exited(code) => Err(Error::Gone { tid: self.tid, how: format!("exit code {code}") }),
-            Status::Killed(signal) => Err(Error::Gone { tid: self.tid, how: format!("signal {signal}") }),
-            other => Err(Error::Unexpected { tid: self.tid, stop: format!("{other:?}") }),
-        }
-    }
 }
 
 impl Stopped {
@@ -169,10 +156,32 @@ impl Stopped {
     /// Lets it run to the next system call boundary.
     ///
     /// # Errors
-    /// As [`Running::wait_syscall`].
+    /// [`Error::Gone`]; [`Error::Signal`] or [`Error::Unexpected`] with the stop that came instead (the thread is left in
+    /// it).
     pub fn to_syscall_stop(self) -> Result<Stopped> {
-        ptrace::cont_syscall(self.tid).map_err(Error::syscall("continuing a thread"))?;
-        Running { tid: self.tid }.wait_syscall()
+        let again = Error::syscall("continuing a thread");
+        ptrace::cont_syscall(self.tid).map_err(again)?;
+        let group_stop = self.group_stop;
+        // A member of a stopped group stops for its group once more on the way.
+        for _ in 0..3 {
+            match wait::wait(self.tid).map_err(Error::syscall("waiting for a system call"))? {
+                Status::Stop(Stop::Syscall) => return Ok(Stopped { tid: self.tid, group_stop }),
+                Status::Stop(Stop::Group(_) | Stop::Event) => {
+                    ptrace::cont_syscall(self.tid).map_err(Error::syscall("continuing a thread"))?;
+                }
+                Status::Exited(code) => {
+                    return Err(Error::Gone { tid: self.tid, how: format!("exit code {code}") });
+                }
+                Status::Killed(signal) => {
+                    return Err(Error::Gone { tid: self.tid, how: format!("signal {signal}") });
+                }
+                Status::Stop(Stop::Signal(signal)) => return Err(Error::Signal { tid: self.tid, signal }),
+                other => {
+                    return Err(Error::Unexpected { tid: self.tid, stop: format!("{other:?}") });
+                }
+            }
+        }
+        Err(Error::Unexpected { tid: self.tid, stop: "it stops for its group again and again".into() })
     }
 
     /// From any stop to a `PTRACE_EVENT_STOP` without an instruction of user code in between.

@@ -22,6 +22,8 @@ pub enum Label {
     Timer(u32),
     /// `RLIMIT_*` number.
     Limit(u32),
+    /// An epoll instance and the descriptor it watches.
+    Watch(u32, u32),
 }
 
 impl std::fmt::Display for Label {
@@ -35,6 +37,7 @@ impl std::fmt::Display for Label {
             Label::Clone(pid) => write!(f, "creating task {pid}"),
             Label::Timer(id) => write!(f, "POSIX timer {id}"),
             Label::Limit(which) => write!(f, "resource limit {which}"),
+            Label::Watch(epoll, fd) => write!(f, "watching descriptor {fd} by epoll descriptor {epoll}"),
         }
     }
 }

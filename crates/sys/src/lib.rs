@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "this crate is the fence around raw system calls")]
 
 pub mod call;
+pub mod descriptors;
 pub mod file;
 pub mod futex;
 pub mod kcmp;
@@ -14,6 +15,8 @@ pub mod sched;
 pub mod signal;
 pub mod sockets;
 pub mod task;
+pub mod tcp;
+pub mod tty;
 pub mod wait;
 
 pub use call::{Errno, SyscallError};

@@ -124,3 +124,52 @@ pub unsafe fn clone_agent(args: &CloneArgs, code: usize, header: usize) -> Resul
 pub fn current_cpu() -> usize {
     rustix::thread::sched_getcpu()
 }
+
+/// Makes a time namespace for the caller's children in which the clocks are ahead of the machine's by the given offsets
+/// (seconds, nanoseconds); returns the namespace children had before, for [`enter_time_namespace`].
+///
+/// # Errors
+/// `EPERM` without `CAP_SYS_ADMIN`; `EINVAL` on kernels without time namespaces.
+pub fn new_time_namespace(
+    monotonic: (i64, i64),
+    boottime: (i64, i64),
+) -> Result<std::os::fd::OwnedFd> {
+    use rustix::fs::{Mode, OFlags};
+    let failed = |call| move |errno| crate::SyscallError::new(call, errno);
+    let before = rustix::fs::open(
+        "/proc/self/ns/time_for_children",
+        OFlags::RDONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(failed("open ns/time_for_children"))?;
+    // SAFETY: a number; CLONE_NEWTIME only changes where future children go.
+    unsafe { syscall("unshare", libc::SYS_unshare, [libc::CLONE_NEWTIME as usize, 0, 0, 0, 0, 0]) }?;
+    let text = format!(
+        "monotonic {} {}\nboottime {} {}\n",
+        monotonic.0, monotonic.1, boottime.0, boottime.1
+    );
+    let offsets = rustix::fs::open("/proc/self/timens_offsets", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
+        .map_err(failed("open timens_offsets"))?;
+    rustix::io::write(&offsets, text.as_bytes()).map_err(failed("write timens_offsets"))?;
+    Ok(before)
+}
+
+/// Lets the caller's future children live in the time namespace `ns` again.
+///
+/// # Errors
+/// `EPERM` without `CAP_SYS_ADMIN`.
+pub fn enter_time_namespace(ns: std::os::fd::BorrowedFd<'_>) -> Result<()> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: numbers only.
+    unsafe {
+        syscall("setns", libc::SYS_setns, [
+            ns.as_raw_fd() as usize,
+            libc::CLONE_NEWTIME as usize,
+            0,
+            0,
+            0,
+            0,
+        ])
+    }
+    .map(drop)
+}

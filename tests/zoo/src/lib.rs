@@ -9,22 +9,23 @@
 //! `result`, `fail.PID` (a child's complaint), `eintr` (calls that returned EINTR without a reason, see [`Zoo::note`]).
 //!
 //! ```no_run
-//! fn main() {
-//!     zoo::run(|z| {
-//!         let before = std::process::id();
-//!         z.ready()?;
-//!         z.wait_for_check();
-//!         zoo::ensure_eq!(std::process::id(), before, "pid");
-//!         Ok(())
-//!     })
-//! }
+//! zoo::run(|z| {
+//!     let before = std::process::id();
+//!     z.ready()?;
+//!     z.wait_for_check();
+//!     zoo::ensure_eq!(std::process::id(), before, "pid");
+//!     Ok(())
+//! })
 //! ```
-#![allow(unsafe_code, reason = "zoo programs set up raw kernel state with the C library; nothing here is shipped")]
+#![allow(
+    unsafe_code,
+    reason = "zoo programs set up raw kernel state with the C library; nothing here is shipped"
+)]
 
 use std::ffi::CString;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Outcome of a step or of the whole check: the text says what is wrong.
@@ -148,7 +149,7 @@ impl Zoo {
 
     /// Waits (nanosleep of 10 ms and access, nothing else) until the harness asks for the check.
     pub fn wait_for_check(&self) {
-        let path = cstring(&self.path("check"));
+        let path = cstring(self.path("check"));
         // SAFETY: `path` is a NUL-terminated string that outlives the call.
         while unsafe { libc::access(path.as_ptr(), libc::F_OK) } != 0 {
             nap(10);
@@ -228,7 +229,8 @@ fn exists(path: &Path) -> bool {
 
 /// Sleeps for some milliseconds, whatever interrupts it.
 pub fn nap(ms: u64) {
-    let mut left = libc::timespec { tv_sec: (ms / 1000) as i64, tv_nsec: (ms % 1000 * 1_000_000) as i64 };
+    let mut left =
+        libc::timespec { tv_sec: (ms / 1000) as i64, tv_nsec: (ms % 1000 * 1_000_000) as i64 };
     // SAFETY: both pointers are to the same valid timespec, which nanosleep allows.
     while unsafe { libc::nanosleep(&left, &mut left) } != 0 && errno() == libc::EINTR {}
 }
@@ -320,7 +322,11 @@ pub fn state_of(tid: i32) -> Option<char> {
 pub fn wait_state(tid: i32, state: char) -> Check {
     let until = Instant::now() + Duration::from_secs(10);
     while state_of(tid) != Some(state) {
-        ensure!(Instant::now() < until, "task {tid} is {:?}, not {state}, after 10 s", state_of(tid));
+        ensure!(
+            Instant::now() < until,
+            "task {tid} is {:?}, not {state}, after 10 s",
+            state_of(tid)
+        );
         nap(1);
     }
     Ok(())
@@ -347,12 +353,35 @@ pub fn block(signo: i32) -> Check {
     }
 }
 
+static HERE: AtomicUsize = AtomicUsize::new(0);
+
+/// Called by a thread that has reached the code it will be dumped in.
+pub fn here() {
+    HERE.fetch_add(1, Ordering::SeqCst);
+}
+
+/// Waits until so many threads of this process have called [`here`]: a thread that is still being set up by the library
+/// changes mappings and masks under the harness's eyes.
+pub fn all_here(n: usize) -> Check {
+    let until = Instant::now() + Duration::from_secs(20);
+    while HERE.load(Ordering::SeqCst) < n {
+        ensure!(
+            Instant::now() < until,
+            "only {} of {n} threads came up",
+            HERE.load(Ordering::SeqCst)
+        );
+        nap(1);
+    }
+    Ok(())
+}
+
 /// A small fast generator of numbers for filling memory: splitmix64.
 #[derive(Clone, Debug)]
 pub struct Rng(pub u64);
 
 impl Rng {
     /// The next number.
+    #[allow(clippy::should_implement_trait, reason = "it never ends and is not iterated over")]
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -422,7 +451,14 @@ pub fn mmap_anon(len: usize, prot: i32, flags: i32) -> Result<*mut u8, String> {
 }
 
 /// mmap(2) with errors as text.
-pub fn mmap(addr: usize, len: usize, prot: i32, flags: i32, fd: i32, offset: i64) -> Result<*mut u8, String> {
+pub fn mmap(
+    addr: usize,
+    len: usize,
+    prot: i32,
+    flags: i32,
+    fd: i32,
+    offset: i64,
+) -> Result<*mut u8, String> {
     // SAFETY: a new mapping; with MAP_FIXED the caller owns the range.
     let p = unsafe { libc::mmap(addr as *mut _, len, prot, flags, fd, offset) };
     ensure!(p != libc::MAP_FAILED, "mmap of {len} bytes: {}", io::Error::last_os_error());

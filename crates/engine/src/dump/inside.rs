@@ -8,7 +8,7 @@ use rewake_image::messages::{
     CoreEntry, March, RewakeThreadEntry, RseqEntry, SaEntry, TaskCoreEntry, TaskRlimitsEntry,
     TaskTimersEntry, ThreadCoreEntry,
 };
-use rewake_inject::live::{Live, mend_interrupted};
+use rewake_inject::live::{Live, after_rseq, mend_interrupted};
 use rewake_inject::ring::Script;
 use rewake_inject::tracee::Stopped;
 use rewake_objects::memory::vma::status;
@@ -18,7 +18,6 @@ use rewake_sys::ptrace::{self, Registers};
 use rewake_sys::sched;
 use rewake_sys::task::robust_list;
 use rustix::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 
 /// A task as it tells of itself.
 #[derive(Debug)]
@@ -216,7 +215,7 @@ fn thread_state(
         .map_err(at("reading FPU registers"))
         .of(pid, comm)?;
     let mut extra = RewakeThreadEntry { tid: tid as u32, ..RewakeThreadEntry::default() };
-    let mut image_regs = for_image(regs, &mut extra);
+    let image_regs = for_image(&after_rseq(tid, &outside.memory, regs), &mut extra);
     let mask = ptrace::signal_mask(tid).map_err(at("reading the signal mask")).of(pid, comm)?;
     let queue = ptrace::queued_signals(tid, false).map_err(at("reading queued signals")).of(pid, comm)?;
     let (futex_rla, futex_rla_len) =
@@ -235,9 +234,6 @@ fn thread_state(
             signature: config.signature,
             rseq_cs_pointer: None,
         });
-        if let Some(abort) = rseq_abort(outside, config.pointer, image_regs.rip) {
-            image_regs.rip = abort;
-        }
     }
     let attr = sched::attributes(tid).map_err(at("reading scheduling attributes")).of(pid, comm)?;
     schedule::survey(&mut core, &mut extra, &attr);
@@ -251,25 +247,6 @@ fn thread_state(
     let info = registers::survey(&image_regs, &xsave[..len], 0)
         .map_err(|p| crate::Error::of(pid, comm, p))?;
     Ok(ThreadState { core, info, extra, mask })
-}
-
-/// A thread inside a restartable sequence must go on at the sequence's abort handler, as after any preemption.
-fn rseq_abort(outside: &Outside, rseq: u64, rip: u64) -> Option<u64> {
-    let word = |at: u64| {
-        let mut bytes = [0u8; 8];
-        outside.memory.read_exact_at(&mut bytes, at).ok()?;
-        Some(u64::from_ne_bytes(bytes))
-    };
-    if rseq == 0 {
-        return None;
-    }
-    // struct rseq: cpu_id_start, cpu_id, rseq_cs; struct rseq_cs: version, flags, start_ip, post_commit_offset, abort_ip
-    let cs = word(rseq + 8)?;
-    if cs == 0 {
-        return None;
-    }
-    let (start, len, abort) = (word(cs + 8)?, word(cs + 16)?, word(cs + 24)?);
-    (rip.wrapping_sub(start) < len).then_some(abort)
 }
 
 fn build(

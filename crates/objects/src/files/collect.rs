@@ -1,6 +1,6 @@
 //! Collecting the file descriptions of a tree: each once, whoever holds it.
 
-use super::{eventfd, pipe, regular};
+use super::{epoll, eventfd, fifo, inotify, pidfd, pipe, regular, signalfd, timerfd, tty};
 use crate::Problem;
 use crate::problem::text;
 use rewake_image::messages::{
@@ -140,10 +140,16 @@ pub struct Collector {
     pub(super) ghosts: HashMap<(u64, u64), u64>,
     /// Pipes whose contents are taken.
     pub(super) pipes: std::collections::HashSet<u64>,
+    /// Pipe ids of FIFOs whose contents are taken, by device and inode.
+    pub(super) fifos: HashMap<(u64, u64), u32>,
+    /// The processes of the tree, for what refers to them; filled before the first descriptor is collected.
+    pub pids: std::collections::HashSet<i32>,
     /// Shared memory segments by device and inode.
     pub segments: HashMap<(u64, u64), crate::memory::shared::SegmentId>,
     /// `tty-info.img`, gathered by the terminal module.
     pub ttys: Vec<rewake_image::messages::TtyInfoEntry>,
+    /// What is known of sockets besides their entries.
+    pub sockets: crate::sockets::Survey,
     /// Sets of tasks that hold the same device, inode and flags, ordered by kcmp(2).
     known: HashMap<(u64, u64, u32), Vec<Known>>,
     next_id: u32,
@@ -164,8 +170,11 @@ impl Collector {
             by_path: HashMap::new(),
             ghosts: HashMap::new(),
             pipes: std::collections::HashSet::new(),
+            fifos: HashMap::new(),
+            pids: std::collections::HashSet::new(),
             segments: HashMap::new(),
             ttys: Vec::new(),
+            sockets: crate::sockets::Survey::default(),
             known: HashMap::new(),
             next_id: 1,
         }
@@ -227,10 +236,20 @@ fn survey_kind(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdTyp
     if let Some(name) = view.link.strip_prefix(b"anon_inode:") {
         return match name {
             b"[eventfd]" => eventfd::survey(collector, view),
-            _ => Err(view.problem("descriptors of this kind cannot be saved yet")),
+            b"[eventpoll]" => epoll::survey(collector, view),
+            b"[signalfd]" => signalfd::survey(collector, view),
+            b"[timerfd]" => timerfd::survey(collector, view),
+            b"[pidfd]" => pidfd::survey(collector, view),
+            b"inotify" => inotify::survey(collector, view),
+            _ => Err(anonymous(view, name)),
         };
     }
+    if view.flags & libc::O_PATH as u32 != 0 && view.link.starts_with(b"/") {
+        // Only a name, whatever it leads to.
+        return regular::survey(collector, view);
+    }
     match view.stat.st_mode & KIND {
+        libc::S_IFIFO if view.link.starts_with(b"/") => fifo::survey(collector, view),
         libc::S_IFIFO => pipe::survey(collector, view),
         libc::S_IFREG if view.link.starts_with(b"/memfd:") => {
             let name = &view.link[b"/memfd:".len()..];
@@ -242,8 +261,46 @@ fn survey_kind(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdTyp
             regular::survey(collector, view)
         }
         libc::S_IFSOCK => crate::sockets::survey(collector, view),
-        libc::S_IFCHR => Err(view.problem("character devices of this kind cannot be saved")),
+        libc::S_IFCHR if tty::is_terminal(view.stat.st_rdev) => tty::survey(collector, view),
+        libc::S_IFCHR => Err(character_device(view)),
         libc::S_IFBLK => Err(view.problem("block devices cannot be saved yet")),
         _ => Err(view.problem("descriptors of this kind cannot be saved yet")),
     }
+}
+
+/// Why an object that has only a descriptor (`anon_inode:`) of kind `name` cannot be saved.
+fn anonymous(view: &View<'_>, name: &[u8]) -> Problem {
+    let (kind, remedy) = match name {
+        b"[fanotify]" => ("fanotify groups", "stop watching for the time of the dump"),
+        b"[io_uring]" => ("io_uring instances", "let the program use its other I/O backend (epoll, aio), if it has one"),
+        b"[userfaultfd]" => ("userfaultfds", "close it for the time of the dump"),
+        b"[perf_event]" => ("performance counters (perf_event_open)", "stop the profiler for the time of the dump"),
+        b"bpf-map" | b"bpf-prog" | b"bpf_link" | b"bpf_iter" => {
+            ("BPF objects", "close it for the time of the dump, or pin it and open it again")
+        }
+        b"seccomp notify" => ("seccomp listeners", "close it for the time of the dump"),
+        b"[landlock-ruleset]" => ("Landlock rulesets", "apply and close it before the dump"),
+        name if name.starts_with(b"kvm") => {
+            ("virtual machines (KVM)", "use the virtual machine monitor's own snapshots")
+        }
+        b"[fscontext]" => ("mounts in the making", "close it for the time of the dump"),
+        _ => ("descriptors of this kind", "close it for the time of the dump"),
+    };
+    view.problem(format!("{kind} cannot be saved yet")).remedy(remedy)
+}
+
+/// Why a character device cannot be saved.
+fn character_device(view: &View<'_>) -> Problem {
+    let (major, minor) =
+        (rustix::fs::major(view.stat.st_rdev), rustix::fs::minor(view.stat.st_rdev));
+    let kind = match (major, minor) {
+        (10, 200) => "tun/tap devices".to_owned(),
+        (10, 229) => "FUSE connections".to_owned(),
+        (10, 232) => "virtual machines (KVM)".to_owned(),
+        (195 | 226, _) => "graphics devices".to_owned(),
+        (116, _) => "sound devices".to_owned(),
+        (13, _) => "input devices".to_owned(),
+        _ => format!("character devices of this kind ({major}:{minor})"),
+    };
+    view.problem(format!("{kind} cannot be saved yet")).remedy("close it for the time of the dump")
 }

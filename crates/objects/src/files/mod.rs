@@ -8,8 +8,15 @@
 //! one, write the module and add it to the two registries, `collect::survey_kind` and `open::open_kind`.
 
 pub mod collect;
+pub mod epoll;
 pub mod eventfd;
+pub mod fifo;
 pub mod ghost;
+pub mod inotify;
 pub mod open;
+pub mod pidfd;
 pub mod pipe;
 pub mod regular;
+pub mod signalfd;
+pub mod timerfd;
+pub mod tty;

@@ -1,10 +1,14 @@
 //! Opening the file descriptions of an image: each once, in the controller.
 
-use super::{eventfd, ghost, pipe, regular};
+use super::{
+    epoll, eventfd, fifo, ghost, inotify, pidfd, pipe, regular, signalfd, timerfd, tty,
+};
 use crate::Problem;
 use crate::problem::text;
+use crate::sockets;
 use rewake_image::messages::{
     FdTypes, FileEntry, FownEntry, PipeDataEntry, RemapFilePathEntry, RemapType, RewakeFileEntry,
+    TtyInfoEntry,
 };
 use rewake_image::{ImageDir, kind};
 use rewake_sys::file;
@@ -34,18 +38,29 @@ pub struct Opener<'a> {
     pub options: Options,
     /// The images.
     pub images: &'a ImageDir,
-    files: HashMap<u32, FileEntry>,
+    pub(crate) files: HashMap<u32, FileEntry>,
     opened: HashMap<u32, OwnedFd>,
     remaps: HashMap<u32, RemapFilePathEntry>,
     ghosts: HashMap<u32, ghost::Raised>,
     pub(super) pipe_data: HashMap<u32, (PipeDataEntry, Vec<u8>)>,
     pub(super) pipes: HashMap<u32, pipe::Ends>,
+    pub(super) fifo_data: HashMap<u32, (PipeDataEntry, Vec<u8>)>,
+    /// FIFOs that are filled, held open for both reading and writing.
+    pub(super) fifos: HashMap<u32, OwnedFd>,
+    /// `tty-info.img` by id.
+    pub(super) ttys: HashMap<u32, TtyInfoEntry>,
+    /// Terminals in whose place our own was put.
+    pub(super) inherited: Vec<TtyInfoEntry>,
+    /// References to dead processes, by `PidfdEntry::ino`.
+    pub(super) dead: HashMap<u32, OwnedFd>,
     /// Our own extra state by file id.
     pub extra: HashMap<u32, RewakeFileEntry>,
     /// Shared memory made so far, by `MemfdInodeEntry::inode_id`.
     pub segments: HashMap<u64, OwnedFd>,
     /// Seals that are still to be put on, by the same id.
     pub seals: Vec<(u64, u32)>,
+    /// What sockets need until the tasks go on.
+    pub sockets: crate::sockets::Restore,
 }
 
 impl<'a> Opener<'a> {
@@ -61,6 +76,8 @@ impl<'a> Opener<'a> {
         let files = images.read_all(kind::FILES, ())?.into_iter().map(|f| (f.id, f)).collect();
         let remaps = images.read_all(kind::REMAP_FPATH, ())?;
         let pipe_data = images.read_with_payload(kind::PIPES_DATA, ())?;
+        let fifo_data = images.read_with_payload(kind::FIFO_DATA, ())?;
+        let ttys = images.read_all(kind::TTY_INFO, ())?;
         Ok(Opener {
             options,
             images,
@@ -70,9 +87,15 @@ impl<'a> Opener<'a> {
             ghosts: HashMap::new(),
             pipe_data: pipe_data.into_iter().map(|(e, data)| (e.pipe_id, (e, data))).collect(),
             pipes: HashMap::new(),
+            fifo_data: fifo_data.into_iter().map(|(e, data)| (e.pipe_id, (e, data))).collect(),
+            fifos: HashMap::new(),
+            ttys: ttys.into_iter().map(|t| (t.id, t)).collect(),
+            inherited: Vec::new(),
+            dead: HashMap::new(),
             extra,
             segments: HashMap::new(),
             seals: Vec::new(),
+            sockets: crate::sockets::Restore::default(),
         })
     }
 
@@ -95,9 +118,37 @@ impl<'a> Opener<'a> {
             let entry = self.entry(id)?.clone();
             let fd = open_kind(self, &entry)?;
             apply_common(&entry, fd.as_fd())?;
+            if let Some(fifo) = &entry.fifo {
+                // Flags and owner are in the entry of its path.
+                apply_common(self.entry(fifo.regf_id.unwrap_or(id))?, fd.as_fd())?;
+            }
             self.opened.insert(id, fd);
         }
         Ok(self.opened[&id].as_fd())
+    }
+
+    /// Arms the timers among the open files: call it as late as possible, for it starts them.
+    ///
+    /// # Errors
+    /// The images have an impossible time.
+    pub fn arm_timers(&self) -> Result<(), Problem> {
+        for (id, fd) in &self.opened {
+            if let Some(timer) = self.entry(*id)?.tfd.as_deref() {
+                timerfd::arm(timer, fd.as_fd())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The description of file `id`, which is open already.
+    ///
+    /// # Errors
+    /// It is not open.
+    pub fn opened(&self, id: u32) -> Result<BorrowedFd<'_>, Problem> {
+        self.opened
+            .get(&id)
+            .map(AsFd::as_fd)
+            .ok_or_else(|| Problem::new(format!("file id {id}"), "it is not open"))
     }
 
     /// If regular file `id` was a deleted one: makes it again and gives it its name `path` for a moment.
@@ -144,6 +195,16 @@ fn open_kind(opener: &mut Opener<'_>, entry: &FileEntry) -> Result<OwnedFd, Prob
             let semaphore = opener.extra.get(&entry.id).and_then(|e| e.semaphore).unwrap_or(false);
             eventfd::open(entry.efd.as_deref().ok_or_else(absent)?, semaphore)
         }
+        FdTypes::Fifo => fifo::open(opener, entry.fifo.as_deref().ok_or_else(absent)?),
+        FdTypes::Eventpoll => entry.epfd.as_deref().ok_or_else(absent).and_then(|_| epoll::open()),
+        FdTypes::Signalfd => signalfd::open(entry.sgfd.as_deref().ok_or_else(absent)?),
+        FdTypes::Timerfd => timerfd::open(entry.tfd.as_deref().ok_or_else(absent)?),
+        FdTypes::Pidfd => pidfd::open(opener, entry.pidfd.as_deref().ok_or_else(absent)?),
+        FdTypes::Inotify => inotify::open(entry.ify.as_deref().ok_or_else(absent)?),
+        FdTypes::Tty => tty::open(opener, entry.tty.as_deref().ok_or_else(absent)?),
+        FdTypes::Inetsk => sockets::inet::open(opener, entry.isk.as_deref().ok_or_else(absent)?),
+        FdTypes::Unixsk => sockets::open_unix(opener, entry.usk.as_deref().ok_or_else(absent)?),
+        FdTypes::Netlinksk => sockets::netlink::open(entry.nlsk.as_deref().ok_or_else(absent)?),
         kind => Err(Problem::new(
             format!("file id {}", entry.id),
             format!("descriptors of kind {kind:?} cannot be restored yet"),
@@ -195,6 +256,9 @@ fn common(entry: &FileEntry) -> Option<(u32, &FownEntry)> {
     if let Some(e) = &entry.usk {
         return Some((e.flags, &e.fown));
     }
+    if let Some(e) = &entry.nlsk {
+        return Some((e.flags, &e.fown));
+    }
     if let Some(e) = &entry.epfd {
         return Some((e.flags, &e.fown));
     }
@@ -205,6 +269,12 @@ fn common(entry: &FileEntry) -> Option<(u32, &FownEntry)> {
         return Some((e.flags, &e.fown));
     }
     if let Some(e) = &entry.tty {
+        return Some((e.flags, &e.fown));
+    }
+    if let Some(e) = &entry.ify {
+        return Some((e.flags, &e.fown));
+    }
+    if let Some(e) = &entry.pidfd {
         return Some((e.flags, &e.fown));
     }
     None

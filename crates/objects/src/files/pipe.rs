@@ -38,7 +38,11 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
     Ok((id, FdTypes::Pipe))
 }
 
-fn contents(view: &View<'_>) -> Result<(Vec<u8>, u32), Problem> {
+/// Copies what is in the pipe of `view` and tells its capacity in bytes.
+///
+/// # Errors
+/// Not everything can be copied.
+pub(super) fn contents(view: &View<'_>) -> Result<(Vec<u8>, u32), Problem> {
     let failed = |e: rustix::io::Errno| view.problem(format!("its contents cannot be read: {e}"));
     let size = rustix::pipe::fcntl_getpipe_size(view.as_fd()).map_err(failed)?;
     let waiting = rustix::io::ioctl_fionread(view.as_fd()).map_err(failed)?;

@@ -4,10 +4,12 @@
 //! * [`pages`]: which private pages hold data, and copying them out.
 //! * [`shared`]: contents of shared anonymous memory and memfds.
 //! * [`mm`]: the address space as a whole: layout (`PR_SET_MM_MAP`), vdso, and the order in which it is rebuilt.
+//! * [`vdso`]: the dumped vdso under another kernel.
 
 pub mod mm;
 pub mod pages;
 pub mod shared;
+pub mod vdso;
 pub mod vma;
 
 /// Page size of x86-64.

@@ -1,13 +1,151 @@
-//! Sockets, by family.
+//! Sockets, a module a family, and what they share.
+//!
+//! A survey asks the description itself (getsockopt(2)) and, where that does not tell, sock_diag(7): one dump a table, when
+//! the first socket needs it. What waits in queues is read after the survey ([`Survey::read`]) and written by [`write`].
+//!
+//! A restore makes sockets whole in the controller, but for TCP connections: those stay in repair mode, silent, until
+//! [`leave_repair`] just before the tasks go on.
+
+mod holder;
+pub mod inet;
+pub mod lock;
+pub mod netlink;
+pub mod options;
+mod packet;
+mod queue;
+pub mod repair;
+pub mod stream;
+pub mod unix;
+mod unix_open;
+mod unix_path;
+
+#[cfg(test)]
+mod tests;
 
 use crate::Problem;
 use crate::files::collect::{Collector, View};
-use rewake_image::messages::FdTypes;
+use crate::problem::text;
+use rewake_image::messages::{FdTypes, SkPacketEntry};
+use rewake_image::{ImageWriter, kind};
+use rewake_netlink::{Error, Socket, diag};
+use rewake_sys::sockets::option_int;
+use rustix::fd::BorrowedFd;
+use std::collections::{HashMap, HashSet};
+
+pub use repair::leave_repair;
+pub use unix_open::open as open_unix;
+
+/// The id that the image has for the network namespace of the tree.
+const SOCKETS_NETNS: u32 = 2;
+
+/// A table of sock_diag: address family, protocol.
+type Table = (u32, u32);
+
+/// What a dump knows of the tree's sockets besides their entries.
+#[derive(Debug, Default)]
+pub struct Survey {
+    /// TCP connections, whose queues are to be read.
+    pub connections: Vec<stream::Connection>,
+    /// Unix sockets of the tree by inode number.
+    pub(crate) unix: HashMap<u32, unix::Found>,
+    /// `sk-queues.img`.
+    pub(crate) packets: Vec<(SkPacketEntry, Vec<u8>)>,
+    diag: Option<Socket>,
+    inet_tables: HashMap<Table, HashMap<u32, diag::Inet>>,
+    unix_table: Option<HashMap<u32, diag::Unix>>,
+}
+
+impl Survey {
+    fn diag(&mut self) -> Result<&mut Socket, Error> {
+        if self.diag.is_none() {
+            self.diag = Some(diag::open()?);
+        }
+        // It has just been put there.
+        self.diag.as_mut().ok_or(Error::Unsteady)
+    }
+
+    /// What sock_diag tells of an internet socket; nothing of one that is not bound.
+    fn inet(&mut self, family: u32, protocol: u32, inode: u32) -> Result<Option<diag::Inet>, Error> {
+        let key = (family, protocol);
+        if !self.inet_tables.contains_key(&key) {
+            let table = diag::inet(self.diag()?, family as u8, protocol as u8)?;
+            self.inet_tables.insert(key, table);
+        }
+        Ok(self.inet_tables[&key].get(&inode).copied())
+    }
+
+    /// What sock_diag tells of a unix socket.
+    fn unix(&mut self, inode: u32) -> Result<Option<&diag::Unix>, Error> {
+        if self.unix_table.is_none() {
+            self.unix_table = Some(diag::unix(self.diag()?)?);
+        }
+        Ok(self.unix_table.as_ref().and_then(|table| table.get(&inode)))
+    }
+}
 
 /// Surveys a socket of any family.
 ///
 /// # Errors
 /// Why it cannot be saved.
-pub fn survey(_collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdTypes), Problem> {
-    Err(view.problem("sockets of this family cannot be saved yet"))
+pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdTypes), Problem> {
+    let get = |name| {
+        option_int(view.as_fd(), libc::SOL_SOCKET, name)
+            .map_err(|e| view.problem(format!("its kind cannot be read: {e}")))
+    };
+    let (family, kind, protocol) =
+        (get(libc::SO_DOMAIN)?, get(libc::SO_TYPE)?, get(libc::SO_PROTOCOL)?);
+    let refused = |what: &str| Err(view.problem(format!("{what} cannot be saved")));
+    match family {
+        libc::AF_INET | libc::AF_INET6 => inet::survey(collector, view, family, kind, protocol),
+        libc::AF_UNIX => unix::survey(collector, view, kind),
+        libc::AF_NETLINK => netlink::survey(collector, view, kind, protocol),
+        libc::AF_PACKET => refused("packet sockets (AF_PACKET: packet capture)"),
+        libc::AF_VSOCK => refused("vsock sockets (AF_VSOCK: to a virtual machine's host)"),
+        libc::AF_XDP => refused("express data path sockets (AF_XDP)"),
+        libc::AF_CAN => refused("CAN bus sockets (AF_CAN)"),
+        libc::AF_BLUETOOTH => refused("Bluetooth sockets (AF_BLUETOOTH)"),
+        libc::AF_ALG => refused("kernel crypto sockets (AF_ALG)"),
+        libc::AF_TIPC => refused("TIPC sockets (AF_TIPC)"),
+        libc::AF_RDS => refused("RDS sockets (AF_RDS)"),
+        SMC => refused("SMC sockets (AF_SMC)"),
+        family => refused(&format!("sockets of address family {family}")),
+    }
+}
+
+/// `AF_SMC`
+const SMC: i32 = 43;
+
+/// Writes what was in queues: `sk-queues.img` and the streams of TCP connections.
+///
+/// # Errors
+/// They cannot be written.
+pub fn write(images: &ImageWriter, survey: &Survey) -> Result<(), rewake_image::ImageError> {
+    let mut queues = images.stream(kind::SK_QUEUES, ());
+    for (entry, data) in &survey.packets {
+        queues.push(entry)?;
+        queues.payload(data)?;
+    }
+    queues.finish()?;
+    survey.connections.iter().try_for_each(|connection| connection.write(images))
+}
+
+/// What a restore keeps of sockets until the tasks go on.
+#[derive(Debug, Default)]
+pub struct Restore {
+    /// TCP connections in repair mode.
+    connections: Vec<repair::Pending>,
+    /// Unix sockets by inode number of the image, once [`Restore::unix_loaded`].
+    unix: HashMap<u32, unix_open::State>,
+    unix_loaded: bool,
+    /// Receive queues by file id.
+    packets: HashMap<u32, Vec<(SkPacketEntry, Vec<u8>)>>,
+    /// Source and destination of each connection in the image: who finds itself reversed has its peer in the tree.
+    ends: Option<HashSet<repair::Ends>>,
+}
+
+/// The number of a network interface by the name in the image.
+fn interface_index(fd: BorrowedFd<'_>, name: &[u8]) -> Result<u32, String> {
+    let shown = text(name);
+    rustix::net::netdevice::name_to_index(fd, &shown)
+        .map_err(|e| format!("network interface {shown}: {e}"))
 }

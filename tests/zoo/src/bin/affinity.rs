@@ -7,7 +7,10 @@ fn mask() -> Result<Vec<usize>, String> {
     // SAFETY: the set is a local of the size given.
     unsafe {
         let mut set: libc::cpu_set_t = std::mem::zeroed();
-        check(libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set), "sched_getaffinity")?;
+        check(
+            libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set),
+            "sched_getaffinity",
+        )?;
         Ok((0..libc::CPU_SETSIZE as usize).filter(|&c| libc::CPU_ISSET(c, &set)).collect())
     }
 }

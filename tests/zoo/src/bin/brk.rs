@@ -37,9 +37,15 @@ fn main() {
         fresh.fill(1);
         ensure_eq!(set(end), end, "the break after shrinking");
         // SAFETY: allocated above.
-        Rng(9).verify(unsafe { bytes(base as *mut u8, LEN) }, "below the break, after growing and shrinking")?;
+        Rng(9).verify(
+            unsafe { bytes(base as *mut u8, LEN) },
+            "below the break, after growing and shrinking",
+        )?;
         let allocated: Vec<Vec<u8>> = (0..100).map(|i| vec![i as u8; 1000 * i]).collect();
-        ensure!(allocated.iter().enumerate().all(|(i, v)| v.iter().all(|&b| b == i as u8)), "malloc is broken");
+        ensure!(
+            allocated.iter().enumerate().all(|(i, v)| v.iter().all(|&b| b == i as u8)),
+            "malloc is broken"
+        );
         Ok(())
     })
 }

@@ -23,6 +23,7 @@ const CLOCKS: [(i32, &str); 3] = [
 /// Reads all clocks in turn, vdso and system call, as fast as it can or with naps.
 fn watch(nap: bool) -> Check {
     let mut last = [0i64; 3];
+    zoo::here();
     while !STOP.load(Ordering::Relaxed) {
         for (i, (id, name)) in CLOCKS.into_iter().enumerate() {
             for (now, how) in [(zoo::clock(id), "vdso"), (by_call(id), "system call")] {
@@ -45,28 +46,43 @@ fn main() {
         let sleeper = std::thread::spawn(|| {
             let mut until = zoo::now();
             let mut naps = 0;
+            zoo::here();
             while !STOP.load(Ordering::Relaxed) {
                 until += 40_000_000;
                 let t = timespec(until);
                 let flag = libc::TIMER_ABSTIME;
                 // SAFETY: `t` is a local.
-                while unsafe { libc::clock_nanosleep(libc::CLOCK_MONOTONIC, flag, &t, std::ptr::null_mut()) } != 0 {}
-                ensure!(zoo::now() >= until, "an absolute sleep ended {} ns early", until - zoo::now());
+                while unsafe {
+                    libc::clock_nanosleep(libc::CLOCK_MONOTONIC, flag, &t, std::ptr::null_mut())
+                } != 0
+                {}
+                ensure!(
+                    zoo::now() >= until,
+                    "an absolute sleep ended {} ns early",
+                    until - zoo::now()
+                );
                 // Not by minutes late either, though a restore may be: the clock may go on while the program is away.
                 naps += 1;
             }
             ensure!(naps > 0, "never slept");
             Ok::<(), String>(())
         });
+        zoo::all_here(3)?;
         let (before, real) = (zoo::now(), zoo::clock(libc::CLOCK_REALTIME));
         let offset = zoo::clock(libc::CLOCK_BOOTTIME) - before;
         z.ready()?;
         z.wait_for_check();
         let passed = zoo::now() - before;
         let really = zoo::clock(libc::CLOCK_REALTIME) - real;
-        ensure!(passed >= 0 && passed <= really + 1_000_000_000, "monotonic {passed} ns passed, really {really} ns");
+        ensure!(
+            passed >= 0 && passed <= really + 1_000_000_000,
+            "monotonic {passed} ns passed, really {really} ns"
+        );
         let drift = zoo::clock(libc::CLOCK_BOOTTIME) - zoo::now() - offset;
-        ensure!(drift.abs() < 1_000_000_000, "CLOCK_BOOTTIME moved by {drift} ns against CLOCK_MONOTONIC");
+        ensure!(
+            drift.abs() < 1_000_000_000,
+            "CLOCK_BOOTTIME moved by {drift} ns against CLOCK_MONOTONIC"
+        );
         let begun = zoo::now();
         zoo::nap(50);
         let took = zoo::now() - begun;

@@ -2,7 +2,10 @@
 //! stack and on the heap at the same time, each checked against another way to compute it in every round.
 //!
 //! On SIGUSR1 it writes `DIR/status` ("ROUNDS ERRORS SIGNALS"), so that the kill tests see it go on.
-#![allow(unsafe_code, reason = "inline assembly keeps values in registers, signal handlers need the C library")]
+#![allow(
+    unsafe_code,
+    reason = "inline assembly keeps values in registers, signal handlers need the C library"
+)]
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use zoo::{Rng, ensure, ensure_eq};
@@ -108,7 +111,9 @@ fn main() {
             let ymm = !avx || unsafe { in_ymm(n, step) };
             if general != want || sse != want || x87 != want || !ymm {
                 errors += 1;
-                complaint = format!("round {rounds}: {general:x} {sse:x} {x87:x} ymm {ymm}, expected {want:x}");
+                complaint = format!(
+                    "round {rounds}: {general:x} {sse:x} {x87:x} ymm {ymm}, expected {want:x}"
+                );
             }
             // Heap and stack hold the same stream; a lost or stale page on either side parts them.
             let at = (rng.next() % (heap.len() as u64 - stack.len() as u64)) as usize;

@@ -67,13 +67,17 @@ fn state() -> Result<State, String> {
         let [a, b, c, d] = &mut s.gids;
         raw!("getresgid", libc::SYS_getresgid, a as *mut u32, b as *mut u32, c as *mut u32)?;
         *d = libc::syscall(libc::SYS_setfsgid, -1) as u32;
-        let n = zoo::ok(libc::syscall(libc::SYS_getgroups, 64, s.groups.as_mut_ptr()), "getgroups")?;
+        let n =
+            zoo::ok(libc::syscall(libc::SYS_getgroups, 64, s.groups.as_mut_ptr()), "getgroups")?;
         s.groups.truncate(n as usize);
         let header = CapHeader { version: CAP_V3, pid: 0 };
         raw!("capget", libc::SYS_capget, &raw const header, s.caps.as_mut_ptr())?;
         for cap in 0..64 {
             s.bounding |= ((libc::prctl(libc::PR_CAPBSET_READ, cap) == 1) as u64) << cap;
-            s.ambient |= ((libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_IS_SET, cap, 0, 0) == 1) as u64) << cap;
+            s.ambient |=
+                ((libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_IS_SET, cap, 0, 0) == 1)
+                    as u64)
+                    << cap;
         }
         s.securebits = libc::prctl(libc::PR_GET_SECUREBITS);
         s.no_new_privs = libc::prctl(libc::PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0);
@@ -81,7 +85,8 @@ fn state() -> Result<State, String> {
     }
     let text = std::fs::read_to_string("/proc/thread-self/status").map_err(|e| e.to_string())?;
     let keys = ["Uid:", "Gid:", "Groups:", "Cap", "NoNewPrivs:"];
-    s.status = text.lines().filter(|l| keys.iter().any(|k| l.starts_with(k))).map(String::from).collect();
+    s.status =
+        text.lines().filter(|l| keys.iter().any(|k| l.starts_with(k))).map(String::from).collect();
     Ok(s)
 }
 
@@ -103,7 +108,9 @@ fn drop_to(uid: u32, caps: &[u32], inheritable: &[u32], securebits: i32) -> Chec
             raw!("setresuid", libc::SYS_setresuid, uid, uid + 1, uid + 2)?;
             libc::syscall(libc::SYS_setfsgid, uid + 13);
         }
-        let bits = |set: &[u32], word: u32| set.iter().filter(|c| *c / 32 == word).fold(0u32, |m, c| m | 1 << (c % 32));
+        let bits = |set: &[u32], word: u32| {
+            set.iter().filter(|c| *c / 32 == word).fold(0u32, |m, c| m | 1 << (c % 32))
+        };
         let data = [0, 1].map(|w| CapData {
             effective: bits(&caps[1..], w),
             permitted: bits(caps, w),
@@ -136,7 +143,10 @@ fn main() {
         }
         let root_caps = z.fork(|z| {
             // SAFETY: integers only.
-            check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, "PR_SET_NO_NEW_PRIVS")?;
+            check(
+                unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) },
+                "PR_SET_NO_NEW_PRIVS",
+            )?;
             stay(z, "child with no_new_privs")
         })?;
         let user = z.fork(|z| {
@@ -159,11 +169,18 @@ fn main() {
             drop_to(2000, &[CAP_SETGID, CAP_SETUID], &[CAP_SETUID], 0)?;
             stay(z, "thread")
         });
-        for name in ["child with no_new_privs", "child of another user", "unprivileged child", "thread"] {
+        for name in
+            ["child with no_new_privs", "child of another user", "unprivileged child", "thread"]
+        {
             z.wait_for(&format!("up.{name}")).map_err(|e| format!("{e}; {:?}", z.complaints()))?;
         }
         // SECBIT_NOROOT, SECBIT_NO_SETUID_FIXUP and its lock.
-        drop_to(1000, &[CAP_SETPCAP, CAP_SYS_CHROOT, CAP_NET_ADMIN], &[CAP_NET_ADMIN, CAP_SYS_CHROOT], 0b1101)?;
+        drop_to(
+            1000,
+            &[CAP_SETPCAP, CAP_SYS_CHROOT, CAP_NET_ADMIN],
+            &[CAP_NET_ADMIN, CAP_SYS_CHROOT],
+            0b1101,
+        )?;
         let before = state()?;
         z.ready()?;
         z.wait_for_check();

@@ -39,6 +39,7 @@ fn main() {
                 // SAFETY: NUL-terminated.
                 check(unsafe { libc::chroot(jail.as_ptr()) }, "chroot")?;
                 ensure!(exists("/mark"), "set-up of the jail");
+                std::fs::write("/up", "").map_err(|e| e.to_string())?;
                 // From in here the harness's files cannot be seen: the parent tells.
                 while !exists("/check") {
                     zoo::nap(2);
@@ -54,7 +55,9 @@ fn main() {
             Ok(())
         })?;
         z.wait_for("up.other")?;
-        zoo::nap(20);
+        if root {
+            z.wait_for("jail/up")?;
+        }
         std::env::set_current_dir(z.path("sub/deep dir")).map_err(|e| e.to_string())?;
         // SAFETY: an integer.
         unsafe { libc::umask(0o123) };

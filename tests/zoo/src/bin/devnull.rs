@@ -24,14 +24,30 @@ fn main() {
             ensure_eq!(libc::write(null, buf.as_ptr().cast(), 64), 64, "write to /dev/null");
             ensure_eq!(libc::read(zero, buf.as_mut_ptr().cast(), 64), 64, "read of /dev/zero");
             ensure_eq!(buf, [0; 64], "what /dev/zero gives");
-            ensure_eq!((libc::write(full, buf.as_ptr().cast(), 64), errno()), (-1, libc::ENOSPC), "write to /dev/full");
+            ensure_eq!(
+                (libc::write(full, buf.as_ptr().cast(), 64), errno()),
+                (-1, libc::ENOSPC),
+                "write to /dev/full"
+            );
             ensure_eq!(libc::read(random, buf.as_mut_ptr().cast(), 64), 64, "read of /dev/random");
             let first = buf;
-            ensure_eq!(libc::read(urandom, buf.as_mut_ptr().cast(), 64), 64, "read of /dev/urandom");
+            ensure_eq!(
+                libc::read(urandom, buf.as_mut_ptr().cast(), 64),
+                64,
+                "read of /dev/urandom"
+            );
             ensure_eq!(first != buf, true, "two random reads differ");
-            ensure_eq!(libc::fcntl(full, libc::F_GETFL) & libc::O_NONBLOCK, libc::O_NONBLOCK, "O_NONBLOCK");
+            ensure_eq!(
+                libc::fcntl(full, libc::F_GETFL) & libc::O_NONBLOCK,
+                libc::O_NONBLOCK,
+                "O_NONBLOCK"
+            );
             ensure_eq!(libc::fcntl(null, libc::F_GETFD), libc::FD_CLOEXEC, "close-on-exec");
-            ensure_eq!(libc::write(zero, buf.as_ptr().cast(), 1), -1, "write to a read-only descriptor");
+            ensure_eq!(
+                libc::write(zero, buf.as_ptr().cast(), 1),
+                -1,
+                "write to a read-only descriptor"
+            );
         }
         Ok(())
     })

@@ -7,7 +7,8 @@ use zoo::{check, ensure_eq, ok};
 fn wait(epoll: i32) -> Result<Vec<(u32, u64)>, String> {
     let mut events = [libc::epoll_event { events: 0, u64: 0 }; 16];
     // SAFETY: room for 16.
-    let n = ok(unsafe { libc::epoll_wait(epoll, events.as_mut_ptr(), 16, 0) } as i64, "epoll_wait")?;
+    let n =
+        ok(unsafe { libc::epoll_wait(epoll, events.as_mut_ptr(), 16, 0) } as i64, "epoll_wait")?;
     let mut found: Vec<_> = events[..n as usize].iter().map(|e| (e.events, e.u64)).collect();
     found.sort_by_key(|e| e.1);
     Ok(found)
@@ -28,7 +29,14 @@ fn main() {
             check(libc::pipe(pipe.as_mut_ptr()), "pipe")?;
             let low = libc::eventfd(1, 0);
             let epoll = libc::epoll_create1(libc::EPOLL_CLOEXEC);
-            (low, epoll, libc::epoll_create1(0), libc::eventfd(0, 0), libc::eventfd(7, 0), libc::eventfd(8, 0))
+            (
+                low,
+                epoll,
+                libc::epoll_create1(0),
+                libc::eventfd(0, 0),
+                libc::eventfd(7, 0),
+                libc::eventfd(8, 0),
+            )
         };
         let (input, output) = (libc::EPOLLIN, libc::EPOLLOUT);
         control(epoll, add, low, input, 1)?;

@@ -17,16 +17,26 @@ fn make(value: u64, flags: i32) -> Result<i32, String> {
 fn read(fd: i32) -> Result<u64, i32> {
     let mut value = 0u64;
     // SAFETY: eight bytes of a local.
-    if unsafe { libc::read(fd, (&raw mut value).cast(), 8) } == 8 { Ok(value) } else { Err(errno()) }
+    if unsafe { libc::read(fd, (&raw mut value).cast(), 8) } == 8 {
+        Ok(value)
+    } else {
+        Err(errno())
+    }
 }
 
 fn main() {
     zoo::run(|z| {
         // With ZOO_SEMAPHORE=1: reading takes one at a time.
-        let semaphore = if z.param("ZOO_SEMAPHORE", 0) == 1 { Some(make(3, libc::EFD_SEMAPHORE)?) } else { None };
+        let semaphore = if z.param("ZOO_SEMAPHORE", 0) == 1 {
+            Some(make(3, libc::EFD_SEMAPHORE)?)
+        } else {
+            None
+        };
         let empty = make(0, libc::EFD_NONBLOCK)?;
         let small = make(5, libc::EFD_CLOEXEC)?;
-        let large = make(u64::MAX - 1, libc::EFD_NONBLOCK)?;
+        // With ZOO_LARGE=1: the largest value there is.
+        let most = if z.param("ZOO_LARGE", 0) == 1 { u64::MAX - 1 } else { u32::MAX as u64 };
+        let large = make(most, libc::EFD_NONBLOCK)?;
         let shared = make(0, 0)?;
         let child = z.fork(|z| {
             z.publish("up", "");
@@ -40,10 +50,18 @@ fn main() {
         ensure_eq!(read(empty), Err(libc::EAGAIN), "read of the empty one");
         // SAFETY: integers; eight bytes of a local.
         unsafe {
-            let one = 1u64;
-            ensure_eq!(libc::write(large, (&raw const one).cast(), 8), -1, "write beyond the largest value");
+            let one = u64::MAX - most;
+            ensure_eq!(
+                libc::write(large, (&raw const one).cast(), 8),
+                -1,
+                "write beyond the largest value"
+            );
             ensure_eq!(libc::fcntl(small, libc::F_GETFD), libc::FD_CLOEXEC, "close-on-exec");
-            ensure_eq!(libc::fcntl(small, libc::F_GETFL) & libc::O_NONBLOCK, 0, "O_NONBLOCK of the small one");
+            ensure_eq!(
+                libc::fcntl(small, libc::F_GETFL) & libc::O_NONBLOCK,
+                0,
+                "O_NONBLOCK of the small one"
+            );
             if let Some(fd) = semaphore {
                 let flags = libc::fcntl(fd, libc::F_GETFL);
                 check(libc::fcntl(fd, libc::F_SETFL, flags | libc::O_NONBLOCK), "F_SETFL")?;
@@ -54,7 +72,7 @@ fn main() {
             ensure_eq!(libc::write(shared, (&raw const n).cast(), 8), 8, "write to the shared one");
         }
         ensure_eq!(read(small), Ok(5), "the small one");
-        ensure_eq!(read(large), Ok(u64::MAX - 1), "the large one");
+        ensure_eq!(read(large), Ok(most), "the large one");
         z.join(child)
     })
 }

@@ -16,7 +16,13 @@ fn err(e: std::io::Error) -> String {
 
 fn create(z: &Zoo, name: &str, seed: u64) -> Result<(File, Vec<u8>), String> {
     let mut options = File::options();
-    let mut file = options.read(true).write(true).create_new(true).mode(0o640).open(z.path(name)).map_err(err)?;
+    let mut file = options
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o640)
+        .open(z.path(name))
+        .map_err(err)?;
     let mut content = vec![0u8; LEN];
     Rng(seed).fill(&mut content);
     file.write_all(&content).map_err(err)?;
@@ -73,7 +79,9 @@ fn main() {
         for name in ["plain", "holes", "mapped", "only mapped", "gone dir"] {
             ensure!(!z.path(name).exists(), "{name} has its name back");
         }
-        for (file, what) in [(&plain, "plain"), (&holes, "holes"), (&tmp, "O_TMPFILE"), (&replaced, "replaced")] {
+        for (file, what) in
+            [(&plain, "plain"), (&holes, "holes"), (&tmp, "O_TMPFILE"), (&replaced, "replaced")]
+        {
             ensure_eq!(file.metadata().map_err(err)?.nlink(), 0, "links of {what}");
         }
         ensure_eq!(plain.metadata().map_err(err)?.mode() & 0o7777, 0o640, "mode");
@@ -81,7 +89,10 @@ fn main() {
         ensure!(whole(&plain)? == content, "content of the plain one");
         ensure!(whole(&read_only)? == content, "content through the read-only descriptor");
         let there = whole(&holes)?;
-        ensure!(there.len() == (10 << 20) + 8 && there.ends_with(b"far away"), "content after the hole");
+        ensure!(
+            there.len() == (10 << 20) + 8 && there.ends_with(b"far away"),
+            "content after the hole"
+        );
         ensure!(there[LEN..10 << 20].iter().all(|&b| b == 0), "the hole is not zero");
         let now = holes.metadata().map_err(err)?.blocks();
         ensure!(now <= blocks + 64, "the hole was filled: {now} blocks, {blocks} before");
@@ -90,7 +101,10 @@ fn main() {
             ensure!(bytes(map, LEN) == mapped_content, "content of the mapping");
             bytes(map, LEN)[77] = 7;
             ensure_eq!(whole(&mapped)?[77], 7, "mapping and descriptor are one file");
-            ensure!(bytes(only_map, LEN) == only_content, "content of the file that is only mapped");
+            ensure!(
+                bytes(only_map, LEN) == only_content,
+                "content of the file that is only mapped"
+            );
         }
         ensure!(whole(&replaced)? == replaced_content, "content of the replaced one");
         let other = std::fs::read(z.path("replaced")).map_err(err)?;

@@ -7,12 +7,14 @@ use zoo::{Check, Zoo, check, cstring, ensure, ensure_eq, ok};
 fn open(z: &Zoo, name: &str, flags: i32) -> Result<i32, String> {
     let path = cstring(z.path(name));
     // SAFETY: `path` is NUL-terminated and outlives the call.
-    Ok(ok(unsafe { libc::open(path.as_ptr(), flags, 0o644) } as i64, &format!("open {name}"))? as i32)
+    Ok(ok(unsafe { libc::open(path.as_ptr(), flags, 0o644) } as i64, &format!("open {name}"))?
+        as i32)
 }
 
 fn fcntl(fd: i32, command: i32, arg: i32) -> Result<i32, String> {
     // SAFETY: integer commands only.
-    Ok(ok(unsafe { libc::fcntl(fd, command, arg) } as i64, &format!("fcntl {command} on fd {fd}"))? as i32)
+    Ok(ok(unsafe { libc::fcntl(fd, command, arg) } as i64, &format!("fcntl {command} on fd {fd}"))?
+        as i32)
 }
 
 fn seek(fd: i32, to: i64, whence: i32) -> Result<i64, String> {
@@ -79,13 +81,15 @@ fn main() {
         let beyond = open(z, "other", libc::O_RDONLY)?;
         seek(beyond, 1 << 40, libc::SEEK_SET)?;
         let renamed = open(z, "other", libc::O_RDONLY)?;
-        std::fs::rename(z.path("other"), z.path("new name with a space")).map_err(|e| e.to_string())?;
+        std::fs::rename(z.path("other"), z.path("new name with a space"))
+            .map_err(|e| e.to_string())?;
         fcntl(wronly, libc::F_SETOWN, zoo::pid())?;
         fcntl(wronly, 10 /* F_SETSIG */, libc::SIGRTMIN() + 3)?;
         // A directory half read: its position is the file system's cookie.
         let mut names = vec![0u8; 2000];
         // SAFETY: the buffer is valid for its length.
-        let read = unsafe { libc::syscall(libc::SYS_getdents64, dir, names.as_mut_ptr(), names.len()) };
+        let read =
+            unsafe { libc::syscall(libc::SYS_getdents64, dir, names.as_mut_ptr(), names.len()) };
         ok(read, "getdents64")?;
 
         let child = z.fork(|z| {
@@ -109,8 +113,21 @@ fn main() {
         z.wait_for("own")?;
 
         let all = [
-            data, dup, dup_cloexec, separate, linked, append, wronly, readonly, direct, sync, dsync, path_only, dir,
-            beyond, renamed,
+            data,
+            dup,
+            dup_cloexec,
+            separate,
+            linked,
+            append,
+            wronly,
+            readonly,
+            direct,
+            sync,
+            dsync,
+            path_only,
+            dir,
+            beyond,
+            renamed,
         ];
         let before = all.iter().map(|&fd| state(fd)).collect::<Result<Vec<_>, _>>()?;
         z.ready()?;
@@ -125,12 +142,23 @@ fn main() {
         z.join(child)?;
         z.join(own_copy)?;
         let now = std::fs::read(z.path("append")).map_err(|e| e.to_string())?;
-        ensure!(now.ends_with(b"appended") && now.len() == text.len() + 8, "O_APPEND wrote elsewhere");
+        ensure!(
+            now.ends_with(b"appended") && now.len() == text.len() + 8,
+            "O_APPEND wrote elsewhere"
+        );
         Ok(())
     })
 }
 
-fn used(data: i32, dup: i32, dup_cloexec: i32, separate: i32, append: i32, wronly: i32, dir: i32) -> Check {
+fn used(
+    data: i32,
+    dup: i32,
+    dup_cloexec: i32,
+    separate: i32,
+    append: i32,
+    wronly: i32,
+    dir: i32,
+) -> Check {
     let mut buf = [0u8; 9];
     // SAFETY: the buffers are valid for the lengths given.
     unsafe {
@@ -142,11 +170,17 @@ fn used(data: i32, dup: i32, dup_cloexec: i32, separate: i32, append: i32, wronl
         ensure_eq!(seek(dup_cloexec, 4000, libc::SEEK_SET)?, 4000, "seek");
         ensure_eq!(libc::write(append, c"appended".as_ptr().cast(), 8), 8, "append");
         ensure_eq!(libc::write(wronly, c"X".as_ptr().cast(), 1), 1, "write");
-        ensure!(libc::read(wronly, buf.as_mut_ptr().cast(), 1) < 0, "a write-only descriptor could be read");
+        ensure!(
+            libc::read(wronly, buf.as_mut_ptr().cast(), 1) < 0,
+            "a write-only descriptor could be read"
+        );
         let mut names = vec![0u8; 32 << 10];
         let mut more = 0;
         loop {
-            let n = ok(libc::syscall(libc::SYS_getdents64, dir, names.as_mut_ptr(), names.len()), "getdents64")?;
+            let n = ok(
+                libc::syscall(libc::SYS_getdents64, dir, names.as_mut_ptr(), names.len()),
+                "getdents64",
+            )?;
             if n == 0 {
                 break;
             }

@@ -10,7 +10,10 @@ fn get() -> i64 {
 
 fn stay(z: &Zoo, name: &str, class: i64, level: i64) -> Check {
     // SAFETY: integers only.
-    check(unsafe { libc::syscall(libc::SYS_ioprio_set, 1, 0, class << 13 | level) } as i32, "ioprio_set")?;
+    check(
+        unsafe { libc::syscall(libc::SYS_ioprio_set, 1, 0, class << 13 | level) } as i32,
+        "ioprio_set",
+    )?;
     z.publish(&format!("up.{name}"), "");
     z.wait_for_check();
     ensure_eq!(get(), class << 13 | level, "I/O priority of {name}");

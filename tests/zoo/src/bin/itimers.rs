@@ -60,7 +60,10 @@ fn main() {
             for (which, name) in ALL {
                 let (left, interval) = get(which)?;
                 ensure_eq!(interval, 7 * US + which as i64, "interval of {name}");
-                ensure!(left <= 3600 * US + 123_456 + 20_000, "{name}: {left} us left, more than was set");
+                ensure!(
+                    left <= 3600 * US + 123_456 + 20_000,
+                    "{name}: {left} us left, more than was set"
+                );
                 ensure!(left > 3500 * US, "{name}: {left} us left, too few");
             }
             Ok(())
@@ -71,12 +74,20 @@ fn main() {
             z.publish("once", "");
             z.wait_for_check();
             ensure_eq!(get(0)?.1, 0, "interval of a single shot");
-            ensure!(get(0)?.0 > 400 * US && get(0)?.0 <= 500 * US, "single shot: {} us left", get(0)?.0);
+            ensure!(
+                get(0)?.0 > 400 * US && get(0)?.0 <= 500 * US,
+                "single shot: {} us left",
+                get(0)?.0
+            );
             ensure_eq!(get(1)?, (0, 0), "a disarmed timer");
             set(0, 20_000, 0)?;
             let before = TICKS[0].load(Ordering::SeqCst);
             zoo::nap(60);
-            ensure_eq!(TICKS[0].load(Ordering::SeqCst), before + 1, "ticks of a re-armed single shot");
+            ensure_eq!(
+                TICKS[0].load(Ordering::SeqCst),
+                before + 1,
+                "ticks of a re-armed single shot"
+            );
             Ok(())
         })?;
         z.wait_for("far")?;
@@ -85,7 +96,10 @@ fn main() {
         set(1, 10_000, 10_000)?;
         set(2, 10_000, 10_000)?;
         burn_until(|| TICKS.iter().all(|t| t.load(Ordering::SeqCst) > 0));
-        ensure!(TICKS.iter().all(|t| t.load(Ordering::SeqCst) > 0), "a timer does not tick: {TICKS:?}");
+        ensure!(
+            TICKS.iter().all(|t| t.load(Ordering::SeqCst) > 0),
+            "a timer does not tick: {TICKS:?}"
+        );
         z.ready()?;
         z.wait_for_check();
         for ((which, name), interval) in ALL.into_iter().zip([50_000, 10_000, 10_000]) {

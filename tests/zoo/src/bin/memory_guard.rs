@@ -40,7 +40,10 @@ fn main() {
             ensure_eq!(readable(page, fds[1]), !GUARDS.contains(&i), "page {i} readable");
             if !GUARDS.contains(&i) {
                 // SAFETY: a readable page.
-                ensure!(unsafe { bytes(page, PAGE) } == &whole[i * PAGE..][..PAGE], "page {i} differs");
+                ensure!(
+                    unsafe { bytes(page, PAGE) } == &whole[i * PAGE..][..PAGE],
+                    "page {i} differs"
+                );
             }
         }
         Ok(())

@@ -28,7 +28,13 @@ fn advise(p: *mut u8, len: usize, advice: i32, name: &str) -> Check {
     check(unsafe { libc::madvise(p.cast(), len, advice) }, &format!("madvise {name}"))
 }
 
-fn area(name: &'static str, pages: usize, seed: u64, prot: i32, flags: i32) -> Result<Area, String> {
+fn area(
+    name: &'static str,
+    pages: usize,
+    seed: u64,
+    prot: i32,
+    flags: i32,
+) -> Result<Area, String> {
     let len = pages * PAGE;
     let p = mmap_anon(len, RW, PRIVATE | flags).map_err(|e| format!("{name}: {e}"))?;
     // SAFETY: just mapped.
@@ -94,13 +100,18 @@ fn main() {
         unsafe {
             check(libc::mlock(locked.p.cast(), locked.len), "mlock")?;
             if z.param("ZOO_ONFAULT", 0) == 1 {
-                check(libc::mlock2(on_fault.p.cast(), on_fault.len, libc::MLOCK_ONFAULT), "mlock2")?;
+                check(
+                    libc::mlock2(on_fault.p.cast(), on_fault.len, libc::MLOCK_ONFAULT),
+                    "mlock2",
+                )?;
             }
         }
         areas.extend([locked, on_fault]);
         // Unusual addresses: the lowest allowed, in the middle of nowhere, the last page below the stack's end.
         let fixed = libc::MAP_FIXED_NOREPLACE | libc::MAP_ANONYMOUS | PRIVATE;
-        for (name, address) in [("lowest", 0x1_0000), ("middle", 0x1234_5678_9000), ("high", 0x7fff_ffff_e000)] {
+        for (name, address) in
+            [("lowest", 0x1_0000), ("middle", 0x1234_5678_9000), ("high", 0x7fff_ffff_e000)]
+        {
             match mmap(address, PAGE, RW, fixed, -1, 0) {
                 Ok(p) => {
                     // SAFETY: just mapped.
@@ -167,7 +178,11 @@ fn main() {
         for i in 0..SPARSE {
             let page = &sparse[i * PAGE..][..PAGE];
             let want = if i % 7 == 0 && i != 14 { i as u8 | 1 } else { 0 };
-            ensure!(page[i % PAGE] == want, "sparse page {i} holds {}, expected {want}", page[i % PAGE]);
+            ensure!(
+                page[i % PAGE] == want,
+                "sparse page {i} holds {}, expected {want}",
+                page[i % PAGE]
+            );
             let others = page.iter().enumerate().any(|(at, &b)| b != 0 && at != i % PAGE);
             ensure!(!others, "sparse page {i} holds something else");
         }
@@ -186,9 +201,15 @@ fn main() {
             let c = bytes(changed, 11 * PAGE);
             ensure_eq!(&c[2 * PAGE..][..5], b"mine!", "changed page");
             ensure_eq!(c[10 * PAGE + 200], 99, "changed byte beyond the file's end");
-            ensure!(c[3 * PAGE..10 * PAGE] == content[3 * PAGE..10 * PAGE], "unchanged pages of the changed mapping");
+            ensure!(
+                c[3 * PAGE..10 * PAGE] == content[3 * PAGE..10 * PAGE],
+                "unchanged pages of the changed mapping"
+            );
             let o = bytes(offset, 3 * PAGE);
-            ensure!(o[0] == 88 && o[1..] == content[4 * PAGE + 1..7 * PAGE], "the mapping with an offset differs");
+            ensure!(
+                o[0] == 88 && o[1..] == content[4 * PAGE + 1..7 * PAGE],
+                "the mapping with an offset differs"
+            );
         }
         let now = std::fs::read(z.path("file")).map_err(|e| e.to_string())?;
         ensure!(now == content, "the file itself was changed");

@@ -57,17 +57,33 @@ fn child(z: &Zoo, all: &mut [Shared]) -> Check {
 
 fn main() {
     zoo::run(|z| {
-        let zero = std::fs::File::options().read(true).write(true).open("/dev/zero").map_err(|e| e.to_string())?;
+        let zero = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/zero")
+            .map_err(|e| e.to_string())?;
         std::fs::write(z.path("file"), vec![0u8; LEN]).map_err(|e| e.to_string())?;
-        let file = std::fs::File::options().read(true).write(true).open(z.path("file")).map_err(|e| e.to_string())?;
+        let file = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open(z.path("file"))
+            .map_err(|e| e.to_string())?;
         // SAFETY: a NUL-terminated name; the descriptor is closed below.
-        let memfd = ok(unsafe { libc::memfd_create(c"zoo memory".as_ptr(), 0) } as i64, "memfd_create")? as i32;
+        let memfd =
+            ok(unsafe { libc::memfd_create(c"zoo memory".as_ptr(), 0) } as i64, "memfd_create")?
+                as i32;
         check(unsafe { libc::ftruncate(memfd, LEN as i64) }, "ftruncate")?;
         let anon = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
         let mut all = vec![
             Shared { name: "anonymous", p: mmap(0, LEN, RW, anon, -1, 0)? },
-            Shared { name: "anonymous, no reserve", p: mmap(0, LEN, RW, anon | libc::MAP_NORESERVE, -1, 0)? },
-            Shared { name: "/dev/zero", p: mmap(0, LEN, RW, libc::MAP_SHARED, zero.as_raw_fd(), 0)? },
+            Shared {
+                name: "anonymous, no reserve",
+                p: mmap(0, LEN, RW, anon | libc::MAP_NORESERVE, -1, 0)?,
+            },
+            Shared {
+                name: "/dev/zero",
+                p: mmap(0, LEN, RW, libc::MAP_SHARED, zero.as_raw_fd(), 0)?,
+            },
             Shared { name: "memfd", p: mmap(0, LEN, RW, libc::MAP_SHARED, memfd, 0)? },
             Shared { name: "file", p: mmap(0, LEN, RW, libc::MAP_SHARED, file.as_raw_fd(), 0)? },
         ];
@@ -102,9 +118,17 @@ fn main() {
             ensure!(bytes(private, 4 * PAGE) == &want[..4 * PAGE], "the private mapping differs");
             // Shared with itself: a change shows in the window, and not in a private page with a change of its own.
             bytes(all[3].p, LEN)[8 * PAGE + 77] ^= 1;
-            ensure_eq!(bytes(window, PAGE)[77], bytes(all[3].p, LEN)[8 * PAGE + 77], "change seen in the window");
+            ensure_eq!(
+                bytes(window, PAGE)[77],
+                bytes(all[3].p, LEN)[8 * PAGE + 77],
+                "change seen in the window"
+            );
             bytes(all[3].p, LEN)[9 * PAGE + 77] ^= 1;
-            ensure_eq!(bytes(private, 2 * PAGE)[PAGE + 77], want[PAGE + 77], "change seen in the private page");
+            ensure_eq!(
+                bytes(private, 2 * PAGE)[PAGE + 77],
+                want[PAGE + 77],
+                "change seen in the private page"
+            );
         }
         for s in &all {
             s.word(1).store(1111, Ordering::SeqCst);
@@ -113,7 +137,11 @@ fn main() {
         }
         z.join(pid)?;
         let file = std::fs::read(z.path("file")).map_err(|e| e.to_string())?;
-        ensure_eq!(file[2 * PAGE..][..8], 2222u64.to_le_bytes(), "what the child wrote, in the file");
+        ensure_eq!(
+            file[2 * PAGE..][..8],
+            2222u64.to_le_bytes(),
+            "what the child wrote, in the file"
+        );
         Ok(())
     })
 }

@@ -23,7 +23,8 @@ const MEMBARRIER_PRIVATE_EXPEDITED: i32 = 1 << 3;
 
 fn main() {
     zoo::run(|z| {
-        std::fs::write("/proc/self/oom_score_adj", "321").map_err(|e| format!("oom_score_adj: {e}"))?;
+        std::fs::write("/proc/self/oom_score_adj", "321")
+            .map_err(|e| format!("oom_score_adj: {e}"))?;
         // SAFETY (all below): integers and NUL-terminated strings.
         unsafe {
             libc::umask(0o037);
@@ -31,7 +32,10 @@ fn main() {
             check(libc::prctl(libc::PR_SET_NAME, c"odd (name) \xff".as_ptr()), "PR_SET_NAME")?;
             check(libc::prctl(libc::PR_SET_THP_DISABLE, 1, 0, 0, 0), "PR_SET_THP_DISABLE")?;
             let register = MEMBARRIER_REGISTER_PRIVATE_EXPEDITED;
-            check(libc::syscall(libc::SYS_membarrier, register, 0, 0) as i32, "membarrier registration")?;
+            check(
+                libc::syscall(libc::SYS_membarrier, register, 0, 0) as i32,
+                "membarrier registration",
+            )?;
         }
         let child = z.fork(|z| {
             // SAFETY: integers only.
@@ -42,8 +46,16 @@ fn main() {
             }
             z.publish("up", "");
             z.wait_for_check();
-            ensure_eq!(get(libc::PR_GET_PDEATHSIG, "PR_GET_PDEATHSIG")?, libc::SIGUSR2, "parent-death signal");
-            ensure_eq!(get(libc::PR_GET_CHILD_SUBREAPER, "PR_GET_CHILD_SUBREAPER")?, 0, "subreaper in the child");
+            ensure_eq!(
+                get(libc::PR_GET_PDEATHSIG, "PR_GET_PDEATHSIG")?,
+                libc::SIGUSR2,
+                "parent-death signal"
+            );
+            ensure_eq!(
+                get(libc::PR_GET_CHILD_SUBREAPER, "PR_GET_CHILD_SUBREAPER")?,
+                0,
+                "subreaper in the child"
+            );
             // SAFETY: integers only.
             unsafe {
                 ensure_eq!(libc::prctl(libc::PR_GET_DUMPABLE), 0, "dumpable of the child");
@@ -58,7 +70,11 @@ fn main() {
         let oom = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
         ensure_eq!(oom.trim(), "321", "oom_score_adj");
         ensure_eq!(get(libc::PR_GET_CHILD_SUBREAPER, "PR_GET_CHILD_SUBREAPER")?, 1, "subreaper");
-        ensure_eq!(get(libc::PR_GET_PDEATHSIG, "PR_GET_PDEATHSIG")?, 0, "parent-death signal of the root");
+        ensure_eq!(
+            get(libc::PR_GET_PDEATHSIG, "PR_GET_PDEATHSIG")?,
+            0,
+            "parent-death signal of the root"
+        );
         ensure_eq!(name(), before, "name");
         // SAFETY: integers only.
         unsafe {

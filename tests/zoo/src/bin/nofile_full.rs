@@ -28,7 +28,10 @@ fn main() {
         }
         // SAFETY: integers.
         unsafe {
-            ensure!(libc::dup(0) < 0 && errno() == libc::EMFILE, "there is room for another descriptor");
+            ensure!(
+                libc::dup(0) < 0 && errno() == libc::EMFILE,
+                "there is room for another descriptor"
+            );
             // Room for the result.
             for fd in 3..LIMIT as i32 {
                 libc::close(fd);

@@ -59,14 +59,26 @@ fn main() {
             z.wait_for(&format!("settled.{name}"))?;
         }
         // SAFETY: integers only.
-        let look = || unsafe { pids.iter().map(|&p| (libc::getpgid(p), libc::getsid(p))).collect::<Vec<_>>() };
+        let look = || unsafe {
+            pids.iter().map(|&p| (libc::getpgid(p), libc::getsid(p))).collect::<Vec<_>>()
+        };
         let before = look();
-        ensure_eq!(before, [(session, session), (pids[1], session), (group, me), (group, me)], "set-up");
-        ensure!(zoo::state_of(session).is_none() && zoo::state_of(group).is_none(), "a leader is still there");
+        ensure_eq!(
+            before,
+            [(session, session), (pids[1], session), (group, me), (group, me)],
+            "set-up"
+        );
+        ensure!(
+            zoo::state_of(session).is_none() && zoo::state_of(group).is_none(),
+            "a leader is still there"
+        );
         z.ready()?;
         z.wait_for_check();
         ensure_eq!(look(), before, "(pgid, sid) of the orphans");
-        ensure!(zoo::state_of(session).is_none(), "pid {session}, the dead session leader's, is in use");
+        ensure!(
+            zoo::state_of(session).is_none(),
+            "pid {session}, the dead session leader's, is in use"
+        );
         ensure!(zoo::state_of(group).is_none(), "pid {group}, the dead group leader's, is in use");
         for name in ["m1", "m2", "m3", "g1", "g2"] {
             z.wait_for(&format!("ok.{name}")).map_err(|e| format!("{e}; {:?}", z.complaints()))?;

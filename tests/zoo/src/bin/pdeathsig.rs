@@ -17,7 +17,10 @@ fn main() {
             z.fork(|z| {
                 zoo::on_signal(libc::SIGUSR2, came as *const () as usize, 0)?;
                 // SAFETY: integers only.
-                check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGUSR2) }, "PR_SET_PDEATHSIG")?;
+                check(
+                    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGUSR2) },
+                    "PR_SET_PDEATHSIG",
+                )?;
                 z.publish("up", &zoo::pid().to_string());
                 z.wait_for_check();
                 ensure!(!CAME.is_set(), "the parent-death signal came while the parent lives");

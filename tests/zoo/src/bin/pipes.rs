@@ -1,4 +1,4 @@
-//! Kernel state: pipes and a FIFO: content, capacity, flags of each end, ends in different processes, half-closed ones,
+//! Kernel state: pipes: content, capacity, flags of each end, ends in different processes, half-closed ones,
 //! a second description of one end, a full pipe with a blocked writer, an empty one with a blocked reader.
 #![allow(unsafe_code, reason = "raw descriptors through the C library")]
 
@@ -24,7 +24,10 @@ fn read(fd: i32, len: usize) -> Result<Vec<u8>, String> {
     let mut got = 0;
     while got < len {
         // SAFETY: the rest of the buffer is valid.
-        let n = ok(unsafe { libc::read(fd, data[got..].as_mut_ptr().cast(), len - got) } as i64, "read")?;
+        let n = ok(
+            unsafe { libc::read(fd, data[got..].as_mut_ptr().cast(), len - got) } as i64,
+            "read",
+        )?;
         if n == 0 {
             break;
         }
@@ -73,14 +76,6 @@ fn main() {
         // SAFETY: the path is NUL-terminated.
         let again = unsafe { libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_NONBLOCK) };
         ok(again as i64, "reopen")?;
-        let fifo_path = cstring(z.path("fifo"));
-        // SAFETY: the path is NUL-terminated.
-        let fifo = unsafe {
-            check(libc::mkfifo(fifo_path.as_ptr(), 0o600), "mkfifo")?;
-            libc::open(fifo_path.as_ptr(), libc::O_RDWR)
-        };
-        ok(fifo as i64, "open fifo")?;
-        write(fifo, b"in the fifo")?;
 
         // Each end in its own process, neither in the root; one blocked writer, one blocked reader.
         let between = pipe(0)?;
@@ -113,7 +108,11 @@ fn main() {
             z.publish("reader", "");
             ensure_eq!(read(blocked_reader.0, 5)?, b"woken", "what woke the blocked reader");
             let all = read(between.0, 100)?;
-            ensure_eq!(String::from_utf8_lossy(&all), "sent before; sent after", "what came from the other process");
+            ensure_eq!(
+                String::from_utf8_lossy(&all),
+                "sent before; sent after",
+                "what came from the other process"
+            );
             Ok(())
         })?;
         close(between.0)?;
@@ -128,28 +127,43 @@ fn main() {
         z.ready()?;
         z.wait_for_check();
 
-        ensure_eq!([small, big, flags].map(|p| fcntl(p.1, libc::F_GETPIPE_SZ, 0)), sizes, "capacities");
+        ensure_eq!(
+            [small, big, flags].map(|p| fcntl(p.1, libc::F_GETPIPE_SZ, 0)),
+            sizes,
+            "capacities"
+        );
         ensure_eq!(read(small.0, 11)?, b"hello world", "small pipe");
         write(small.1, b"again")?;
         ensure_eq!(read(small.0, 5)?, b"again", "small pipe used again");
         ensure!(read(big.0, 300_000)? == random(1, 300_000), "content of the big pipe differs");
         write(big.1, &random(3, 500_000))?;
         ensure!(read(big.0, 500_000)? == random(3, 500_000), "big pipe used again differs");
-        ensure_eq!(fcntl(flags.0, libc::F_GETFL, 0)? & libc::O_NONBLOCK, libc::O_NONBLOCK, "read end's O_NONBLOCK");
-        ensure_eq!(fcntl(flags.1, libc::F_GETFL, 0)? & libc::O_NONBLOCK, 0, "write end's O_NONBLOCK");
+        ensure_eq!(
+            fcntl(flags.0, libc::F_GETFL, 0)? & libc::O_NONBLOCK,
+            libc::O_NONBLOCK,
+            "read end's O_NONBLOCK"
+        );
+        ensure_eq!(
+            fcntl(flags.1, libc::F_GETFL, 0)? & libc::O_NONBLOCK,
+            0,
+            "write end's O_NONBLOCK"
+        );
         ensure_eq!(read(no_writer.0, 100)?, b"last words", "pipe without a writer, up to its end");
         // SAFETY: one valid byte. SIGPIPE is ignored by the standard library.
         let refused = unsafe { libc::write(no_reader.1, c"x".as_ptr().cast(), 1) };
         ensure_eq!((refused, zoo::errno()), (-1, libc::EPIPE), "write to a pipe without a reader");
-        ensure_eq!(fcntl(again, libc::F_GETFL, 0)? & libc::O_NONBLOCK, libc::O_NONBLOCK, "O_NONBLOCK of the second");
+        ensure_eq!(
+            fcntl(again, libc::F_GETFL, 0)? & libc::O_NONBLOCK,
+            libc::O_NONBLOCK,
+            "O_NONBLOCK of the second"
+        );
         ensure_eq!(read(again, 3)?, b"eit", "second description");
         ensure_eq!(read(twice.0, 3)?, b"her", "first description");
-        ensure_eq!(read(fifo, 11)?, b"in the fifo", "fifo");
-        let name = std::fs::metadata(z.path("fifo")).map_err(|e| format!("fifo: {e}"))?;
-        use std::os::unix::fs::FileTypeExt;
-        ensure!(name.file_type().is_fifo(), "the fifo's name is something else now");
         write(blocked_reader.1, b"woken")?;
-        ensure!(read(blocked_writer.0, 200_000)? == random(2, 200_000), "what the blocked writer wrote differs");
+        ensure!(
+            read(blocked_writer.0, 200_000)? == random(2, 200_000),
+            "what the blocked writer wrote differs"
+        );
         ensure_eq!(read(blocked_writer.0, 1)?.len(), 0, "end of the blocked writer's pipe");
         z.join(writer)?;
         z.join(reader)

@@ -38,7 +38,10 @@ fn create(clock: i32, notify: i32, signo: i32, value: usize, tid: i32) -> Result
         event.sigev_value = libc::sigval { sival_ptr: value as *mut _ };
         event.sigev_notify_thread_id = tid;
         let mut id = 0i32;
-        check(libc::syscall(libc::SYS_timer_create, clock, &raw mut event, &raw mut id) as i32, "timer_create")?;
+        check(
+            libc::syscall(libc::SYS_timer_create, clock, &raw mut event, &raw mut id) as i32,
+            "timer_create",
+        )?;
         Ok(id)
     }
 }
@@ -47,14 +50,20 @@ fn set(id: i32, value: i64, interval: i64, absolute: bool) -> Check {
     let t = libc::itimerspec { it_interval: timespec(interval), it_value: timespec(value) };
     let flags = if absolute { libc::TIMER_ABSTIME } else { 0 };
     // SAFETY: `t` is a local.
-    check(unsafe { libc::syscall(libc::SYS_timer_settime, id, flags, &raw const t, 0) } as i32, "timer_settime")
+    check(
+        unsafe { libc::syscall(libc::SYS_timer_settime, id, flags, &raw const t, 0) } as i32,
+        "timer_settime",
+    )
 }
 
 fn get(id: i32) -> Result<(i64, i64), String> {
     // SAFETY: zeroed is valid, then written by the kernel.
     unsafe {
         let mut t: libc::itimerspec = std::mem::zeroed();
-        check(libc::syscall(libc::SYS_timer_gettime, id, &raw mut t) as i32, &format!("timer_gettime({id})"))?;
+        check(
+            libc::syscall(libc::SYS_timer_gettime, id, &raw mut t) as i32,
+            &format!("timer_gettime({id})"),
+        )?;
         let ns = |t: libc::timespec| t.tv_sec * SEC + t.tv_nsec;
         Ok((ns(t.it_value), ns(t.it_interval)))
     }
@@ -86,8 +95,17 @@ fn main() {
         let mut add = |name: &str, clock, notify, value: i64, interval: i64, absolute| -> Check {
             next += 1;
             // Two ids are left free before each timer that stays.
-            let free = [create(clock, libc::SIGEV_NONE, 0, 0, 0)?, create(clock, libc::SIGEV_NONE, 0, 0, 0)?];
-            let id = create(clock, notify, rt, next, if notify == libc::SIGEV_THREAD_ID { tid } else { 0 })?;
+            let free = [
+                create(clock, libc::SIGEV_NONE, 0, 0, 0)?,
+                create(clock, libc::SIGEV_NONE, 0, 0, 0)?,
+            ];
+            let id = create(
+                clock,
+                notify,
+                rt,
+                next,
+                if notify == libc::SIGEV_THREAD_ID { tid } else { 0 },
+            )?;
             for id in free {
                 delete(id)?;
             }
@@ -105,13 +123,27 @@ fn main() {
         add("realtime, periodic", CLOCK_REALTIME, SIGEV_SIGNAL, 30 * MS, 30 * MS, false)?;
         add("boottime, periodic", CLOCK_BOOTTIME, SIGEV_SIGNAL, 25 * MS, 25 * MS, false)?;
         add("for a thread, periodic", CLOCK_MONOTONIC, SIGEV_THREAD_ID, 15 * MS, 15 * MS, false)?;
-        add("process CPU time, periodic", CLOCK_PROCESS_CPUTIME_ID, SIGEV_SIGNAL, 10 * MS, 10 * MS, false)?;
+        add(
+            "process CPU time, periodic",
+            CLOCK_PROCESS_CPUTIME_ID,
+            SIGEV_SIGNAL,
+            10 * MS,
+            10 * MS,
+            false,
+        )?;
         let periodic = 5;
         add("monotonic, far", CLOCK_MONOTONIC, SIGEV_SIGNAL, 3600 * SEC + 5, 17 * SEC + 3, false)?;
         add("realtime, far", CLOCK_REALTIME, SIGEV_NONE, 3600 * SEC, 0, false)?;
         add("boottime, far", CLOCK_BOOTTIME, SIGEV_NONE, 3600 * SEC, SEC, false)?;
         add("for a thread, far", CLOCK_REALTIME, SIGEV_THREAD_ID, 3600 * SEC, 2 * SEC, false)?;
-        add("process CPU time, far", CLOCK_PROCESS_CPUTIME_ID, SIGEV_SIGNAL, 3600 * SEC, 3 * SEC, false)?;
+        add(
+            "process CPU time, far",
+            CLOCK_PROCESS_CPUTIME_ID,
+            SIGEV_SIGNAL,
+            3600 * SEC,
+            3 * SEC,
+            false,
+        )?;
         add("absolute monotonic, far", CLOCK_MONOTONIC, SIGEV_SIGNAL, 3600 * SEC, 0, true)?;
         add("disarmed", CLOCK_MONOTONIC, SIGEV_SIGNAL, 0, 0, false)?;
         let timers = timers.into_inner().map_err(|e| e.to_string())?;
@@ -126,11 +158,21 @@ fn main() {
                 ensure_eq!(left, 0, "time left on the disarmed timer");
             } else {
                 // A tick of the scheduler clock may be added to CPU timers.
-                ensure!(left > 0 && left <= t.armed + 20 * MS, "{}: {left} ns left of {}", t.name, t.armed);
+                ensure!(
+                    left > 0 && left <= t.armed + 20 * MS,
+                    "{}: {left} ns left of {}",
+                    t.name,
+                    t.armed
+                );
             }
             if t.armed > SEC {
                 ensure!(left > 3500 * SEC, "{}: only {left} ns left of an hour", t.name);
-                ensure_eq!(FIRED[t.value].load(Ordering::SeqCst), 0, "early expiries of {}", t.name);
+                ensure_eq!(
+                    FIRED[t.value].load(Ordering::SeqCst),
+                    0,
+                    "early expiries of {}",
+                    t.name
+                );
             }
         }
         let before: Vec<u64> = FIRED.iter().map(|f| f.load(Ordering::SeqCst)).collect();
@@ -147,7 +189,11 @@ fn main() {
         let disarmed = timers.last().ok_or("no timers")?;
         set(disarmed.id, 5 * MS, 0, false)?;
         zoo::nap(30);
-        ensure_eq!(FIRED[disarmed.value].load(Ordering::SeqCst), 1, "expiries of a timer armed after the check began");
+        ensure_eq!(
+            FIRED[disarmed.value].load(Ordering::SeqCst),
+            1,
+            "expiries of a timer armed after the check began"
+        );
         for t in &timers {
             delete(t.id)?;
         }

@@ -41,7 +41,8 @@ fn main() {
         let memory = unsafe { bytes(title, 8192) };
         memory[..18].copy_from_slice(b"zoo: a new title\0!");
         // The harness knows its programs by this variable.
-        let mark = format!("ZOO_RUN={}\0TITLE=here\0", std::env::var("ZOO_RUN").unwrap_or_default());
+        let mark =
+            format!("ZOO_RUN={}\0TITLE=here\0", std::env::var("ZOO_RUN").unwrap_or_default());
         memory[4096..4096 + mark.len()].copy_from_slice(mark.as_bytes());
         let at = title as u64;
         let map = MmMap {
@@ -62,7 +63,8 @@ fn main() {
             exe_fd: u32::MAX,
         };
         // SAFETY: `map` is a local of the size given; PR_SET_MM_MAP is 14.
-        let ret = unsafe { libc::prctl(libc::PR_SET_MM, 14, &raw const map, size_of::<MmMap>(), 0) };
+        let ret =
+            unsafe { libc::prctl(libc::PR_SET_MM, 14, &raw const map, size_of::<MmMap>(), 0) };
         if ret != 0 {
             z.skip(&format!("PR_SET_MM_MAP: {}", std::io::Error::last_os_error()));
         }
@@ -71,7 +73,10 @@ fn main() {
         z.wait_for_check();
         ensure_eq!(cmdline(), b"zoo: a new title\0", "command line");
         memory[5..10].copy_from_slice(b"still");
-        ensure!(cmdline().starts_with(b"zoo: still"), "the command line does not follow the memory any more");
+        ensure!(
+            cmdline().starts_with(b"zoo: still"),
+            "the command line does not follow the memory any more"
+        );
         let environ = std::fs::read("/proc/self/environ").map_err(|e| e.to_string())?;
         ensure_eq!(environ, mark.as_bytes(), "environment");
         Ok(())

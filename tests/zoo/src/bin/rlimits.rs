@@ -5,8 +5,22 @@
 use zoo::{Check, check, ensure, ensure_eq};
 
 const NAMES: [&str; 16] = [
-    "CPU", "FSIZE", "DATA", "STACK", "CORE", "RSS", "NPROC", "NOFILE", "MEMLOCK", "AS", "LOCKS", "SIGPENDING", "MSGQUEUE",
-    "NICE", "RTPRIO", "RTTIME",
+    "CPU",
+    "FSIZE",
+    "DATA",
+    "STACK",
+    "CORE",
+    "RSS",
+    "NPROC",
+    "NOFILE",
+    "MEMLOCK",
+    "AS",
+    "LOCKS",
+    "SIGPENDING",
+    "MSGQUEUE",
+    "NICE",
+    "RTPRIO",
+    "RTTIME",
 ];
 
 fn set(which: usize, soft: u64, hard: u64) -> Check {
@@ -36,7 +50,9 @@ fn same(before: &[(u64, u64)], who: &str) -> Check {
 fn main() {
     zoo::run(|z| {
         let child = z.fork(|z| {
-            for (which, (soft, hard)) in [(4, (0, 0)), (7, (64, 128)), (0, (5000, 6000)), (3, (1 << 20, 2 << 20))] {
+            for (which, (soft, hard)) in
+                [(4, (0, 0)), (7, (64, 128)), (0, (5000, 6000)), (3, (1 << 20, 2 << 20))]
+            {
                 set(which, soft, hard)?;
             }
             let before = all()?;
@@ -66,7 +82,8 @@ fn main() {
         z.wait_for_check();
         same(&before, "root")?;
         // SAFETY: integers only.
-        let (kept, fresh) = unsafe { (libc::fcntl(300, libc::F_GETFD), libc::fcntl(0, libc::F_DUPFD, 40)) };
+        let (kept, fresh) =
+            unsafe { (libc::fcntl(300, libc::F_GETFD), libc::fcntl(0, libc::F_DUPFD, 40)) };
         ensure_eq!(kept, 0, "the descriptor above the limit");
         ensure!(fresh < 0, "a descriptor above RLIMIT_NOFILE could be made");
         z.join(child)

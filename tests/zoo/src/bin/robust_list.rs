@@ -19,7 +19,11 @@ fn main() {
             libc::pthread_mutexattr_setrobust(&mut attr, libc::PTHREAD_MUTEX_ROBUST);
             libc::pthread_mutexattr_setpshared(&mut attr, libc::PTHREAD_PROCESS_SHARED);
             for i in 0..N {
-                ensure_eq!(libc::pthread_mutex_init(mutexes.add(i), &attr), 0, "pthread_mutex_init");
+                ensure_eq!(
+                    libc::pthread_mutex_init(mutexes.add(i), &attr),
+                    0,
+                    "pthread_mutex_init"
+                );
             }
         }
         // SAFETY (below): the mutexes are initialised.
@@ -33,9 +37,13 @@ fn main() {
         })?;
         let killed = z.fork(|z| {
             // A thread has a robust list of its own.
-            std::thread::spawn(|| loop {
-                zoo::nap(1000);
+            std::thread::spawn(|| {
+                zoo::here();
+                loop {
+                    zoo::nap(1000);
+                }
             });
+            zoo::all_here(1)?;
             z.publish("threaded", "");
             loop {
                 zoo::nap(1000);
@@ -61,7 +69,10 @@ fn main() {
         });
         z.wait_for("up")?;
         let tid = CLEARED.load(Ordering::SeqCst);
-        ensure!(unsafe { libc::pthread_mutex_trylock(mutexes) } == libc::EBUSY, "the mutex is not held");
+        ensure!(
+            unsafe { libc::pthread_mutex_trylock(mutexes) } == libc::EBUSY,
+            "the mutex is not held"
+        );
         z.ready()?;
         z.wait_for_check();
         for i in 0..N {
@@ -73,7 +84,15 @@ fn main() {
         while CLEARED.load(Ordering::SeqCst) == tid && zoo::now() < until {
             let wait = zoo::timespec(100_000_000);
             // SAFETY: a static word and a local.
-            unsafe { libc::syscall(libc::SYS_futex, CLEARED.as_ptr(), libc::FUTEX_WAIT, tid, &raw const wait) };
+            unsafe {
+                libc::syscall(
+                    libc::SYS_futex,
+                    CLEARED.as_ptr(),
+                    libc::FUTEX_WAIT,
+                    tid,
+                    &raw const wait,
+                )
+            };
         }
         ensure_eq!(CLEARED.load(Ordering::SeqCst), 0, "the word of an ended thread");
         ensure!(zoo::state_of(tid).is_none(), "the ended thread is still there");

@@ -87,6 +87,7 @@ fn main() {
         }
         let worker = || {
             let area = area();
+            zoo::here();
             let (mut done, mut restarted) = (0u64, 0u64);
             while !STOP.load(Ordering::Relaxed) {
                 match add(area, cpu(area)) {
@@ -98,6 +99,7 @@ fn main() {
         };
         let threads: Vec<_> = (0..3).map(|_| std::thread::spawn(worker)).collect();
         let before = area();
+        zoo::all_here(3)?;
         z.ready()?;
         z.wait_for_check();
         ensure_eq!(area(), before, "address of the rseq area");

@@ -63,7 +63,9 @@ fn main() {
         }
         let mut threads = Vec::new();
         for (name, policy, priority, nice) in kinds {
-            threads.push(std::thread::spawn(move || stay(z, &format!("thread {name}"), policy, priority, nice)));
+            threads.push(std::thread::spawn(move || {
+                stay(z, &format!("thread {name}"), policy, priority, nice)
+            }));
         }
         for (name, ..) in kinds {
             z.wait_for(&format!("up.child {name}"))?;

@@ -14,7 +14,10 @@ fn main() {
     zoo::run(|z| {
         let param = libc::sched_param { sched_priority: 0 };
         // SAFETY: `param` is a local.
-        check(unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH | SCHED_RESET_ON_FORK, &param) }, "policy")?;
+        check(
+            unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH | SCHED_RESET_ON_FORK, &param) },
+            "policy",
+        )?;
         z.ready()?;
         z.wait_for_check();
         ensure_eq!(policy(), libc::SCHED_BATCH | SCHED_RESET_ON_FORK, "policy with its flag");

@@ -38,7 +38,10 @@ fn install(calls: &[i64], special: u32, rest: u32) -> zoo::Check {
     // SAFETY: the program points to `code`, which outlives the call.
     unsafe {
         check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "PR_SET_NO_NEW_PRIVS")?;
-        check(libc::syscall(libc::SYS_seccomp, 1, 0, &raw const program) as i32, "SECCOMP_SET_MODE_FILTER")
+        check(
+            libc::syscall(libc::SYS_seccomp, 1, 0, &raw const program) as i32,
+            "SECCOMP_SET_MODE_FILTER",
+        )
     }
 }
 
@@ -82,7 +85,11 @@ fn main() {
         z.ready()?;
         z.wait_for_check();
         ensure_eq!(zoo::status_of("/proc/self/status", "Seccomp")?, "2", "seccomp mode");
-        ensure_eq!(zoo::status_of("/proc/self/status", "Seccomp_filters")?, "1", "number of filters");
+        ensure_eq!(
+            zoo::status_of("/proc/self/status", "Seccomp_filters")?,
+            "1",
+            "number of filters"
+        );
         // SAFETY: takes nothing.
         let refused = unsafe { libc::syscall(libc::SYS_getppid) };
         ensure_eq!((refused, errno()), (-1, libc::ENOTTY), "a call the filter refuses");

@@ -125,9 +125,17 @@ fn main() {
             let seen = SEEN[signo as usize].load(Ordering::SeqCst);
             // SAFETY: sends a signal with a handler to this thread.
             unsafe { libc::syscall(libc::SYS_tgkill, zoo::pid(), zoo::tid(), signo) };
-            ensure_eq!(SEEN[signo as usize].load(Ordering::SeqCst), seen + 1, "deliveries of signal {signo}");
+            ensure_eq!(
+                SEEN[signo as usize].load(Ordering::SeqCst),
+                seen + 1,
+                "deliveries of signal {signo}"
+            );
             let own = if a.flags & libc::SA_NODEFER as u64 == 0 { 1u64 << (signo - 1) } else { 0 };
-            ensure_eq!(MASKS[signo as usize].load(Ordering::SeqCst), a.mask | own, "mask in handler of {signo}");
+            ensure_eq!(
+                MASKS[signo as usize].load(Ordering::SeqCst),
+                a.mask | own,
+                "mask in handler of {signo}"
+            );
         }
         ensure!(action(libc::SIGUSR2, None)?.handler == 0, "SA_RESETHAND did not reset the action");
         z.join(child)

@@ -77,12 +77,30 @@ fn main() {
                     zoo::nap(1);
                 }
                 // SAFETY: a signal with a handler, to this thread.
-                unsafe { libc::syscall(libc::SYS_tgkill, zoo::pid(), zoo::tid(), [libc::SIGUSR1, libc::SIGUSR2][i]) };
+                unsafe {
+                    libc::syscall(
+                        libc::SYS_tgkill,
+                        zoo::pid(),
+                        zoo::tid(),
+                        [libc::SIGUSR1, libc::SIGUSR2][i],
+                    )
+                };
                 let at = INSIDE[i].load(Ordering::SeqCst);
-                ensure!((stack..stack + SIZE).contains(&at), "thread {i}'s handler ran at {at:#x}, not on its stack");
-                ensure_eq!(INSIDE[2].load(Ordering::SeqCst), i, "stack disarmed inside thread {i}'s handler");
+                ensure!(
+                    (stack..stack + SIZE).contains(&at),
+                    "thread {i}'s handler ran at {at:#x}, not on its stack"
+                );
+                ensure_eq!(
+                    INSIDE[2].load(Ordering::SeqCst),
+                    i,
+                    "stack disarmed inside thread {i}'s handler"
+                );
                 ensure_eq!(current(), before, "alternate stack of thread {i} after the handler");
-                let off = libc::stack_t { ss_sp: std::ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
+                let off = libc::stack_t {
+                    ss_sp: std::ptr::null_mut(),
+                    ss_flags: libc::SS_DISABLE,
+                    ss_size: 0,
+                };
                 // SAFETY: disables.
                 check(unsafe { libc::sigaltstack(&off, std::ptr::null_mut()) }, "sigaltstack off")
             }));
@@ -95,8 +113,14 @@ fn main() {
         // SAFETY: SIGHUP has a handler; raise returns when it has.
         unsafe { libc::raise(libc::SIGHUP) };
         on_heap.push(8);
-        ensure!(!BAD.load(Ordering::SeqCst), "inside the handler the stack was not what it had been");
-        ensure!((main_stack..main_stack + SIZE).contains(&WHERE.load(Ordering::SeqCst)), "not on the alternate stack");
+        ensure!(
+            !BAD.load(Ordering::SeqCst),
+            "inside the handler the stack was not what it had been"
+        );
+        ensure!(
+            (main_stack..main_stack + SIZE).contains(&WHERE.load(Ordering::SeqCst)),
+            "not on the alternate stack"
+        );
         ensure_eq!(std::hint::black_box(local), [9u64; 16], "locals under the handler");
         ensure_eq!(current(), (main_stack, SIZE, 0), "main's alternate stack after the handler");
         for (i, thread) in threads.into_iter().enumerate() {

@@ -24,7 +24,16 @@ type Fact = (i32, i32, i32, u32, u64);
 
 fn info(signo: i32, value: u64) -> Info {
     // SI_QUEUE with a made-up origin: it must come back as it is.
-    Info { signo, errno: 0, code: libc::SI_QUEUE, _pad: 0, pid: 4242, uid: 1717, value, rest: [0; 12] }
+    Info {
+        signo,
+        errno: 0,
+        code: libc::SI_QUEUE,
+        _pad: 0,
+        pid: 4242,
+        uid: 1717,
+        value,
+        rest: [0; 12],
+    }
 }
 
 fn fact(i: &Info) -> Fact {
@@ -34,13 +43,17 @@ fn fact(i: &Info) -> Fact {
 fn to_process(signo: i32, value: u64) -> Check {
     let i = info(signo, value);
     // SAFETY: `i` has the kernel's layout and size.
-    check(unsafe { libc::syscall(libc::SYS_rt_sigqueueinfo, zoo::pid(), signo, &raw const i) } as i32, "rt_sigqueueinfo")
+    check(
+        unsafe { libc::syscall(libc::SYS_rt_sigqueueinfo, zoo::pid(), signo, &raw const i) } as i32,
+        "rt_sigqueueinfo",
+    )
 }
 
 fn to_thread(tid: i32, signo: i32, value: u64) -> Check {
     let i = info(signo, value);
     // SAFETY: `i` has the kernel's layout and size.
-    let ret = unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, zoo::pid(), tid, signo, &raw const i) };
+    let ret =
+        unsafe { libc::syscall(libc::SYS_rt_tgsigqueueinfo, zoo::pid(), tid, signo, &raw const i) };
     check(ret as i32, "rt_tgsigqueueinfo")
 }
 
@@ -72,7 +85,12 @@ fn bit(signo: i32) -> u64 {
 fn main() {
     zoo::run(|z| {
         // Everything but what the checkpoint itself may use (SIGCONT, stops) and what the C library needs.
-        let all: u64 = !(bit(libc::SIGCONT) | bit(libc::SIGTSTP) | bit(libc::SIGTTIN) | bit(libc::SIGTTOU) | bit(32) | bit(33));
+        let all: u64 = !(bit(libc::SIGCONT)
+            | bit(libc::SIGTSTP)
+            | bit(libc::SIGTTIN)
+            | bit(libc::SIGTTOU)
+            | bit(32)
+            | bit(33));
         // SAFETY: `all` is the kernel's 8-byte set.
         unsafe { libc::syscall(libc::SYS_rt_sigprocmask, libc::SIG_SETMASK, &raw const all, 0, 8) };
         let rt = libc::SIGRTMIN() + 6;

@@ -102,91 +102,238 @@ fn main() {
 
         // SAFETY (all below): every pointer is to a local that outlives the call; null where the call allows it.
         let mut all = vec![
-            sleeper(z, "nanosleep", Wake::Signal, Box::new(|| unsafe {
-                let mut left = timespec(HOUR);
-                call!(libc::SYS_nanosleep, &left as *const _, &mut left as *mut _)
-            }))?,
-            sleeper(z, "nanosleep_norem", Wake::Signal, Box::new(|| unsafe {
-                call!(libc::SYS_nanosleep, &timespec(HOUR) as *const _, 0)
-            }))?,
-            sleeper(z, "clock_nanosleep_boottime", Wake::Signal, Box::new(|| unsafe {
-                let mut left = timespec(HOUR);
-                call!(libc::SYS_clock_nanosleep, libc::CLOCK_BOOTTIME, 0, &left as *const _, &mut left as *mut _)
-            }))?,
-            sleeper(z, "clock_nanosleep_abs_monotonic", Wake::Signal, Box::new(|| unsafe {
-                let until = timespec(zoo::now() + HOUR);
-                call!(libc::SYS_clock_nanosleep, libc::CLOCK_MONOTONIC, libc::TIMER_ABSTIME, &until as *const _, 0)
-            }))?,
-            sleeper(z, "clock_nanosleep_abs_realtime", Wake::Signal, Box::new(|| unsafe {
-                let until = timespec(zoo::clock(libc::CLOCK_REALTIME) + HOUR);
-                call!(libc::SYS_clock_nanosleep, libc::CLOCK_REALTIME, libc::TIMER_ABSTIME, &until as *const _, 0)
-            }))?,
-            sleeper(z, "poll", Wake::Main(1), Box::new(move || unsafe {
-                let mut p = libc::pollfd { fd: polled, events: libc::POLLIN, revents: 0 };
-                call!(libc::SYS_poll, &mut p as *mut _, 1, -1)
-            }))?,
-            sleeper(z, "poll_timed", Wake::Main(1), Box::new(move || unsafe {
-                let mut p = libc::pollfd { fd: polled, events: libc::POLLIN, revents: 0 };
-                call!(libc::SYS_poll, &mut p as *mut _, 1, 3_600_000)
-            }))?,
-            sleeper(z, "ppoll", Wake::Main(1), Box::new(move || unsafe {
-                let mut p = libc::pollfd { fd: polled, events: libc::POLLIN, revents: 0 };
-                call!(libc::SYS_ppoll, &mut p as *mut _, 1, 0, 0, 0)
-            }))?,
-            sleeper(z, "ppoll_timed_masked", Wake::Main(1), Box::new(move || unsafe {
-                let mut p = libc::pollfd { fd: polled, events: libc::POLLIN, revents: 0 };
-                let mut left = timespec(HOUR);
-                call!(libc::SYS_ppoll, &mut p as *mut _, 1, &mut left as *mut _, &u64::MAX as *const _, MASK_BYTES)
-            }))?,
-            sleeper(z, "select", Wake::Signal, Box::new(move || unsafe {
-                let mut set: libc::fd_set = std::mem::zeroed();
-                libc::FD_SET(quiet, &mut set);
-                call!(libc::SYS_select, quiet + 1, &mut set as *mut _, 0, 0, 0)
-            }))?,
-            sleeper(z, "select_timed", Wake::Signal, Box::new(move || unsafe {
-                let mut set: libc::fd_set = std::mem::zeroed();
-                libc::FD_SET(quiet, &mut set);
-                let mut left = libc::timeval { tv_sec: 3600, tv_usec: 0 };
-                call!(libc::SYS_select, quiet + 1, &mut set as *mut _, 0, 0, &mut left as *mut _)
-            }))?,
-            sleeper(z, "pselect6", Wake::Signal, Box::new(move || unsafe {
-                let mut set: libc::fd_set = std::mem::zeroed();
-                libc::FD_SET(quiet, &mut set);
-                call!(libc::SYS_pselect6, quiet + 1, &mut set as *mut _, 0, 0, 0, 0)
-            }))?,
-            sleeper(z, "futex", Wake::Main(0), Box::new(|| unsafe {
-                call!(libc::SYS_futex, &FUTEX as *const _, libc::FUTEX_WAIT, 0, 0)
-            }))?,
-            sleeper(z, "futex_timed", Wake::Main(0), Box::new(|| unsafe {
-                call!(libc::SYS_futex, &FUTEX as *const _, libc::FUTEX_WAIT, 0, &timespec(HOUR) as *const _)
-            }))?,
-            sleeper(z, "futex_abs", Wake::Main(0), Box::new(|| unsafe {
-                let until = timespec(zoo::now() + HOUR);
-                let op = libc::FUTEX_WAIT_BITSET;
-                call!(libc::SYS_futex, &FUTEX as *const _, op, 0, &until as *const _, 0, !0u32)
-            }))?,
-            sleeper(z, "sigtimedwait", Wake::Awaited(libc::SIGUSR2 as i64), Box::new(move || unsafe {
-                call!(libc::SYS_rt_sigtimedwait, &usr2 as *const _, 0, 0, MASK_BYTES)
-            }))?,
-            sleeper(z, "sigtimedwait_timed", Wake::Awaited(libc::SIGUSR2 as i64), Box::new(move || unsafe {
-                call!(libc::SYS_rt_sigtimedwait, &usr2 as *const _, 0, &timespec(HOUR) as *const _, MASK_BYTES)
-            }))?,
-            sleeper(z, "sigsuspend", Wake::Signal, Box::new(|| unsafe {
-                call!(libc::SYS_rt_sigsuspend, &0u64 as *const _, MASK_BYTES)
-            }))?,
+            sleeper(
+                z,
+                "nanosleep",
+                Wake::Signal,
+                Box::new(|| unsafe {
+                    let mut left = timespec(HOUR);
+                    call!(libc::SYS_nanosleep, &left as *const _, &mut left as *mut _)
+                }),
+            )?,
+            sleeper(
+                z,
+                "nanosleep_norem",
+                Wake::Signal,
+                Box::new(|| unsafe { call!(libc::SYS_nanosleep, &timespec(HOUR) as *const _, 0) }),
+            )?,
+            sleeper(
+                z,
+                "clock_nanosleep_boottime",
+                Wake::Signal,
+                Box::new(|| unsafe {
+                    let mut left = timespec(HOUR);
+                    call!(
+                        libc::SYS_clock_nanosleep,
+                        libc::CLOCK_BOOTTIME,
+                        0,
+                        &left as *const _,
+                        &mut left as *mut _
+                    )
+                }),
+            )?,
+            sleeper(
+                z,
+                "clock_nanosleep_abs_monotonic",
+                Wake::Signal,
+                Box::new(|| unsafe {
+                    let until = timespec(zoo::now() + HOUR);
+                    call!(
+                        libc::SYS_clock_nanosleep,
+                        libc::CLOCK_MONOTONIC,
+                        libc::TIMER_ABSTIME,
+                        &until as *const _,
+                        0
+                    )
+                }),
+            )?,
+            sleeper(
+                z,
+                "clock_nanosleep_abs_realtime",
+                Wake::Signal,
+                Box::new(|| unsafe {
+                    let until = timespec(zoo::clock(libc::CLOCK_REALTIME) + HOUR);
+                    call!(
+                        libc::SYS_clock_nanosleep,
+                        libc::CLOCK_REALTIME,
+                        libc::TIMER_ABSTIME,
+                        &until as *const _,
+                        0
+                    )
+                }),
+            )?,
+            sleeper(
+                z,
+                "poll",
+                Wake::Main(1),
+                Box::new(move || unsafe {
+                    let mut p = libc::pollfd { fd: polled, events: libc::POLLIN, revents: 0 };
+                    call!(libc::SYS_poll, &mut p as *mut _, 1, -1)
+                }),
+            )?,
+            sleeper(
+                z,
+                "poll_timed",
+                Wake::Main(1),
+                Box::new(move || unsafe {
+                    let mut p = libc::pollfd { fd: polled, events: libc::POLLIN, revents: 0 };
+                    call!(libc::SYS_poll, &mut p as *mut _, 1, 3_600_000)
+                }),
+            )?,
+            sleeper(
+                z,
+                "ppoll",
+                Wake::Main(1),
+                Box::new(move || unsafe {
+                    let mut p = libc::pollfd { fd: polled, events: libc::POLLIN, revents: 0 };
+                    call!(libc::SYS_ppoll, &mut p as *mut _, 1, 0, 0, 0)
+                }),
+            )?,
+            sleeper(
+                z,
+                "ppoll_timed_masked",
+                Wake::Main(1),
+                Box::new(move || unsafe {
+                    let mut p = libc::pollfd { fd: polled, events: libc::POLLIN, revents: 0 };
+                    let mut left = timespec(HOUR);
+                    call!(
+                        libc::SYS_ppoll,
+                        &mut p as *mut _,
+                        1,
+                        &mut left as *mut _,
+                        &u64::MAX as *const _,
+                        MASK_BYTES
+                    )
+                }),
+            )?,
+            sleeper(
+                z,
+                "select",
+                Wake::Signal,
+                Box::new(move || unsafe {
+                    let mut set: libc::fd_set = std::mem::zeroed();
+                    libc::FD_SET(quiet, &mut set);
+                    call!(libc::SYS_select, quiet + 1, &mut set as *mut _, 0, 0, 0)
+                }),
+            )?,
+            sleeper(
+                z,
+                "select_timed",
+                Wake::Signal,
+                Box::new(move || unsafe {
+                    let mut set: libc::fd_set = std::mem::zeroed();
+                    libc::FD_SET(quiet, &mut set);
+                    let mut left = libc::timeval { tv_sec: 3600, tv_usec: 0 };
+                    call!(
+                        libc::SYS_select,
+                        quiet + 1,
+                        &mut set as *mut _,
+                        0,
+                        0,
+                        &mut left as *mut _
+                    )
+                }),
+            )?,
+            sleeper(
+                z,
+                "pselect6",
+                Wake::Signal,
+                Box::new(move || unsafe {
+                    let mut set: libc::fd_set = std::mem::zeroed();
+                    libc::FD_SET(quiet, &mut set);
+                    call!(libc::SYS_pselect6, quiet + 1, &mut set as *mut _, 0, 0, 0, 0)
+                }),
+            )?,
+            sleeper(
+                z,
+                "futex",
+                Wake::Main(0),
+                Box::new(|| unsafe {
+                    call!(libc::SYS_futex, &FUTEX as *const _, libc::FUTEX_WAIT, 0, 0)
+                }),
+            )?,
+            sleeper(
+                z,
+                "futex_timed",
+                Wake::Main(0),
+                Box::new(|| unsafe {
+                    call!(
+                        libc::SYS_futex,
+                        &FUTEX as *const _,
+                        libc::FUTEX_WAIT,
+                        0,
+                        &timespec(HOUR) as *const _
+                    )
+                }),
+            )?,
+            sleeper(
+                z,
+                "futex_abs",
+                Wake::Main(0),
+                Box::new(|| unsafe {
+                    let until = timespec(zoo::now() + HOUR);
+                    let op = libc::FUTEX_WAIT_BITSET;
+                    call!(libc::SYS_futex, &FUTEX as *const _, op, 0, &until as *const _, 0, !0u32)
+                }),
+            )?,
+            sleeper(
+                z,
+                "sigtimedwait",
+                Wake::Awaited(libc::SIGUSR2 as i64),
+                Box::new(move || unsafe {
+                    call!(libc::SYS_rt_sigtimedwait, &usr2 as *const _, 0, 0, MASK_BYTES)
+                }),
+            )?,
+            sleeper(
+                z,
+                "sigtimedwait_timed",
+                Wake::Awaited(libc::SIGUSR2 as i64),
+                Box::new(move || unsafe {
+                    call!(
+                        libc::SYS_rt_sigtimedwait,
+                        &usr2 as *const _,
+                        0,
+                        &timespec(HOUR) as *const _,
+                        MASK_BYTES
+                    )
+                }),
+            )?,
+            sleeper(
+                z,
+                "sigsuspend",
+                Wake::Signal,
+                Box::new(|| unsafe {
+                    call!(libc::SYS_rt_sigsuspend, &0u64 as *const _, MASK_BYTES)
+                }),
+            )?,
             sleeper(z, "pause", Wake::Signal, Box::new(|| unsafe { call!(libc::SYS_pause) }))?,
-            sleeper(z, "read_pipe", Wake::Main(4), Box::new(move || unsafe {
-                let mut buf = [0u8; 8];
-                call!(libc::SYS_read, reader, buf.as_mut_ptr(), buf.len())
-            }))?,
-            sleeper(z, "read_eventfd", Wake::Main(8), Box::new(move || unsafe {
-                let mut buf = [0u8; 8];
-                call!(libc::SYS_read, event, buf.as_mut_ptr(), buf.len())
-            }))?,
-            sleeper(z, "wait4", Wake::Main(child as i64), Box::new(move || unsafe {
-                let mut status = 0;
-                call!(libc::SYS_wait4, child, &mut status as *mut i32, 0, 0)
-            }))?,
+            sleeper(
+                z,
+                "read_pipe",
+                Wake::Main(4),
+                Box::new(move || unsafe {
+                    let mut buf = [0u8; 8];
+                    call!(libc::SYS_read, reader, buf.as_mut_ptr(), buf.len())
+                }),
+            )?,
+            sleeper(
+                z,
+                "read_eventfd",
+                Wake::Main(8),
+                Box::new(move || unsafe {
+                    let mut buf = [0u8; 8];
+                    call!(libc::SYS_read, event, buf.as_mut_ptr(), buf.len())
+                }),
+            )?,
+            sleeper(
+                z,
+                "wait4",
+                Wake::Main(child as i64),
+                Box::new(move || unsafe {
+                    let mut status = 0;
+                    call!(libc::SYS_wait4, child, &mut status as *mut i32, 0, 0)
+                }),
+            )?,
         ];
         let napper = std::thread::spawn(napper);
         for s in &all {
@@ -200,10 +347,14 @@ fn main() {
         z.ready()?;
         z.wait_for_check();
         let waited = zoo::now() - begun;
-        ensure!((0..600_000_000_000).contains(&waited), "between ready and check the clock moved by {waited} ns");
+        ensure!(
+            (0..600_000_000_000).contains(&waited),
+            "between ready and check the clock moved by {waited} ns"
+        );
         for s in &all {
-            let state = zoo::state_of(s.tid.load(Ordering::SeqCst));
-            ensure_eq!(state, Some('S'), "state of the thread blocked in {}", s.name);
+            // Just resumed it may still be on its way back into the call.
+            let blocked = zoo::wait_state(s.tid.load(Ordering::SeqCst), 'S');
+            blocked.map_err(|e| format!("{}: {e}", s.name))?;
         }
 
         // SAFETY: plain writes and signals to own threads.

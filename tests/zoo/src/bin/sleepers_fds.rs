@@ -55,45 +55,77 @@ fn main() {
         let mut pair = [0; 2];
         // SAFETY (all below): out-parameters are locals that outlive the calls.
         let (event, epoll, timer, queue) = unsafe {
-            check(libc::socketpair(libc::AF_UNIX, libc::SOCK_STREAM, 0, pair.as_mut_ptr()), "socketpair")?;
+            check(
+                libc::socketpair(libc::AF_UNIX, libc::SOCK_STREAM, 0, pair.as_mut_ptr()),
+                "socketpair",
+            )?;
             let event = libc::eventfd(0, 0);
             let epoll = libc::epoll_create1(0);
             let mut item = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 99 };
             check(libc::epoll_ctl(epoll, libc::EPOLL_CTL_ADD, event, &mut item), "epoll_ctl")?;
             let timer = libc::timerfd_create(libc::CLOCK_MONOTONIC, 0);
-            let hour = libc::itimerspec { it_interval: zoo::timespec(0), it_value: zoo::timespec(3_600_000_000_000) };
+            let hour = libc::itimerspec {
+                it_interval: zoo::timespec(0),
+                it_value: zoo::timespec(3_600_000_000_000),
+            };
             check(libc::timerfd_settime(timer, 0, &hour, std::ptr::null_mut()), "timerfd_settime")?;
             let queue = ok(libc::msgget(libc::IPC_PRIVATE, 0o600) as i64, "msgget")? as i32;
             (event, epoll, timer, queue)
         };
         let [recv_from, send_to] = pair;
         let all = [
-            sleeper(z, "epoll_wait", Box::new(move || unsafe {
-                let mut e = libc::epoll_event { events: 0, u64: 0 };
-                let n = raw(libc::epoll_wait(epoll, &mut e, 1, -1) as i64);
-                if n == 1 { e.u64 as i64 } else { n }
-            }))?,
-            sleeper(z, "epoll_wait_timed", Box::new(move || unsafe {
-                let mut e = libc::epoll_event { events: 0, u64: 0 };
-                let n = raw(libc::epoll_wait(epoll, &mut e, 1, 3_600_000) as i64);
-                if n == 1 { e.u64 as i64 } else { n }
-            }))?,
-            sleeper(z, "accept", Box::new(move || unsafe {
-                let fd = raw(libc::accept(listening, std::ptr::null_mut(), std::ptr::null_mut()) as i64);
-                if fd >= 0 { 0 } else { fd }
-            }))?,
-            sleeper(z, "recv", Box::new(move || unsafe {
-                let mut buf = [0u8; 8];
-                raw(libc::recv(recv_from, buf.as_mut_ptr().cast(), 8, 0) as i64)
-            }))?,
-            sleeper(z, "read_timerfd", Box::new(move || unsafe {
-                let mut buf = [0u8; 8];
-                raw(libc::read(timer, buf.as_mut_ptr().cast(), 8) as i64)
-            }))?,
-            sleeper(z, "msgrcv", Box::new(move || unsafe {
-                let mut m = Message { kind: 0, text: [0; 8] };
-                raw(libc::msgrcv(queue, &mut m as *mut Message as *mut _, 8, 5, 0) as i64)
-            }))?,
+            sleeper(
+                z,
+                "epoll_wait",
+                Box::new(move || unsafe {
+                    let mut e = libc::epoll_event { events: 0, u64: 0 };
+                    let n = raw(libc::epoll_wait(epoll, &mut e, 1, -1) as i64);
+                    if n == 1 { e.u64 as i64 } else { n }
+                }),
+            )?,
+            sleeper(
+                z,
+                "epoll_wait_timed",
+                Box::new(move || unsafe {
+                    let mut e = libc::epoll_event { events: 0, u64: 0 };
+                    let n = raw(libc::epoll_wait(epoll, &mut e, 1, 3_600_000) as i64);
+                    if n == 1 { e.u64 as i64 } else { n }
+                }),
+            )?,
+            sleeper(
+                z,
+                "accept",
+                Box::new(move || unsafe {
+                    let fd =
+                        raw(libc::accept(listening, std::ptr::null_mut(), std::ptr::null_mut())
+                            as i64);
+                    if fd >= 0 { 0 } else { fd }
+                }),
+            )?,
+            sleeper(
+                z,
+                "recv",
+                Box::new(move || unsafe {
+                    let mut buf = [0u8; 8];
+                    raw(libc::recv(recv_from, buf.as_mut_ptr().cast(), 8, 0) as i64)
+                }),
+            )?,
+            sleeper(
+                z,
+                "read_timerfd",
+                Box::new(move || unsafe {
+                    let mut buf = [0u8; 8];
+                    raw(libc::read(timer, buf.as_mut_ptr().cast(), 8) as i64)
+                }),
+            )?,
+            sleeper(
+                z,
+                "msgrcv",
+                Box::new(move || unsafe {
+                    let mut m = Message { kind: 0, text: [0; 8] };
+                    raw(libc::msgrcv(queue, &mut m as *mut Message as *mut _, 8, 5, 0) as i64)
+                }),
+            )?,
         ];
         for s in &all {
             while s.tid.load(Ordering::SeqCst) == 0 {
@@ -105,8 +137,9 @@ fn main() {
         z.ready()?;
         z.wait_for_check();
         for s in &all {
-            let state = zoo::state_of(s.tid.load(Ordering::SeqCst));
-            ensure_eq!(state, Some('S'), "state of the thread blocked in {}", s.name);
+            // Just resumed it may still be on its way back into the call.
+            let blocked = zoo::wait_state(s.tid.load(Ordering::SeqCst), 'S');
+            blocked.map_err(|e| format!("{}: {e}", s.name))?;
         }
         RELEASED.store(true, Ordering::SeqCst);
         let _client = std::net::TcpStream::connect(address).map_err(|e| format!("connect: {e}"))?;
@@ -114,7 +147,10 @@ fn main() {
         unsafe {
             libc::write(event, &1u64 as *const u64 as *const _, 8);
             libc::write(send_to, c"wake".as_ptr().cast(), 4);
-            let soon = libc::itimerspec { it_interval: zoo::timespec(0), it_value: zoo::timespec(1_000_000) };
+            let soon = libc::itimerspec {
+                it_interval: zoo::timespec(0),
+                it_value: zoo::timespec(1_000_000),
+            };
             check(libc::timerfd_settime(timer, 0, &soon, std::ptr::null_mut()), "timerfd_settime")?;
             let m = Message { kind: 5, text: *b"message!" };
             check(libc::msgsnd(queue, &m as *const Message as *const _, 6, 0), "msgsnd")?;

@@ -26,10 +26,14 @@ fn main() {
             check(unsafe { libc::kill(child, signal) }, "kill")?;
             wait_state(child, 'T')?;
             let status = zoo::wait4(child, libc::WUNTRACED)?;
-            ensure!(libc::WIFSTOPPED(status) && libc::WSTOPSIG(status) == signal, "stop status {status:#x}");
+            ensure!(
+                libc::WIFSTOPPED(status) && libc::WSTOPSIG(status) == signal,
+                "stop status {status:#x}"
+            );
             children.push(child);
         }
-        let beat = |i: usize| std::fs::read_to_string(z.path(&format!("beat.{i}"))).unwrap_or_default();
+        let beat =
+            |i: usize| std::fs::read_to_string(z.path(&format!("beat.{i}"))).unwrap_or_default();
         let before: Vec<String> = (0..children.len()).map(beat).collect();
         z.ready()?;
         z.wait_for_check();

@@ -21,7 +21,9 @@ fn main() {
         zoo::on_signal(libc::SIGSYS, on_sigsys as *const () as usize, libc::SA_SIGINFO)?;
         let on = 1;
         // SAFETY: the selector is static; no range is exempted, it allows everything for now.
-        let ret = unsafe { libc::prctl(59 /* PR_SET_SYSCALL_USER_DISPATCH */, on, 0, 0, SELECTOR.as_ptr()) };
+        let ret = unsafe {
+            libc::prctl(59 /* PR_SET_SYSCALL_USER_DISPATCH */, on, 0, 0, SELECTOR.as_ptr())
+        };
         if ret != 0 {
             z.skip(&format!("PR_SET_SYSCALL_USER_DISPATCH: {}", std::io::Error::last_os_error()));
         }
@@ -31,7 +33,11 @@ fn main() {
         // SAFETY: a call number that does nothing harmful; it is caught before it is made.
         unsafe { libc::syscall(libc::SYS_getpid) };
         SELECTOR.store(ALLOW, Ordering::SeqCst);
-        ensure_eq!(CAUGHT.load(Ordering::SeqCst), libc::SYS_getpid, "number of the call that was caught");
+        ensure_eq!(
+            CAUGHT.load(Ordering::SeqCst),
+            libc::SYS_getpid,
+            "number of the call that was caught"
+        );
         // SAFETY: off again.
         check(unsafe { libc::prctl(59, 0, 0, 0, 0) }, "off")
     })

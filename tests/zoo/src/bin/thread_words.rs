@@ -11,16 +11,18 @@ fn main() {
             .map(|i| {
                 std::thread::spawn(move || {
                     let before = zoo::tid();
+                    zoo::here();
                     z.wait_for_check();
                     (before, zoo::tid(), i * i)
                 })
             })
             .collect();
-        zoo::nap(50);
+        zoo::all_here(50)?;
         z.ready()?;
         z.wait_for_check();
         for (i, thread) in threads.into_iter().enumerate() {
-            let (before, after, value) = thread.join().map_err(|_| format!("thread {i} panicked"))?;
+            let (before, after, value) =
+                thread.join().map_err(|_| format!("thread {i} panicked"))?;
             ensure_eq!(after, before, "id of thread {i}");
             ensure_eq!(value, (i * i) as u64, "result of thread {i}");
         }

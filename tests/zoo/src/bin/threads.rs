@@ -80,8 +80,12 @@ fn set_up(i: usize, stack: &mut [u8]) -> Check {
         for signo in (1..=64).filter(|s| (i >> (s % 10)) & 1 == 1 && ![9, 19, 32, 33].contains(s)) {
             libc::sigaddset(&mut set, signo);
         }
-        check(libc::pthread_sigmask(libc::SIG_SETMASK, &set, std::ptr::null_mut()), "pthread_sigmask")?;
-        let ss = libc::stack_t { ss_sp: stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: stack.len() };
+        check(
+            libc::pthread_sigmask(libc::SIG_SETMASK, &set, std::ptr::null_mut()),
+            "pthread_sigmask",
+        )?;
+        let ss =
+            libc::stack_t { ss_sp: stack.as_mut_ptr().cast(), ss_flags: 0, ss_size: stack.len() };
         check(libc::sigaltstack(&ss, std::ptr::null_mut()), "sigaltstack")
     }
 }
@@ -90,7 +94,8 @@ fn main() {
     zoo::run(|z| {
         let n = z.param("ZOO_N", 1000);
         let gate = Arc::new((Mutex::new((0usize, false)), Condvar::new()));
-        let mutexes: Arc<Vec<Robust>> = Arc::new((0..n).map(|_| Robust::new()).collect::<Result<_, _>>()?);
+        let mutexes: Arc<Vec<Robust>> =
+            Arc::new((0..n).map(|_| Robust::new()).collect::<Result<_, _>>()?);
         let mut threads = Vec::new();
         for i in 0..n {
             let (gate, mutexes) = (gate.clone(), mutexes.clone());
@@ -109,7 +114,11 @@ fn main() {
                 }
                 ensure_eq!(state(), before, "thread {i}");
                 // The standard library takes its own alternate stack down again; ours must not be left in use.
-                let off = libc::stack_t { ss_sp: std::ptr::null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
+                let off = libc::stack_t {
+                    ss_sp: std::ptr::null_mut(),
+                    ss_flags: libc::SS_DISABLE,
+                    ss_size: 0,
+                };
                 // SAFETY: disables the stack; `stack` is still alive.
                 check(unsafe { libc::sigaltstack(&off, std::ptr::null_mut()) }, "sigaltstack off")
             };

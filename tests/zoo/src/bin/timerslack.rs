@@ -18,7 +18,10 @@ fn main() {
         for i in 0..4 {
             let thread = std::thread::spawn(move || -> zoo::Check {
                 // SAFETY: integers only.
-                check(unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1000 + i) }, "PR_SET_TIMERSLACK")?;
+                check(
+                    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1000 + i) },
+                    "PR_SET_TIMERSLACK",
+                )?;
                 z.publish(&format!("up.{i}"), "");
                 z.wait_for_check();
                 ensure_eq!(slack(), 1000 + i, "timer slack of thread {i}");

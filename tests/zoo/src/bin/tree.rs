@@ -32,7 +32,8 @@ fn live(z: &Zoo, node: &Node) -> Check {
             Place::OwnSession => check(libc::setsid(), "setsid")?,
             Place::GroupOf(leader) => {
                 z.wait_for(&format!("up.{leader}"))?;
-                let text = std::fs::read_to_string(z.path(&format!("up.{leader}"))).map_err(|e| e.to_string())?;
+                let text = std::fs::read_to_string(z.path(&format!("up.{leader}")))
+                    .map_err(|e| e.to_string())?;
                 let leader: i32 = text.parse().map_err(|e| format!("{leader}: {e}"))?;
                 check(libc::setpgid(0, leader), "setpgid to another's group")?;
             }
@@ -85,20 +86,41 @@ fn count(node: &Node, names: &mut Vec<&'static str>) {
 fn main() {
     zoo::run(|z| {
         use Place::*;
-        let many = ["s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9"].map(|n| Node(n, Stay, vec![]));
+        let many = ["s0", "s1", "s2", "s3", "s4", "s5", "s6", "s7", "s8", "s9"]
+            .map(|n| Node(n, Stay, vec![]));
         let nodes = vec![
-            Node("a", OwnGroup, vec![
-                Node("a1", Stay, vec![]),
-                Node("a2", OwnSession, vec![Node("a2x", OwnGroup, vec![Node("a2y", GroupOf("a2x"), vec![])])]),
-            ]),
+            Node(
+                "a",
+                OwnGroup,
+                vec![
+                    Node("a1", Stay, vec![]),
+                    Node(
+                        "a2",
+                        OwnSession,
+                        vec![Node("a2x", OwnGroup, vec![Node("a2y", GroupOf("a2x"), vec![])])],
+                    ),
+                ],
+            ),
             Node("b", GroupOf("a"), vec![Node("b1", GroupOf("a"), vec![])]),
-            Node("c", OwnSession, vec![Node("c1", OwnGroup, vec![]), Node("c2", GroupOf("c1"), vec![])]),
-            Node("d", Stay, vec![Node("of-thread", Stay, vec![])]),
-            Node("deep1", Stay, vec![Node("deep2", OwnSession, vec![Node("deep3", Stay, vec![Node(
-                "deep4",
+            Node(
+                "c",
                 OwnSession,
-                vec![Node("deep5", OwnGroup, vec![])],
-            )])])]),
+                vec![Node("c1", OwnGroup, vec![]), Node("c2", GroupOf("c1"), vec![])],
+            ),
+            Node("d", Stay, vec![Node("of-thread", Stay, vec![])]),
+            Node(
+                "deep1",
+                Stay,
+                vec![Node(
+                    "deep2",
+                    OwnSession,
+                    vec![Node(
+                        "deep3",
+                        Stay,
+                        vec![Node("deep4", OwnSession, vec![Node("deep5", OwnGroup, vec![])])],
+                    )],
+                )],
+            ),
             Node("wide", Stay, many.into()),
         ];
         let mut names = Vec::new();

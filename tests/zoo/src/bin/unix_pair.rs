@@ -13,7 +13,10 @@ fn pair(kind: i32) -> Result<[i32; 2], String> {
 
 fn send(fd: i32, data: &[u8]) -> Check {
     // SAFETY: the buffer is valid for its length.
-    let n = ok(unsafe { libc::send(fd, data.as_ptr().cast(), data.len(), libc::MSG_NOSIGNAL) } as i64, "send")?;
+    let n = ok(
+        unsafe { libc::send(fd, data.as_ptr().cast(), data.len(), libc::MSG_NOSIGNAL) } as i64,
+        "send",
+    )?;
     ensure_eq!(n as usize, data.len(), "bytes sent");
     Ok(())
 }
@@ -43,7 +46,9 @@ fn main() {
         send(stream[0], b"second")?;
         send(stream[1], b"answer")?;
         let dgram = pair(libc::SOCK_DGRAM | libc::SOCK_NONBLOCK)?;
-        for text in [&b"one"[..], b"", b"three"] {
+        // With ZOO_EMPTY=1: an empty datagram among them.
+        let middle: &[u8] = if z.param("ZOO_EMPTY", 0) == 1 { b"" } else { b"two" };
+        for text in [&b"one"[..], middle, b"three"] {
             send(dgram[0], text)?;
         }
         let packets = pair(libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC)?;
@@ -60,9 +65,17 @@ fn main() {
             unsafe { libc::close(apart[0]) };
             z.publish("up", "");
             z.wait_for_check();
-            ensure_eq!(receive(apart[1], 12, libc::MSG_WAITALL), Ok(b"to the child".to_vec()), "queue of the child");
+            ensure_eq!(
+                receive(apart[1], 12, libc::MSG_WAITALL),
+                Ok(b"to the child".to_vec()),
+                "queue of the child"
+            );
             send(apart[1], b"from the child")?;
-            ensure_eq!(receive(apart[1], 100, 0), Ok(Vec::new()), "end of the stream, in the child");
+            ensure_eq!(
+                receive(apart[1], 100, 0),
+                Ok(Vec::new()),
+                "end of the stream, in the child"
+            );
             Ok(())
         })?;
         // SAFETY: integers.
@@ -70,20 +83,36 @@ fn main() {
         z.wait_for("up")?;
         z.ready()?;
         z.wait_for_check();
-        let got = receive(stream[1], 20_006, libc::MSG_WAITALL).map_err(|e| format!("stream: errno {e}"))?;
-        ensure!(got[..20_000] == random(1, 20_000) && &got[20_000..] == b"second", "queue of the stream differs");
-        ensure_eq!(receive(stream[0], 6, libc::MSG_WAITALL), Ok(b"answer".to_vec()), "queue the other way");
-        for text in [&b"one"[..], b"", b"three"] {
+        let got = receive(stream[1], 20_006, libc::MSG_WAITALL)
+            .map_err(|e| format!("stream: errno {e}"))?;
+        ensure!(
+            got[..20_000] == random(1, 20_000) && &got[20_000..] == b"second",
+            "queue of the stream differs"
+        );
+        ensure_eq!(
+            receive(stream[0], 6, libc::MSG_WAITALL),
+            Ok(b"answer".to_vec()),
+            "queue the other way"
+        );
+        for text in [&b"one"[..], middle, b"three"] {
             ensure_eq!(receive(dgram[1], 100, 0), Ok(text.to_vec()), "datagram");
         }
         ensure_eq!(receive(dgram[1], 100, 0), Err(libc::EAGAIN), "after the last datagram");
         for text in [b"packet one", b"packet two"] {
             ensure_eq!(receive(packets[0], 100, 0), Ok(text.to_vec()), "sequential packet");
         }
-        ensure_eq!(receive(half[1], 4, libc::MSG_WAITALL), Ok(b"last".to_vec()), "queue of the half closed one");
+        ensure_eq!(
+            receive(half[1], 4, libc::MSG_WAITALL),
+            Ok(b"last".to_vec()),
+            "queue of the half closed one"
+        );
         ensure_eq!(receive(half[1], 100, 0), Ok(Vec::new()), "end of the half closed one");
         send(half[1], b"back")?;
-        ensure_eq!(receive(half[0], 4, libc::MSG_WAITALL), Ok(b"back".to_vec()), "through the open half");
+        ensure_eq!(
+            receive(half[0], 4, libc::MSG_WAITALL),
+            Ok(b"back".to_vec()),
+            "through the open half"
+        );
         ensure!(send(half[0], b"x").is_err(), "the closed half can be written");
         let text = receive(apart[0], 14, libc::MSG_WAITALL);
         ensure_eq!(text, Ok(b"from the child".to_vec()), "from the child");

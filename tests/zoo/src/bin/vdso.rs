@@ -19,7 +19,9 @@ fn lookup(base: usize, name: &str) -> Option<usize> {
     let find = |kind: u32| (0..phnum).map(header).find(|&h| read::<u32>(h) == kind);
     // What the image calls its own address, against where it is.
     let load = find(1)?;
-    let slide = base.wrapping_add(read::<u64>(load + 8) as usize).wrapping_sub(read::<u64>(load + 16) as usize);
+    let slide = base
+        .wrapping_add(read::<u64>(load + 8) as usize)
+        .wrapping_sub(read::<u64>(load + 16) as usize);
     let mut dynamic = slide.wrapping_add(read::<u64>(find(2)? + 16) as usize);
     let (mut symbols, mut strings, mut end) = (0, 0, 0);
     loop {
@@ -41,7 +43,8 @@ fn lookup(base: usize, name: &str) -> Option<usize> {
         let at = strings + read::<u32>(s) as usize;
         // SAFETY: a NUL-terminated string of the image.
         let found = unsafe { std::ffi::CStr::from_ptr(at as *const _) };
-        (found.to_bytes() == name.as_bytes()).then(|| slide.wrapping_add(read::<u64>(s + 8) as usize))
+        (found.to_bytes() == name.as_bytes())
+            .then(|| slide.wrapping_add(read::<u64>(s + 8) as usize))
     })
 }
 
@@ -65,6 +68,7 @@ fn main() {
         let day: Gettimeofday = unsafe { std::mem::transmute(get("__vdso_gettimeofday")?) };
         let busy = std::thread::spawn(move || {
             let mut last = 0;
+            zoo::here();
             while !STOP.load(Ordering::Relaxed) {
                 let mut t = zoo::timespec(0);
                 ensure_eq!(clock(libc::CLOCK_MONOTONIC, &mut t), 0, "clock_gettime of the vdso");
@@ -74,6 +78,7 @@ fn main() {
             }
             Ok::<(), String>(())
         });
+        zoo::all_here(1)?;
         z.ready()?;
         z.wait_for_check();
         for _ in 0..1000 {
@@ -88,7 +93,10 @@ fn main() {
                 let before = call();
                 ensure_eq!(clock(id, &mut t), 0, "clock_gettime of the vdso");
                 let (now, after) = (t.tv_sec * 1_000_000_000 + t.tv_nsec, call());
-                ensure!(before <= now && now <= after, "clock {id}: the vdso says {now}, between {before} and {after}");
+                ensure!(
+                    before <= now && now <= after,
+                    "clock {id}: the vdso says {now}, between {before} and {after}"
+                );
             }
         }
         let (mut cpu, mut node) = (9999, 0);
@@ -96,8 +104,13 @@ fn main() {
         ensure!(cpu < 4096, "getcpu of the vdso says {cpu}");
         let mut tv = libc::timeval { tv_sec: 0, tv_usec: 0 };
         ensure_eq!(day(&mut tv, 0), 0, "gettimeofday of the vdso");
-        let (now, real) = (time(std::ptr::null_mut()), zoo::clock(libc::CLOCK_REALTIME) / 1_000_000_000);
-        ensure!((now - real).abs() <= 1 && (tv.tv_sec - real).abs() <= 1, "time {now}, {}, really {real}", tv.tv_sec);
+        let (now, real) =
+            (time(std::ptr::null_mut()), zoo::clock(libc::CLOCK_REALTIME) / 1_000_000_000);
+        ensure!(
+            (now - real).abs() <= 1 && (tv.tv_sec - real).abs() <= 1,
+            "time {now}, {}, really {real}",
+            tv.tv_sec
+        );
         STOP.store(true, Ordering::Relaxed);
         busy.join().map_err(|_| "the busy thread panicked")??;
         Ok(())

@@ -14,7 +14,10 @@ fn main() {
             unsafe {
                 bytes(p.add(i * PAGE), 8).copy_from_slice(&(i as u64 * 31 + 7).to_le_bytes());
                 if i % 2 == 1 {
-                    check(libc::mprotect(p.add(i * PAGE).cast(), PAGE, libc::PROT_READ), "mprotect")?;
+                    check(
+                        libc::mprotect(p.add(i * PAGE).cast(), PAGE, libc::PROT_READ),
+                        "mprotect",
+                    )?;
                 }
             }
         }

@@ -9,9 +9,13 @@ fn main() {
         for code in [0, 1, 42, z.param("ZOO_CODE", 127) as i32] {
             dead.push((z.fork(|_| zoo::exit_now(code))?, code << 8));
         }
-        for signal in [libc::SIGKILL, libc::SIGTERM, libc::SIGUSR1, libc::SIGALRM, libc::SIGRTMIN() + 5] {
-            let child = z.fork(|_| loop {
-                zoo::nap(1000);
+        for signal in
+            [libc::SIGKILL, libc::SIGTERM, libc::SIGUSR1, libc::SIGALRM, libc::SIGRTMIN() + 5]
+        {
+            let child = z.fork(|_| {
+                loop {
+                    zoo::nap(1000);
+                }
             })?;
             // SAFETY: our own child.
             unsafe { libc::kill(child, signal) };

@@ -1,0 +1,715 @@
+//! The scripts of one task: what its agents do from birth to the moment before it goes on.
+//!
+//! * **birth** (all tasks, top down): session, group, children, a socket for descriptors;
+//! * **build** (all tasks at the same time): memory, descriptors, threads, everything that does not tick;
+//! * **finish** (after all tasks are built): credentials, queued signals, timers.
+//!
+//! Pure: nothing is opened here, and every descriptor number inside the task is known beforehand, because a process
+//! gets the lowest free number.
+
+use super::arena::Space;
+use super::lineage::{Lineage, Node, Role};
+use super::read::{Alive, Task, Thread};
+use crate::error::{Error, Result};
+use rewake_agent::layout::{FLAG_CLONE, Op};
+use rewake_image::messages::CredsEntry;
+use rewake_objects::Problem;
+use rewake_objects::memory::mm::{self, Layout, Specials};
+use rewake_objects::memory::vma::status;
+use rewake_objects::steps::{Label, Steps};
+use rewake_objects::task::schedule::Inherited;
+use rewake_objects::task::{attributes, credentials, limits, schedule, signals, timers};
+use std::collections::HashMap;
+
+/// Descriptors passed in one message (the kernel's SCM_MAX_FD is 253).
+const A_MESSAGE: usize = 250;
+
+/// What is handed to a task's agent through its socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Handed {
+    /// The description of this file id.
+    File(u32),
+    /// The pages file of the task.
+    Pages,
+}
+
+/// What all scripts need to know of the machine and the controller.
+#[derive(Debug)]
+pub struct Environment {
+    /// vvar and vdso of every stub.
+    pub specials: Specials,
+    /// A free range as large as them, in all tasks.
+    pub hop: u64,
+    /// First and past-last address of the arena.
+    pub arena: (u64, u64),
+    /// Past the last address of user space.
+    pub end: u64,
+    /// rseq area that stubs inherit: address, size, signature.
+    pub rseq: Option<(u64, u32, u32)>,
+    /// Limits that stubs inherit.
+    pub limits: Vec<(u64, u64)>,
+    /// May hard limits be raised? (`CAP_SYS_RESOURCE`)
+    pub may_raise: bool,
+    /// Credentials that stubs inherit.
+    pub creds: CredsEntry,
+    /// Scheduling that stubs inherit.
+    pub schedule: Inherited,
+    /// Personality that stubs inherit.
+    pub personality: u32,
+    /// Can the kernel be told the ids of POSIX timers?
+    pub timer_ids: bool,
+    /// Is this the root directory of the images too? (by file id, from the opener)
+    pub plain_root: bool,
+}
+
+/// A script and where its ring lies in the arena.
+#[derive(Debug)]
+pub struct ThreadPlan {
+    /// Thread id.
+    pub tid: i32,
+    /// Offset of its ring.
+    pub at: usize,
+    /// What it does.
+    pub steps: Steps,
+}
+
+/// Everything one node of the lineage does.
+#[derive(Debug)]
+pub struct NodePlan {
+    /// Offset of its ring.
+    pub at: usize,
+    /// Bytes of the ring.
+    pub len: usize,
+    /// Bytes of data in it.
+    pub data: usize,
+    /// First script.
+    pub birth: Steps,
+    /// What a living task does besides.
+    pub task: Option<TaskPlan>,
+}
+
+/// The further scripts of a living task.
+#[derive(Debug)]
+pub struct TaskPlan {
+    /// Index of the task.
+    pub index: usize,
+    /// Second script.
+    pub build: Steps,
+    /// Third script.
+    pub finish: Steps,
+    /// Further threads.
+    pub threads: Vec<ThreadPlan>,
+    /// What is handed over, message by message.
+    pub messages: Vec<Vec<Handed>>,
+    /// Where the numbers of the socket pair are, in the birth script's data.
+    pub socket: rewake_inject::ring::Data,
+    /// What could not be restored as it was, but does not stop the restore.
+    pub warnings: Vec<String>,
+}
+
+fn op(nr: i64, args: &[u64]) -> Op {
+    Op::new(nr, args)
+}
+
+const PR_SET_PDEATHSIG: u64 = 1;
+const PR_SET_NAME: u64 = 15;
+const PR_SET_CHILD_SUBREAPER: u64 = 36;
+const WEXITED: u64 = 4;
+const WNOWAIT: u64 = 0x0100_0000;
+const WALL: u64 = 0x4000_0000;
+
+/// `clone3` of a node or thread that goes on as an agent on the ring at `header`.
+fn clone_op(steps: &mut Steps, pid: Option<i32>, flags: u64, exit_signal: u64, header: u64) -> usize {
+    let tid = steps.words(&[pid.unwrap_or(0) as u64]);
+    let set_tid = if pid.is_some() { (tid.address, 1) } else { (0, 0) };
+    // struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup
+    let args = steps.words(&[flags, 0, 0, 0, exit_signal, 0, 0, 0, set_tid.0, set_tid.1, 0]);
+    let mut op = op(libc::SYS_clone3, &[args.address, args.len as u64, 0, 0, 0, header]);
+    op.flags |= FLAG_CLONE;
+    steps.must(Label::Clone(pid.unwrap_or(0)), op)
+}
+
+/// Plans all nodes; children before the nodes that clone them, whose scripts name the children's rings.
+///
+/// # Errors
+/// The images ask for something impossible.
+pub fn plan(
+    tasks: &[Task],
+    lineage: &Lineage,
+    env: &Environment,
+    space: &mut Space,
+    same_vdso: &dyn Fn(&Alive) -> Result<bool>,
+) -> Result<Vec<NodePlan>> {
+    let mut plans: Vec<Option<NodePlan>> = lineage.nodes.iter().map(|_| None).collect();
+    // Cloners come before those they clone, so backwards every child is planned first.
+    for at in (0..lineage.nodes.len()).rev() {
+        let header = |node: usize| plans[node].as_ref().map_or(0, |p| space.address(p.at));
+        let rings: HashMap<usize, u64> = lineage.nodes[at]
+            .early
+            .iter()
+            .chain(&lineage.nodes[at].late)
+            .map(|n| (*n, header(*n)))
+            .collect();
+        plans[at] = Some(plan_node(tasks, lineage, at, env, space, same_vdso, &rings)?);
+    }
+    Ok(plans.into_iter().flatten().collect())
+}
+
+fn plan_node(
+    tasks: &[Task],
+    lineage: &Lineage,
+    at: usize,
+    env: &Environment,
+    space: &mut Space,
+    same_vdso: &dyn Fn(&Alive) -> Result<bool>,
+    rings: &HashMap<usize, u64>,
+) -> Result<NodePlan> {
+    let node = &lineage.nodes[at];
+    let index = match node.role {
+        Role::Task(index) => Some(index),
+        _ => None,
+    };
+    let alive = index.and_then(|i| tasks[i].alive.as_ref());
+    // Threads first: their rings lie before the leader's, whose script names them.
+    let mut threads = Vec::new();
+    if let (Some(index), Some(alive)) = (index, alive) {
+        for thread in &alive.threads[1..] {
+            let base = space.next_data_address();
+            let mut steps = Steps::new(base);
+            thread_steps(&mut steps, tasks[index].pid, thread, env);
+            let (ring, _, _) = space.take(steps.script.data_len(), steps.script.ops.len());
+            threads.push(ThreadPlan { tid: thread.tid, at: ring, steps });
+        }
+    }
+    let base = space.next_data_address();
+    let mut birth = Steps::new(base);
+    birth_steps(&mut birth, tasks, lineage, at, env, rings);
+    let mut task = None;
+    if let (Some(index), Some(alive)) = (index, alive) {
+        let socket = socket_steps(&mut birth, alive, env)?;
+        let headers: Vec<u64> = threads.iter().map(|t| space.address(t.at)).collect();
+        let mut builder = Builder {
+            task: &tasks[index],
+            alive,
+            env,
+            socket: socket.1,
+            steps: Steps::new(base),
+            warnings: Vec::new(),
+            messages: Vec::new(),
+        };
+        let group = lineage.joins.iter().find(|(i, _)| *i == index).map(|(_, group)| *group);
+        builder.build(group, same_vdso(alive)?, &threads, &headers)?;
+        let Builder { steps: build, warnings, messages, .. } = builder;
+        let mut finish = Steps::new(base);
+        let groups: Vec<i32> = node
+            .late
+            .iter()
+            .map(|n| &lineage.nodes[*n])
+            .filter(|n| n.role == Role::Group)
+            .filter_map(|n| n.pid)
+            .collect();
+        finish_steps(&mut finish, &tasks[index], alive, env, &groups);
+        task = Some(TaskPlan {
+            index,
+            build,
+            finish,
+            threads,
+            messages,
+            socket: socket.0,
+            warnings,
+        });
+    }
+    let scripts = [Some(&birth), task.as_ref().map(|t| &t.build), task.as_ref().map(|t| &t.finish)];
+    let data = scripts.iter().flatten().map(|s| s.script.data_len()).max().unwrap_or(0);
+    let ops = scripts.iter().flatten().map(|s| s.script.ops.len()).max().unwrap_or(0);
+    let (ring, len, data) = space.take(data, ops.max(8));
+    Ok(NodePlan { at: ring, len, data, birth, task })
+}
+
+fn birth_steps(
+    steps: &mut Steps,
+    tasks: &[Task],
+    lineage: &Lineage,
+    at: usize,
+    env: &Environment,
+    rings: &HashMap<usize, u64>,
+) {
+    let node = &lineage.nodes[at];
+    if !node.orphan {
+        let kill = op(libc::SYS_prctl, &[PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0, 0, 0]);
+        steps.must(Label::Text("asking to die with the parent"), kill);
+    }
+    if at == 0 {
+        strip_steps(steps, env);
+    }
+    if node.subreaper {
+        let reaper = op(libc::SYS_prctl, &[PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0]);
+        steps.must(Label::Text("becoming a subreaper"), reaper);
+    }
+    let mut clone = |steps: &mut Steps, child: usize| {
+        let c: &Node = &lineage.nodes[child];
+        let (flags, signal) =
+            if c.sibling { (libc::CLONE_PARENT as u64, 0) } else { (0, libc::SIGCHLD as u64) };
+        let result = clone_op(steps, c.pid, flags, signal, rings[&child]);
+        let zombie = matches!(c.role, Role::Task(i) if tasks[i].alive.is_none());
+        if zombie && !c.sibling && !c.orphan {
+            let info = steps.data(&[0; 128]);
+            steps.must(
+                Label::Text("waiting for a zombie to die"),
+                op(libc::SYS_waitid, &[1, 0, info.address, WEXITED | WNOWAIT, 0])
+                    .arg_result(1, result as u32, 0),
+            );
+        }
+        if matches!(c.role, Role::Leader | Role::Orphaner) {
+            steps.must(
+                Label::Text("reaping a helper"),
+                op(libc::SYS_wait4, &[0, 0, WALL, 0]).arg_result(0, result as u32, 0),
+            );
+        }
+    };
+    for child in &node.early {
+        clone(steps, *child);
+    }
+    if node.setsid {
+        steps.must(Label::Text("making a session"), op(libc::SYS_setsid, &[]));
+    }
+    if node.own_group {
+        steps.must(Label::Text("making a process group"), op(libc::SYS_setpgid, &[0, 0]));
+    }
+    for child in &node.late {
+        clone(steps, *child);
+    }
+    match node.role {
+        Role::Leader | Role::Orphaner => {
+            steps.may(Label::Text("ending a helper"), op(libc::SYS_exit_group, &[0]));
+        }
+        Role::Task(i) if tasks[i].alive.is_none() => zombie_steps(steps, &tasks[i]),
+        Role::Task(_) | Role::Group => {}
+    }
+}
+
+/// Takes everything away that the root stub inherited from the controller, but the agent and the kernel's mappings.
+fn strip_steps(steps: &mut Steps, env: &Environment) {
+    if let Some((address, size, signature)) = env.rseq {
+        const UNREGISTER: u64 = 1;
+        steps.must(
+            Label::Text("unregistering rseq"),
+            op(libc::SYS_rseq, &[address, u64::from(size), UNREGISTER, u64::from(signature)]),
+        );
+    }
+    let mut keep = vec![env.arena];
+    keep.extend(env.specials.span().map(|s| (s.start, s.end)));
+    keep.sort_unstable();
+    let mut from = 0;
+    for (start, end) in keep.into_iter().chain([(env.end, env.end)]) {
+        if from < start {
+            steps.must(
+                Label::Text("emptying the address space"),
+                op(libc::SYS_munmap, &[from, start - from]),
+            );
+        }
+        from = end;
+    }
+    steps.must(
+        Label::Text("closing inherited descriptors"),
+        op(libc::SYS_close_range, &[0, u64::from(u32::MAX), 0]),
+    );
+}
+
+/// A zombie dies again as it died.
+fn zombie_steps(steps: &mut Steps, task: &Task) {
+    name_steps(steps, &task.comm);
+    let wait_status = task.tc.exit_code;
+    let signal = wait_status & 0x7f;
+    if signal == 0 {
+        let code = u64::from(wait_status >> 8 & 0xff);
+        steps.may(Label::Text("ending a zombie"), op(libc::SYS_exit_group, &[code]));
+        return;
+    }
+    // The default action, unblocked, without a core file.
+    let limit = steps.words(&[0, 0]);
+    steps.may(Label::Text("ending a zombie"), op(libc::SYS_prlimit64, &[0, 4, limit.address, 0]));
+    let action = steps.words(&[0; 4]);
+    let number = u64::from(signal);
+    steps.may(
+        Label::Text("ending a zombie"),
+        op(libc::SYS_rt_sigaction, &[number, action.address, 0, 8]),
+    );
+    let mask = steps.words(&[!(1 << (signal - 1))]);
+    steps.may(
+        Label::Text("ending a zombie"),
+        op(libc::SYS_rt_sigprocmask, &[2, mask.address, 0, 8]),
+    );
+    let own = steps.may(Label::Text("ending a zombie"), op(libc::SYS_getpid, &[]));
+    steps.may(
+        Label::Text("ending a zombie"),
+        op(libc::SYS_kill, &[0, number]).arg_result(0, own as u32, 0),
+    );
+    steps.may(Label::Text("ending a zombie"), op(libc::SYS_exit_group, &[128 + number]));
+}
+
+fn name_steps(steps: &mut Steps, comm: &[u8]) {
+    let name = steps.script.cstr(&comm[..comm.len().min(15)]);
+    steps.must(
+        Label::Text("setting the command name"),
+        op(libc::SYS_prctl, &[PR_SET_NAME, name.address, 0, 0, 0]),
+    );
+}
+
+/// A number for the agent's socket that neither the task's descriptors nor what is lent to it will ever have.
+fn socket_number(alive: &Alive, env: &Environment) -> Result<i32> {
+    let (limit, _) = env.limits.get(7).copied().unwrap_or((1024, 1024));
+    let limit = limit.min(1 << 30) as u32;
+    let mut number = limit.saturating_sub(1);
+    for taken in alive.fds.iter().rev().map(|f| f.fd) {
+        if taken < number {
+            break;
+        }
+        if taken == number {
+            number = number.saturating_sub(1);
+        }
+    }
+    let above = alive.fds.last().map_or(0, |f| f.fd);
+    if above >= limit {
+        return Err(Error::new(format!(
+            "descriptor {above} of the images is beyond the limit of {limit} open files that this command may raise to"
+        ))
+        .hint("raise the hard limit of open files (ulimit -Hn)"));
+    }
+    Ok(number as i32)
+}
+
+/// Makes the socket through which descriptors come; returns where its numbers are and the agent's own number.
+fn socket_steps(
+    steps: &mut Steps,
+    alive: &Alive,
+    env: &Environment,
+) -> Result<(rewake_inject::ring::Data, i32)> {
+    let number = socket_number(alive, env)?;
+    let label = Label::Text("making the agent's socket");
+    let cell = steps.data(&[0xff; 8]);
+    let kind = (libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC) as u64;
+    steps.must(label, op(libc::SYS_socketpair, &[1, kind, 0, cell.address]));
+    steps.must(
+        label,
+        op(libc::SYS_dup3, &[0, number as u64, libc::O_CLOEXEC as u64]).arg_deref(0, cell.address),
+    );
+    steps.must(label, op(libc::SYS_close, &[0]).arg_deref(0, cell.address));
+    Ok((cell, number))
+}
+
+struct Builder<'a> {
+    task: &'a Task,
+    alive: &'a Alive,
+    env: &'a Environment,
+    socket: i32,
+    steps: Steps,
+    warnings: Vec<String>,
+    messages: Vec<Vec<Handed>>,
+}
+
+impl Builder<'_> {
+    fn of(&self, problem: Problem) -> Error {
+        Error::of(self.task.pid, &self.task.comm, problem)
+    }
+
+    fn build(
+        &mut self,
+        group: Option<i32>,
+        same_vdso: bool,
+        threads: &[ThreadPlan],
+        headers: &[u64],
+    ) -> Result<()> {
+        let steps = &mut self.steps;
+        if let Some(group) = group {
+            steps.must(Label::Text("joining the process group"), op(libc::SYS_setpgid, &[0, group as u64]));
+        }
+        // The controller has taken its end (number 1: the pair got 0 and 1).
+        steps.must(Label::Text("closing the controller's socket"), op(libc::SYS_close, &[1]));
+        let lent = self.lend()?;
+        self.memory(&lent, same_vdso)?;
+        self.file_system(&lent)?;
+        let steps = &mut self.steps;
+        if !lent.is_empty() {
+            steps.must(
+                Label::Text("closing lent descriptors"),
+                op(libc::SYS_close_range, &[0, lent.len() as u64 - 1, 0]),
+            );
+        }
+        self.descriptors()?;
+        self.process();
+        self.threads(threads, headers);
+        Ok(())
+    }
+
+    /// Receives what building needs (mapped files, pages, exe, directories) as numbers 0, 1, 2…
+    fn lend(&mut self) -> Result<HashMap<Handed, i32>> {
+        let mut list: Vec<Handed> = Vec::new();
+        let mut numbers = HashMap::new();
+        let mut add = |handed: Handed| {
+            numbers.entry(handed).or_insert_with(|| {
+                list.push(handed);
+                list.len() as i32 - 1
+            });
+        };
+        let alive = self.alive;
+        if alive.pagemap.as_ref().is_some_and(|p| p.stored_bytes() > 0) {
+            add(Handed::Pages);
+        }
+        for vma in alive.mm.vmas.iter().filter(|v| mm::is_mapped(v)) {
+            if vma.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0 {
+                let id = u32::try_from(vma.shmid).map_err(|_| {
+                    self.of(Problem::new(
+                        Label::Vma(vma.start, vma.end).to_string(),
+                        "its file id is out of range",
+                    ))
+                })?;
+                add(Handed::File(id));
+            }
+        }
+        add(Handed::File(alive.mm.exe_file_id));
+        add(Handed::File(alive.fs.cwd_id));
+        if !self.env.plain_root {
+            add(Handed::File(alive.fs.root_id));
+        }
+        for chunk in list.chunks(A_MESSAGE) {
+            self.receive(chunk.len());
+            self.messages.push(chunk.to_vec());
+        }
+        Ok(numbers)
+    }
+
+    /// Receives one message with `count` descriptors.
+    fn receive(&mut self, count: usize) {
+        let steps = &mut self.steps;
+        let byte = steps.data(&[0; 8]);
+        let iov = steps.words(&[byte.address, 1]);
+        let room = 16 + (count * 4).next_multiple_of(8);
+        let control = steps.script.space(room);
+        // struct msghdr: name, namelen, iov, iovlen, control, controllen, flags
+        let header = steps.words(&[0, 0, iov.address, 1, control.address, room as u64, 0]);
+        steps.must_be(
+            Label::Text("receiving descriptors"),
+            1,
+            op(libc::SYS_recvmsg, &[self.socket as u64, header.address, 0]),
+        );
+    }
+
+    fn memory(&mut self, lent: &HashMap<Handed, i32>, same_vdso: bool) -> Result<()> {
+        let descriptor = |id: u32| {
+            lent.get(&Handed::File(id))
+                .copied()
+                .ok_or_else(|| Problem::new(format!("file id {id}"), "it was not handed over"))
+        };
+        let layout = Layout {
+            stub: &self.env.specials,
+            hop: self.env.hop,
+            same_vdso,
+            descriptor: &descriptor,
+            pages: lent.get(&Handed::Pages).copied(),
+        };
+        let alive = self.alive;
+        mm::restore(&mut self.steps, &alive.mm, alive.pagemap.as_ref(), &layout)
+            .map_err(|p| self.of(p))?;
+        let exe = descriptor(alive.mm.exe_file_id).map_err(|p| self.of(p))?;
+        mm::restore_map(&mut self.steps, &alive.mm, exe);
+        let mdwe = alive.extra.as_ref().and_then(|e| e.mdwe).unwrap_or(0);
+        let thp_disabled = alive.mm.thp_disabled.unwrap_or(false);
+        attributes::restore_memory_policy(&mut self.steps, thp_disabled, mdwe);
+        Ok(())
+    }
+
+    /// Root, working directory, umask.
+    fn file_system(&mut self, lent: &HashMap<Handed, i32>) -> Result<()> {
+        let fs = &self.alive.fs;
+        let steps = &mut self.steps;
+        let mut enter = |steps: &mut Steps, id: u32, what: &'static str| {
+            let fd = lent.get(&Handed::File(id)).copied().unwrap_or(-1);
+            steps.must(Label::Text(what), op(libc::SYS_fchdir, &[fd as u64]));
+        };
+        if !self.env.plain_root {
+            enter(steps, fs.root_id, "entering the root directory");
+            let here = steps.script.cstr(b".");
+            steps.must(
+                Label::Text("changing the root directory"),
+                op(libc::SYS_chroot, &[here.address]),
+            );
+        }
+        enter(steps, fs.cwd_id, "entering the working directory");
+        let umask = u64::from(fs.umask.unwrap_or(0o22));
+        steps.may(Label::Text("setting the umask"), op(libc::SYS_umask, &[umask]));
+        Ok(())
+    }
+
+    /// Receives the task's descriptors. They come in ascending order, so each lands on a number that is not above its
+    /// own: moving them from the last to the first never hits one that is still to be moved.
+    fn descriptors(&mut self) -> Result<()> {
+        let fds = &self.alive.fds;
+        let mut taken: std::collections::BTreeSet<u32> = [self.socket as u32].into();
+        for chunk in fds.chunks(A_MESSAGE) {
+            self.receive(chunk.len());
+            let landing: Vec<u32> =
+                (0..).filter(|n| !taken.contains(n)).take(chunk.len()).collect();
+            for (fd, landed) in chunk.iter().zip(landing).rev() {
+                let label = Label::Descriptor(fd.fd);
+                let cloexec = fd.flags & 1 != 0;
+                let (from, to) = (u64::from(landed), u64::from(fd.fd));
+                if landed != fd.fd {
+                    let flags = if cloexec { libc::O_CLOEXEC as u64 } else { 0 };
+                    self.steps.must(label, op(libc::SYS_dup3, &[from, to, flags]));
+                    self.steps.must(label, op(libc::SYS_close, &[from]));
+                } else if cloexec {
+                    let set = op(libc::SYS_fcntl, &[to, libc::F_SETFD as u64, 1]);
+                    self.steps.must(label, set);
+                }
+            }
+            taken.extend(chunk.iter().map(|f| f.fd));
+            self.messages.push(chunk.iter().map(|f| Handed::File(f.id)).collect());
+        }
+        Ok(())
+    }
+
+    fn process(&mut self) {
+        let tc = &self.task.tc;
+        let leader = &self.alive.threads[0];
+        let extra = self.alive.extra.as_ref();
+        name_steps(&mut self.steps, &tc.comm);
+        attributes::restore_process(
+            &mut self.steps,
+            tc.child_subreaper.unwrap_or(false),
+            tc.membarrier_registration_mask.unwrap_or(0),
+            extra.and_then(|e| e.tsc).unwrap_or(0),
+            extra.and_then(|e| e.io_flusher).unwrap_or(false),
+        );
+        // CRIU reads the hexadecimal file as decimal: its value cannot be told from a right one; ours is beside it.
+        let personality = extra.and_then(|e| e.personality).unwrap_or(tc.personality);
+        if personality != self.env.personality {
+            self.steps.must(
+                Label::Text("setting the personality"),
+                op(libc::SYS_personality, &[u64::from(personality)]),
+            );
+        }
+        thread_basics(&mut self.steps, leader);
+    }
+
+    fn threads(&mut self, threads: &[ThreadPlan], headers: &[u64]) {
+        let flags = (libc::CLONE_VM
+            | libc::CLONE_FS
+            | libc::CLONE_FILES
+            | libc::CLONE_SIGHAND
+            | libc::CLONE_THREAD
+            | libc::CLONE_SYSVSEM) as u64;
+        for (thread, header) in threads.iter().zip(headers) {
+            clone_op(&mut self.steps, Some(thread.tid), flags, 0, *header);
+        }
+        // Each thread reports its first batch; a word that has changed already does not block.
+        for header in headers {
+            let done = header + rewake_agent::layout::offset::DONE as u64;
+            self.steps.may(
+                Label::Text("waiting for a thread"),
+                op(libc::SYS_futex, &[done, libc::FUTEX_WAIT as u64, 0, 0]),
+            );
+        }
+        // Timers may name threads, so they come after them.
+        if let Some(entries) = &self.task.tc.timers {
+            timers::restore_created(&mut self.steps, entries, self.env.timer_ids);
+        }
+        if let Some(entries) = &self.task.tc.rlimits {
+            self.warnings.extend(limits::restore(
+                &mut self.steps,
+                entries,
+                &self.env.limits,
+                self.env.may_raise,
+            ));
+        }
+        self.steps.must(
+            Label::Text("closing the agent's socket"),
+            op(libc::SYS_close, &[self.socket as u64]),
+        );
+    }
+}
+
+/// What each thread, the leader included, sets for itself before credentials.
+fn thread_basics(steps: &mut Steps, thread: &Thread) {
+    let core = &thread.thread;
+    if core.futex_rla != 0 {
+        steps.must(
+            Label::Text("setting the robust list"),
+            op(libc::SYS_set_robust_list, &[core.futex_rla, u64::from(core.futex_rla_len)]),
+        );
+    }
+    if let Some(info) = &thread.core.thread_info {
+        steps.may(
+            Label::Text("setting the thread id's address"),
+            op(libc::SYS_set_tid_address, &[info.clear_tid_addr]),
+        );
+    }
+    if let Some(stack) = &core.sas {
+        signals::restore_alternate_stack(steps, stack);
+    }
+    if let Some(rseq) = core.rseq_entry.as_ref().filter(|r| r.rseq_abi_pointer != 0) {
+        let (address, size) = (rseq.rseq_abi_pointer, u64::from(rseq.rseq_abi_size));
+        steps.must(
+            Label::Text("registering rseq"),
+            op(libc::SYS_rseq, &[address, size, 0, u64::from(rseq.signature)]),
+        );
+    }
+}
+
+fn thread_credentials(steps: &mut Steps, thread: &Thread, env: &Environment) {
+    schedule::restore(steps, &thread.thread, thread.extra.as_ref(), &env.schedule);
+    if let Some(creds) = &thread.thread.creds {
+        credentials::restore(steps, creds, &env.creds);
+    }
+}
+
+fn thread_steps(steps: &mut Steps, pid: i32, thread: &Thread, env: &Environment) {
+    let core = &thread.thread;
+    if let Some(comm) = &core.comm {
+        name_steps(steps, comm);
+    }
+    thread_basics(steps, thread);
+    thread_credentials(steps, thread, env);
+    attributes::restore_pdeath_sig(steps, core.pdeath_sig.unwrap_or(0));
+    if let Some(queue) = &core.signals_p {
+        signals::restore_queue(steps, queue, pid, Some(thread.tid));
+    }
+}
+
+fn finish_steps(
+    steps: &mut Steps,
+    task: &Task,
+    alive: &Alive,
+    env: &Environment,
+    group_helpers: &[i32],
+) {
+    let leader = &alive.threads[0];
+    for helper in group_helpers {
+        steps.must(
+            Label::Text("reaping a helper"),
+            op(libc::SYS_wait4, &[*helper as u64, 0, WALL, 0]),
+        );
+    }
+    // SIGCHLDs of helpers and zombies are pending: ignoring the signal for a moment takes them away.
+    let ignore = steps.words(&[1, 0, 0, 0]);
+    steps.must(
+        Label::Signal(libc::SIGCHLD as u32),
+        op(libc::SYS_rt_sigaction, &[libc::SIGCHLD as u64, ignore.address, 0, 8]),
+    );
+    signals::restore_actions(steps, &task.tc.sigactions);
+    thread_credentials(steps, leader, env);
+    attributes::restore_after_credentials(
+        steps,
+        alive.mm.dumpable,
+        leader.thread.pdeath_sig.unwrap_or(0),
+    );
+    if let Some(queue) = &task.tc.signals_s {
+        signals::restore_queue(steps, queue, task.pid, None);
+    }
+    if let Some(queue) = &leader.thread.signals_p {
+        signals::restore_queue(steps, queue, task.pid, Some(task.pid));
+    }
+    if let Some(entries) = &task.tc.timers {
+        timers::restore_armed(steps, entries);
+    }
+}

@@ -1,0 +1,137 @@
+//! What stubs inherit from the controller, and what this machine can do.
+
+use super::build::Environment;
+use crate::error::{Error, Result};
+use rewake_objects::memory::mm::Specials;
+use rewake_objects::memory::{PAGE, TASK_SIZE};
+use rewake_objects::task::credentials;
+use rewake_objects::task::schedule::Inherited;
+use rewake_proc::read::ProcDir;
+use rewake_sys::{sched, task};
+use rustix::process::{Resource, Rlimit};
+use std::ops::Range;
+
+/// The resource limits in `RLIMIT_*` order.
+const RESOURCES: [Resource; 16] = [
+    Resource::Cpu,
+    Resource::Fsize,
+    Resource::Data,
+    Resource::Stack,
+    Resource::Core,
+    Resource::Rss,
+    Resource::Nproc,
+    Resource::Nofile,
+    Resource::Memlock,
+    Resource::As,
+    Resource::Locks,
+    Resource::Sigpending,
+    Resource::Msgqueue,
+    Resource::Nice,
+    Resource::Rtprio,
+    Resource::Rttime,
+];
+
+/// The controller's own special mappings, all its mappings, and the bytes of its vdso.
+#[derive(Debug)]
+pub struct Own {
+    /// vvar and vdso.
+    pub specials: Specials,
+    /// Every mapping.
+    pub maps: Vec<Range<u64>>,
+    /// Contents of the vdso.
+    pub vdso: Vec<u8>,
+}
+
+impl Own {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// `/proc` is not there.
+    pub fn read() -> Result<Own> {
+        let failed = |e: &dyn std::fmt::Display| Error::new(format!("own address space: {e}"));
+        let text = std::fs::read("/proc/self/maps").map_err(|e| failed(&e))?;
+        let specials = Specials::find(&text).map_err(|e| failed(&e))?;
+        let mut maps = Vec::new();
+        for map in rewake_proc::maps::parse(&text) {
+            let map = map.map_err(|e| failed(&e))?;
+            maps.push(map.start..map.end);
+        }
+        let mut vdso = Vec::new();
+        if let Some(range) = &specials.vdso {
+            use std::os::unix::fs::FileExt;
+            vdso.resize((range.end - range.start) as usize, 0);
+            std::fs::File::open("/proc/self/mem")
+                .and_then(|memory| memory.read_exact_at(&mut vdso, range.start))
+                .map_err(|e| failed(&e))?;
+        }
+        Ok(Own { specials, maps, vdso })
+    }
+}
+
+/// Raises the soft limit of open files to the hard one: a stub must be able to hold any number the images name.
+fn raise_open_files() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(e) = rustix::process::setrlimit(Resource::Nofile, raised) {
+        log::debug!("the limit of open files cannot be raised: {e}");
+    }
+}
+
+/// Gathers everything.
+///
+/// # Errors
+/// `/proc` is not there.
+pub fn gather(
+    own: &Own,
+    hop: u64,
+    arena: (u64, u64),
+    plain_root: bool,
+    needs_timer_ids: bool,
+) -> Result<Environment> {
+    raise_open_files();
+    let failed = |e: &dyn std::fmt::Display| Error::new(format!("own state: {e}"));
+    let dir = ProcDir::open(std::process::id() as i32).map_err(|e| failed(&e))?;
+    let mut buffer = Vec::new();
+    let status = dir.status(&mut buffer).map_err(|e| failed(&e))?;
+    let attr = sched::attributes(0).map_err(|e| failed(&e))?;
+    let slack = dir
+        .read_single("timerslack_ns", &mut buffer)
+        .ok()
+        .and_then(|text| rewake_proc::single::timerslack_ns(text).ok());
+    let personality = dir
+        .read_single("personality", &mut buffer)
+        .ok()
+        .and_then(|text| rewake_proc::single::personality(text).ok());
+    let securebits =
+        rustix::thread::capabilities_secure_bits().map_or(0, |bits| bits.bits());
+    const CAP_SYS_RESOURCE: u64 = 1 << 24;
+    let limits = RESOURCES
+        .iter()
+        .map(|r| {
+            let limit = rustix::process::getrlimit(*r);
+            (limit.current.unwrap_or(u64::MAX), limit.maximum.unwrap_or(u64::MAX))
+        })
+        .collect();
+    Ok(Environment {
+        specials: own.specials.clone(),
+        hop,
+        arena,
+        end: TASK_SIZE - PAGE,
+        rseq: task::own_rseq(),
+        limits,
+        may_raise: status.cap_eff & CAP_SYS_RESOURCE != 0,
+        creds: credentials::survey(&status, securebits),
+        schedule: Inherited {
+            policy: attr.policy,
+            nice: attr.nice,
+            affinity: sched::affinity(0).unwrap_or_default(),
+            io_priority: sched::io_priority(0).unwrap_or(0),
+            timer_slack: slack.unwrap_or(50_000),
+        },
+        personality: personality.unwrap_or(0),
+        timer_ids: needs_timer_ids
+            && crate::features::find("timer_cr_ids")
+                .is_some_and(|f| f.probe() == crate::features::Verdict::Present),
+        plain_root,
+    })
+}

@@ -1,0 +1,247 @@
+//! The last steps, from outside: take the arena away, set registers, let go.
+//!
+//! Until now every thread sits in its agent. From here on the controller's death kills the whole tree
+//! (`PTRACE_O_EXITKILL`), and only a tree in which every thread is ready is released.
+
+use super::read::{Checkpoint, STOPPED, Task, Thread};
+use crate::error::{Context, Error, Result};
+use rewake_inject::stub::{find_syscall_instruction, interrupted_syscall, remote_syscall};
+use rewake_inject::tracee::{Running, Stopped};
+use rewake_objects::task::registers::{self, XSAVE_MAX, XsaveFormat};
+use rewake_sys::ptrace::{self, Registers, SudConfig};
+use rewake_sys::signal;
+
+const EINTR: u64 = -4i64 as u64;
+const ERESTART_RESTARTBLOCK: u64 = -516i64 as u64;
+
+/// An interrupted sleep that can be taken up where it was: the call that gives the kernel a restart block for it. `None`
+/// for anything else.
+///
+/// The kernel wrote the remaining time to the caller's own buffer when the sleep was interrupted for the dump; if the
+/// caller gave none, the sleep starts again from its beginning.
+fn sleep_again(thread: &Thread) -> Option<(i64, [u64; 6])> {
+    let extra = thread.extra.as_ref()?;
+    let (&[number, _], info) = (extra.again.as_slice(), thread.core.thread_info.as_ref()?) else {
+        return None;
+    };
+    let g = &info.gpregs;
+    let or = |remaining: u64, request: u64| if remaining != 0 { remaining } else { request };
+    match number as i64 {
+        libc::SYS_nanosleep => Some((libc::SYS_nanosleep, [or(g.si, g.di), g.si, 0, 0, 0, 0])),
+        libc::SYS_clock_nanosleep => {
+            Some((libc::SYS_clock_nanosleep, [g.di, g.si, or(g.r10, g.dx), g.r10, 0, 0]))
+        }
+        _ => None,
+    }
+}
+
+/// The registers a thread goes on with, without regard to an interrupted call that must be made again.
+fn image_registers(thread: &Thread) -> std::result::Result<Registers, rewake_objects::Problem> {
+    match thread.core.thread_info.as_ref() {
+        Some(info) => registers::restore_general(info),
+        None => Err(rewake_objects::Problem::new("registers", "the image has none")),
+    }
+}
+
+/// The registers a thread goes on with. A sleep is begun once more (through the `syscall` instruction at `gadget`) and
+/// interrupted at once, so that the kernel itself will go on with it.
+fn final_registers(
+    thread: &Thread,
+    stub: Stopped,
+    gadget: u64,
+    task: &Task,
+) -> Result<(Stopped, Registers)> {
+    let (pid, comm) = (task.pid, &task.comm);
+    let mut regs = image_registers(thread).map_err(|p| Error::of(pid, comm, p))?;
+    let again = thread.extra.as_ref().map_or(&[][..], |e| e.again.as_slice());
+    let &[number, address] = again else { return Ok((stub, regs)) };
+    if regs.rax != EINTR || regs.rip != address.wrapping_add(2) {
+        return Ok((stub, regs));
+    }
+    let Some((call, args)) = sleep_again(thread) else {
+        // Made again from its beginning: absolute timeouts are exact, relative ones start anew.
+        (regs.rax, regs.rip) = (number, address);
+        return Ok((stub, regs));
+    };
+    let (stub, result) = interrupted_syscall(stub, gadget, call, args).of(pid, comm)?;
+    if result == ERESTART_RESTARTBLOCK as i64 {
+        (regs.rax, regs.orig_rax) = (ERESTART_RESTARTBLOCK, number);
+    } else {
+        // The time was up.
+        regs.rax = 0;
+    }
+    Ok((stub, regs))
+}
+
+/// A task whose threads are all seized.
+#[derive(Debug)]
+pub struct Seized<'a> {
+    task: &'a Task,
+    threads: Vec<(&'a Thread, Running)>,
+}
+
+/// Seizes all threads of all tasks; they run on in their agents.
+///
+/// # Errors
+/// One of them is gone.
+pub fn seize(checkpoint: &Checkpoint) -> Result<Vec<Seized<'_>>> {
+    let options = ptrace::O_TRACESYSGOOD | ptrace::O_EXITKILL;
+    let mut seized = Vec::new();
+    for task in &checkpoint.tasks {
+        let Some(alive) = &task.alive else { continue };
+        let mut threads = Vec::with_capacity(alive.threads.len());
+        for thread in &alive.threads {
+            let running = Running::seize(thread.tid, options).of(task.pid, &task.comm)?;
+            threads.push((thread, running));
+        }
+        seized.push(Seized { task, threads });
+    }
+    Ok(seized)
+}
+
+/// Tasks that are ready to go on.
+#[derive(Debug)]
+pub struct Ready<'a> {
+    tasks: Vec<(&'a Task, Vec<Stopped>)>,
+}
+
+/// What [`make_ready`] needs besides.
+#[derive(Debug)]
+pub struct Final<'a> {
+    /// The arena, to be unmapped.
+    pub arena: (u64, usize),
+    /// Address of a `syscall` instruction in each task, by its pid.
+    pub gadgets: &'a std::collections::HashMap<i32, u64>,
+    /// Refuse registers of CPU features that are not there?
+    pub check_cpu: bool,
+}
+
+/// Stops all threads, takes the arena away and sets their registers.
+///
+/// # Errors
+/// One of them is gone, or its registers cannot be set.
+pub fn make_ready<'a>(seized: Vec<Seized<'a>>, last: &Final<'_>) -> Result<Ready<'a>> {
+    for task in &seized {
+        for (_, running) in &task.threads {
+            running.interrupt().of(task.task.pid, &task.task.comm)?;
+        }
+    }
+    let mut tasks = Vec::with_capacity(seized.len());
+    let mut format = None;
+    for Seized { task, threads } in seized {
+        let (pid, comm) = (task.pid, &task.comm);
+        let mut stopped = Vec::with_capacity(threads.len());
+        for (thread, running) in threads {
+            stopped.push((thread, running.wait_stop().of(pid, comm)?));
+        }
+        let (leader, stub) = stopped.remove(0);
+        let gadget = last.gadgets.get(&pid).copied().unwrap_or(0);
+        let args = [last.arena.0, last.arena.1 as u64, 0, 0, 0, 0];
+        let (stub, result) = remote_syscall(stub, gadget, libc::SYS_munmap, args).of(pid, comm)?;
+        if result != 0 {
+            return Err(Error::new(format!(
+                "process {pid}: the agent cannot be unmapped: {}",
+                rewake_sys::Errno::from_raw_os_error(-result as i32)
+            )));
+        }
+        let stub = stub.to_event_stop().of(pid, comm)?;
+        stopped.insert(0, (leader, stub));
+        let mut done = Vec::with_capacity(stopped.len());
+        for (thread, at) in stopped {
+            let (at, regs) = final_registers(thread, at, gadget, task)?;
+            let format = *format.get_or_insert_with(|| xsave_format(at.tid()));
+            set_state(task, thread, &at, &regs, format, last.check_cpu)?;
+            done.push(at);
+        }
+        tasks.push((task, done));
+    }
+    Ok(Ready { tasks })
+}
+
+fn xsave_format(tid: i32) -> XsaveFormat {
+    let mut area = vec![0u8; XSAVE_MAX];
+    let len = ptrace::regset(tid, ptrace::NT_X86_XSTATE, &mut area).unwrap_or(512);
+    XsaveFormat::of(&area[..len])
+}
+
+fn set_state(
+    task: &Task,
+    thread: &Thread,
+    at: &Stopped,
+    regs: &Registers,
+    format: XsaveFormat,
+    check_cpu: bool,
+) -> Result<()> {
+    let (pid, comm, tid) = (task.pid, &task.comm, at.tid());
+    if let Some(info) = &thread.core.thread_info {
+        let area = registers::restore_xsave(info, format, check_cpu)
+            .map_err(|p| Error::of(pid, comm, p))?;
+        let set = if format.size > 512 { ptrace::NT_X86_XSTATE } else { ptrace::NT_PRFPREG };
+        ptrace::set_regset(tid, set, &area)
+            .map_err(|e| format!("thread {tid}: the FPU registers of the images are refused: {e}"))
+            .of(pid, comm)?;
+    }
+    at.set_registers(regs).of(pid, comm)?;
+    let mask = if tid == pid { Some(task.tc.blk_sigset) } else { thread.thread.blk_sigset };
+    ptrace::set_signal_mask(tid, mask.unwrap_or(0)).of(pid, comm)?;
+    if let Some(&[mode, selector, offset, len]) =
+        thread.extra.as_ref().map(|e| e.syscall_dispatch.as_slice())
+    {
+        ptrace::set_sud_config(tid, &SudConfig { mode, selector, offset, len })
+            .map_err(|e| format!("thread {tid}: syscall user dispatch: {e}"))
+            .of(pid, comm)?;
+    }
+    Ok(())
+}
+
+impl Ready<'_> {
+    /// Lets every task go: stopped ones stopped, the others running (or all stopped).
+    ///
+    /// # Errors
+    /// A task is gone already; the others go on all the same.
+    pub fn release(self, all_stopped: bool) -> Result<()> {
+        let before: Vec<i32> = self
+            .tasks
+            .iter()
+            .filter(|(task, _)| task.tc.task_state == STOPPED)
+            .map(|(task, _)| task.pid)
+            .collect();
+        if all_stopped && let Some((root, _)) = self.tasks.first() {
+            crate::resume::note_stopped(root.pid, &before)?;
+        }
+        for (task, _) in &self.tasks {
+            let own = task.tc.stop_signo.map_or(libc::SIGSTOP, |s| s as i32);
+            let stop = if task.tc.task_state == STOPPED {
+                Some(own)
+            } else {
+                all_stopped.then_some(libc::SIGSTOP)
+            };
+            if let Some(stop) = stop {
+                // Only SIGSTOP stops for certain: the others may have handlers, be blocked, or need a terminal.
+                let stop = if matches!(stop, libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU | libc::SIGSTOP) {
+                    libc::SIGSTOP
+                } else {
+                    stop
+                };
+                signal::kill(task.pid, stop).of(task.pid, &task.comm)?;
+            }
+        }
+        let mut result = Ok(());
+        for (task, threads) in self.tasks {
+            for thread in threads {
+                result = result.and(thread.detach(0).of(task.pid, &task.comm));
+            }
+        }
+        result
+    }
+}
+
+/// Where a `syscall` instruction is in every task: in the vdso, at the distance it has in ours.
+///
+/// # Errors
+/// The vdso has none, or there is no vdso.
+pub fn gadget(vdso: &[u8]) -> Result<u64> {
+    find_syscall_instruction(vdso)
+        .map(|offset| offset as u64)
+        .map_err(|e| Error::new(format!("the vdso of this kernel: {e}")))
+}

@@ -1,0 +1,411 @@
+//! Who clones whom, so that parents, sessions and process groups come out as they were. Pure: works on numbers only.
+//!
+//! A session is made only by its leader, and inherited; so each task must be cloned by someone who is in its session at
+//! that moment, and must end up as a child of its parent. The ways, in order of preference:
+//! 1. the parent clones it, after (or before) the parent's own setsid(2);
+//! 2. the session's leader clones it with `CLONE_PARENT`, if they have the same parent;
+//! 3. the leader clones a helper that clones it and exits: the kernel gives the orphan to the nearest subreaper;
+//! 4. the leader is gone: a helper with the leader's pid makes the session, clones with `CLONE_PARENT`, and exits.
+//!
+//! A group whose leader is gone is led by a helper until all members have joined.
+
+use crate::error::{Error, Result};
+use std::collections::HashMap;
+
+/// What lineage needs to know of a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Member {
+    /// Process id.
+    pub pid: i32,
+    /// Parent, 0 for the root.
+    pub ppid: i32,
+    /// Process group.
+    pub pgid: i32,
+    /// Session.
+    pub sid: i32,
+    /// A zombie dies as soon as it is born.
+    pub zombie: bool,
+}
+
+/// What a node of the plan is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// The task with this index.
+    Task(usize),
+    /// Stands in for a session leader that is gone; exits when it has cloned its members.
+    Leader,
+    /// Clones one orphan and exits.
+    Orphaner,
+    /// Stands in for a group leader that is gone; exits when all members have joined.
+    Group,
+}
+
+/// One process that the restore creates.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Node {
+    /// What it is.
+    pub role: Role,
+    /// Its pid, if it matters.
+    pub pid: Option<i32>,
+    /// The node that clones it; `None` for the root, which the controller clones.
+    pub cloner: Option<usize>,
+    /// With `CLONE_PARENT`: it becomes a sibling of its cloner.
+    pub sibling: bool,
+    /// Its parent exits at once: a parent-death signal would kill it.
+    pub orphan: bool,
+    /// It makes a session.
+    pub setsid: bool,
+    /// It makes a process group.
+    pub own_group: bool,
+    /// It must be a subreaper before others are cloned.
+    pub subreaper: bool,
+    /// Nodes it clones before setsid(2).
+    pub early: Vec<usize>,
+    /// Nodes it clones afterwards.
+    pub late: Vec<usize>,
+}
+
+/// The whole plan; node 0 is the root.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Lineage {
+    /// Processes to create, cloners before those they clone.
+    pub nodes: Vec<Node>,
+    /// Tasks (by index) that join a group once all exist, and the group.
+    pub joins: Vec<(usize, i32)>,
+}
+
+impl Lineage {
+    /// Plans the creation of `members`, the root first, parents before children.
+    ///
+    /// # Errors
+    /// A session cannot be made again; or the root is not a session's leader and `shell_job` is not given.
+    pub fn plan(members: &[Member], shell_job: bool) -> Result<Lineage> {
+        Planner::new(members)?.plan(shell_job)
+    }
+}
+
+struct Planner<'a> {
+    members: &'a [Member],
+    index: HashMap<i32, usize>,
+    /// Session a task is born in, where it matters because it clones before its own setsid.
+    born: Vec<Option<i32>>,
+    lineage: Lineage,
+    node_of: Vec<usize>,
+    leaders: HashMap<i32, usize>,
+}
+
+impl<'a> Planner<'a> {
+    fn new(members: &'a [Member]) -> Result<Planner<'a>> {
+        if members.is_empty() {
+            return Err(Error::new("there is no task to create"));
+        }
+        let index = members.iter().enumerate().map(|(i, m)| (m.pid, i)).collect();
+        Ok(Planner {
+            members,
+            index,
+            born: vec![None; members.len()],
+            lineage: Lineage::default(),
+            node_of: vec![usize::MAX; members.len()],
+            leaders: HashMap::new(),
+        })
+    }
+
+    fn plan(mut self, shell_job: bool) -> Result<Lineage> {
+        let root = self.members[0];
+        if root.sid != root.pid && !shell_job {
+            return Err(Error::new(format!(
+                "the root {} of the images belongs to session {}, which was led from outside the tree",
+                root.pid, root.sid
+            ))
+            .hint("use --shell-job: the tree then joins the session of this command"));
+        }
+        self.births();
+        for i in 0..self.members.len() {
+            self.place(i)?;
+        }
+        self.groups();
+        Ok(self.lineage)
+    }
+
+    fn parent(&self, i: usize) -> Option<usize> {
+        self.index.get(&self.members[i].ppid).copied().filter(|_| i != 0)
+    }
+
+    /// A leader with children of another session was born into that session, if its own parent can be there.
+    fn births(&mut self) {
+        // Children come after parents, so a child's need is known before its parent is looked at.
+        for i in (1..self.members.len()).rev() {
+            let Some(parent) = self.parent(i) else { continue };
+            let (member, p) = (self.members[i], self.members[parent]);
+            let need = if member.sid == member.pid { self.born[i] } else { Some(member.sid) };
+            let Some(need) = need.filter(|s| *s != p.sid) else { continue };
+            let can = parent != 0
+                && p.sid == p.pid
+                && self.born[parent].is_none_or(|b| b == need)
+                && self.could_be_in(parent, need);
+            if can {
+                self.born[parent] = Some(need);
+            }
+        }
+    }
+
+    /// Can the parent of `i` have been in session `sid` when it cloned `i`?
+    fn could_be_in(&self, i: usize, sid: i32) -> bool {
+        let mut at = i;
+        while let Some(parent) = self.parent(at) {
+            let p = self.members[parent];
+            if p.sid == sid {
+                return true;
+            }
+            if p.sid != p.pid {
+                return false;
+            }
+            at = parent;
+        }
+        false
+    }
+
+    fn push(&mut self, node: Node, late: bool) -> usize {
+        let at = self.lineage.nodes.len();
+        if let Some(cloner) = node.cloner {
+            let by = &mut self.lineage.nodes[cloner];
+            if late { by.late.push(at) } else { by.early.push(at) }
+        }
+        self.lineage.nodes.push(node);
+        at
+    }
+
+    fn node(&self, i: usize, cloner: Option<usize>) -> Node {
+        let m = self.members[i];
+        Node {
+            role: Role::Task(i),
+            pid: Some(m.pid),
+            cloner,
+            sibling: false,
+            orphan: false,
+            setsid: m.sid == m.pid,
+            own_group: m.sid != m.pid && m.pgid == m.pid,
+            subreaper: false,
+            early: Vec::new(),
+            late: Vec::new(),
+        }
+    }
+
+    fn helper(role: Role, pid: Option<i32>, cloner: usize) -> Node {
+        Node {
+            role,
+            pid,
+            cloner: Some(cloner),
+            sibling: false,
+            orphan: false,
+            setsid: role == Role::Leader,
+            own_group: role == Role::Group,
+            subreaper: false,
+            early: Vec::new(),
+            late: Vec::new(),
+        }
+    }
+
+    fn place(&mut self, i: usize) -> Result<()> {
+        let m = self.members[i];
+        let Some(parent) = self.parent(i) else {
+            let node = self.node(i, None);
+            self.node_of[i] = self.push(node, true);
+            return Ok(());
+        };
+        let p = self.members[parent];
+        let by = self.node_of[parent];
+        // The session it must be born in.
+        let need = if m.sid == m.pid { self.born[i] } else { Some(m.sid) };
+        let (node, late) = match need {
+            None => (self.node(i, Some(by)), true),
+            Some(sid) if sid == p.sid => (self.node(i, Some(by)), true),
+            Some(sid) if self.born[parent] == Some(sid) => (self.node(i, Some(by)), false),
+            Some(sid) => return self.place_elsewhere(i, parent, sid),
+        };
+        self.node_of[i] = self.push(node, late);
+        Ok(())
+    }
+
+    /// The parent is not in the session: somebody else must clone the task.
+    fn place_elsewhere(&mut self, i: usize, parent: usize, sid: i32) -> Result<()> {
+        let m = self.members[i];
+        let by = self.node_of[parent];
+        let alive = self.index.get(&sid).copied().filter(|l| !self.members[*l].zombie);
+        let cloner = match alive {
+            Some(leader) if self.node_of[leader] == usize::MAX => {
+                return Err(self.unexplained(i, "its leader comes later in the tree"));
+            }
+            Some(leader) => {
+                let leader_node = self.node_of[leader];
+                if self.parent(leader) != Some(parent) {
+                    self.lineage.nodes[by].subreaper = true;
+                    let helper = Self::helper(Role::Orphaner, None, leader_node);
+                    let helper = self.push(helper, true);
+                    let mut node = self.node(i, Some(helper));
+                    node.orphan = true;
+                    self.node_of[i] = self.push(node, true);
+                    return Ok(());
+                }
+                leader_node
+            }
+            None => match self.leaders.get(&sid) {
+                Some(helper) if self.lineage.nodes[*helper].cloner == Some(by) => *helper,
+                Some(_) => {
+                    return Err(self.unexplained(i, "its leader is gone and its members have several parents"));
+                }
+                None => {
+                    let helper = self.push(Self::helper(Role::Leader, Some(sid), by), true);
+                    self.leaders.insert(sid, helper);
+                    helper
+                }
+            },
+        };
+        let mut node = self.node(i, Some(cloner));
+        node.sibling = true;
+        self.node_of[i] = self.push(node, true);
+        debug_assert_eq!(m.sid, sid);
+        Ok(())
+    }
+
+    fn unexplained(&self, i: usize, why: &str) -> Error {
+        let m = self.members[i];
+        Error::new(format!(
+            "process {} of the images cannot be put into session {} again: {why}",
+            m.pid, m.sid
+        ))
+    }
+
+    /// Who joins which group, and helpers for groups whose leader is gone.
+    fn groups(&mut self) {
+        let mut led: HashMap<i32, i32> = self
+            .members
+            .iter()
+            .filter(|m| m.pgid == m.pid && !m.zombie)
+            .map(|m| (m.pgid, m.sid))
+            .collect();
+        let root = self.members[0];
+        for (i, m) in self.members.iter().enumerate() {
+            if m.zombie || m.pgid == m.pid || m.pgid == 0 {
+                continue;
+            }
+            // A job's group may be led from outside, as its session.
+            if m.pgid == root.pgid && root.pgid != root.pid && !self.index.contains_key(&m.pgid) {
+                continue;
+            }
+            if let std::collections::hash_map::Entry::Vacant(group) = led.entry(m.pgid) {
+                group.insert(m.sid);
+                let cloner = self.node_of[i];
+                let at = self.lineage.nodes.len();
+                self.lineage.nodes[cloner].late.push(at);
+                self.lineage.nodes.push(Self::helper(Role::Group, Some(m.pgid), cloner));
+            }
+            self.lineage.joins.push((i, m.pgid));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn m(pid: i32, ppid: i32, pgid: i32, sid: i32) -> Member {
+        Member { pid, ppid, pgid, sid, zombie: false }
+    }
+
+    /// Carries the plan out on paper: returns (parent, session, group) of each pid.
+    fn simulate(lineage: &Lineage) -> HashMap<i32, (i32, i32, i32)> {
+        struct State {
+            pid: i32,
+            parent: i32,
+            sid: i32,
+            pgid: i32,
+        }
+        let mut born: Vec<Option<State>> = lineage.nodes.iter().map(|_| None).collect();
+        fn birth(lineage: &Lineage, born: &mut Vec<Option<State>>, at: usize, from: (i32, i32, i32, i32)) {
+            let node = &lineage.nodes[at];
+            let (cloner, parent, sid, pgid) = from;
+            let pid = node.pid.unwrap_or(90_000 + at as i32);
+            let mut state = State { pid, parent: if node.sibling { parent } else { cloner }, sid, pgid };
+            for early in &node.early {
+                birth(lineage, born, *early, (pid, state.parent, state.sid, state.pgid));
+            }
+            if node.setsid {
+                (state.sid, state.pgid) = (pid, pid);
+            }
+            if node.own_group {
+                state.pgid = pid;
+            }
+            for late in &node.late {
+                birth(lineage, born, *late, (pid, state.parent, state.sid, state.pgid));
+            }
+            born[at] = Some(state);
+        }
+        birth(lineage, &mut born, 0, (1, 1, 7, 7));
+        let mut result: HashMap<i32, (i32, i32, i32)> = HashMap::new();
+        for (node, state) in lineage.nodes.iter().zip(&born) {
+            let state = state.as_ref().expect("every node is born");
+            if let Role::Task(_) = node.role {
+                let parent = if node.orphan { 100 } else { state.parent };
+                result.insert(state.pid, (parent, state.sid, state.pgid));
+            }
+        }
+        result
+    }
+
+    fn check(members: &[Member]) -> Lineage {
+        let lineage = Lineage::plan(members, false).expect("a plan");
+        let result = simulate(&lineage);
+        for member in members {
+            let (parent, sid, pgid) = result[&member.pid];
+            assert_eq!(sid, member.sid, "session of {}", member.pid);
+            if member.ppid != 0 {
+                assert_eq!(parent, member.ppid, "parent of {}", member.pid);
+            }
+            let joins = lineage.joins.iter().any(|(i, g)| members[*i] == *member && *g == member.pgid);
+            assert!(pgid == member.pgid || joins, "group of {}", member.pid);
+        }
+        lineage
+    }
+
+    #[test]
+    fn plain_children_and_groups() {
+        check(&[m(100, 0, 100, 100), m(101, 100, 101, 100), m(102, 101, 101, 100), m(103, 100, 103, 103)]);
+    }
+
+    #[test]
+    fn a_child_from_before_the_parents_session() {
+        // 101 was born in session 100, cloned 102, then made session 101.
+        check(&[m(100, 0, 100, 100), m(101, 100, 101, 101), m(102, 101, 100, 100)]);
+    }
+
+    #[test]
+    fn an_orphan_of_a_living_leader() {
+        // 103 was a grandchild of 101 and fell to the subreaper 100.
+        let lineage = check(&[m(100, 0, 100, 100), m(101, 100, 101, 101), m(103, 100, 101, 101)]);
+        assert!(lineage.nodes.iter().any(|n| n.sibling), "the leader clones a sibling");
+        let deep = [m(100, 0, 100, 100), m(101, 100, 100, 100), m(102, 101, 102, 102), m(103, 100, 102, 102)];
+        let lineage = check(&deep);
+        assert!(lineage.nodes[0].subreaper);
+    }
+
+    #[test]
+    fn a_session_whose_leader_is_gone() {
+        let lineage = check(&[m(100, 0, 100, 100), m(105, 100, 104, 104), m(106, 105, 104, 104)]);
+        let leader = lineage.nodes.iter().find(|n| n.role == Role::Leader).expect("a stand-in");
+        assert_eq!(leader.pid, Some(104));
+    }
+
+    #[test]
+    fn a_group_whose_leader_is_gone() {
+        let lineage = check(&[m(100, 0, 100, 100), m(105, 100, 104, 100)]);
+        assert!(lineage.nodes.iter().any(|n| n.role == Role::Group && n.pid == Some(104)));
+    }
+
+    #[test]
+    fn a_job_needs_the_option() {
+        let job = [m(100, 0, 100, 50)];
+        assert!(Lineage::plan(&job, false).unwrap_err().hint.is_some());
+        assert!(Lineage::plan(&job, true).is_ok());
+    }
+}

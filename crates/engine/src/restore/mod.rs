@@ -1,0 +1,702 @@
+//! A restore: read and check all images, plan, create empty processes, build them, let them go.
+//!
+//! * [`read`]: images → checked values; nothing exists yet.
+//! * [`lineage`], [`build`]: values → scripts; pure.
+//! * this module and [`finish`]: the scripts are executed, all tasks at the same time.
+//!
+//! On any failure every process created so far is killed ([`Created`]).
+
+mod arena;
+mod build;
+mod environment;
+mod finish;
+mod lineage;
+mod read;
+
+use crate::error::{Context, Error, Result};
+use crate::options::{Action, FinalState, Hooks, Pid, RestoreOptions};
+use crate::report::RestoreReport;
+use arena::Space;
+use build::{Environment, Handed, NodePlan, TaskPlan};
+use environment::Own;
+use lineage::{Lineage, Member, Role};
+use read::{Alive, Checkpoint, Task};
+use rewake_image::{ImageDir, kind};
+use rewake_inject::ring::{Ring, Script};
+use rewake_inject::stub::{Arena, Kind};
+use rewake_objects::files::open::{self, Opener};
+use rewake_objects::memory::{shared, vma::status};
+use rewake_objects::problem::text;
+use rewake_objects::steps::{Expect, Label, Steps};
+use rewake_sys::task::CloneArgs;
+use rewake_sys::wait;
+use rewake_sys::{Errno, signal};
+use rustix::fd::{AsFd, OwnedFd};
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+/// A batch of the restore may take as long as reading all memory takes; this is for agents that hang.
+const PATIENCE: Duration = Duration::from_secs(600);
+/// Address space for the arena: as much as any tree could want, of which only what is used exists.
+const ARENA_SPACE: u64 = 1 << 34;
+
+/// Brings a tree back from images. With neither `detached` nor `sibling` the caller waits for `report.root`.
+///
+/// # Errors
+/// Anything that stops the restore; nothing is left behind then.
+pub fn restore(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreReport> {
+    refuse_unsupported(options)?;
+    let start = Instant::now();
+    let images = ImageDir::open(&options.images_dir)?;
+    let checkpoint = read::read(&images, options)?;
+    log::info!("images read in {:?}", start.elapsed());
+    let lineage = Lineage::plan(&members(&checkpoint), options.shell_job)?;
+    let opener_options = open::Options {
+        skip_mode_check: options.skip_file_rwx_check,
+        shell_job: options.shell_job,
+        tcp_established: options.tcp.established,
+        tcp_close: options.tcp.close,
+    };
+    let mut opener = Opener::new(&images, opener_options, checkpoint.file_extra.clone())?;
+
+    let own = Own::read()?;
+    let mut taken = own.maps.clone();
+    for alive in checkpoint.tasks.iter().filter_map(|t| t.alive.as_ref()) {
+        taken.extend(alive.mm.vmas.iter().filter(|v| v.status & status::VSYSCALL == 0).map(|v| v.start..v.end));
+    }
+    let hole = arena::find_hole(taken, ARENA_SPACE)?;
+    let (hop, base) = arena::place(&hole);
+    let plain_root = plain_root(&checkpoint, &opener);
+    let timers = checkpoint
+        .tasks
+        .iter()
+        .any(|t| t.tc.timers.as_ref().is_some_and(|timers| !timers.posix.is_empty()));
+    let mut env = environment::gather(&own, hop, (base, base), plain_root, timers)?;
+    let (plans, arena_len) = plan(&images, &checkpoint, &lineage, &mut env, base, &own)?;
+    log::info!("planned in {:?}: {} nodes, arena of {arena_len} bytes", start.elapsed(), plans.len());
+
+    hooks.run(Action::PreRestore, None).map_err(Error::new)?;
+    let Some(arena) = Arena::create(base, arena_len).map_err(|e| Error::new(e.to_string()))? else {
+        return Err(Error::new(format!("the address range at {base:#x} was taken meanwhile")));
+    };
+    let mut created = Created::default();
+    let run = Run {
+        options,
+        images: &images,
+        checkpoint: &checkpoint,
+        lineage: &lineage,
+        plans: &plans,
+        arena: &arena,
+        own: &own,
+        env: &env,
+        start,
+    };
+    let report = run.execute(&mut opener, hooks, &mut created)?;
+    created.keep();
+    Ok(report)
+}
+
+fn refuse_unsupported(options: &RestoreOptions) -> Result<()> {
+    let later = [(options.file_locks, "--file-locks"), (options.link_remap, "--link-remap")];
+    match later.iter().find(|(given, _)| *given) {
+        Some((_, name)) => Err(Error::new(format!("{name} is not supported yet"))),
+        None => Ok(()),
+    }
+}
+
+fn members(checkpoint: &Checkpoint) -> Vec<Member> {
+    checkpoint
+        .tasks
+        .iter()
+        .map(|t| Member {
+            pid: t.pid,
+            ppid: t.ppid,
+            pgid: t.pgid,
+            sid: t.sid,
+            zombie: t.alive.is_none(),
+        })
+        .collect()
+}
+
+/// Have all tasks the root directory `/`, as we have?
+fn plain_root(checkpoint: &Checkpoint, opener: &Opener<'_>) -> bool {
+    let own = rustix::fs::readlink("/proc/self/root", Vec::new());
+    let own_plain = own.is_ok_and(|link| link.as_bytes() == b"/");
+    own_plain
+        && checkpoint.tasks.iter().filter_map(|t| t.alive.as_ref()).all(|alive| {
+            opener
+                .entry(alive.fs.root_id)
+                .ok()
+                .and_then(|e| e.reg.as_deref())
+                .is_some_and(|reg| reg.name == b"/")
+        })
+}
+
+fn plan(
+    images: &ImageDir,
+    checkpoint: &Checkpoint,
+    lineage: &Lineage,
+    env: &mut Environment,
+    base: u64,
+    own: &Own,
+) -> Result<(Vec<NodePlan>, usize)> {
+    let same_vdso = |alive: &Alive| same_vdso(images, alive, own);
+    env.arena = (base, base + ARENA_SPACE);
+    let mut space = Space::new(base);
+    let plans = build::plan(&checkpoint.tasks, lineage, env, &mut space, &same_vdso)?;
+    Ok((plans, space.len()))
+}
+
+/// Is the vdso of the images the one this kernel has?
+fn same_vdso(images: &ImageDir, alive: &Alive, own: &Own) -> Result<bool> {
+    let Some(vma) = alive.mm.vmas.iter().find(|v| v.status & status::VDSO != 0) else {
+        return Ok(true);
+    };
+    let len = (vma.end - vma.start) as usize;
+    if len != own.vdso.len() {
+        return Ok(false);
+    }
+    let Some(pagemap) = &alive.pagemap else { return Ok(false) };
+    for (run, offset) in pagemap.with_offsets() {
+        if run.vaddr <= vma.start && vma.end <= run.end() {
+            let Some(offset) = offset else { return Ok(false) };
+            let mut bytes = vec![0; len];
+            let name = kind::PAGES.file_name(pagemap.pages_id);
+            images
+                .open_raw(&name)?
+                .read_exact_at(&mut bytes, offset + (vma.start - run.vaddr))
+                .map_err(|e| Error::new(format!("{name}: {e}")))?;
+            return Ok(bytes == own.vdso);
+        }
+    }
+    Ok(false)
+}
+
+/// The processes created so far: killed when this is dropped, unless they are kept.
+#[derive(Debug, Default)]
+struct Created {
+    pids: Vec<i32>,
+    root: Option<i32>,
+    sibling: bool,
+}
+
+impl Created {
+    fn keep(mut self) {
+        self.pids.clear();
+        self.root = None;
+    }
+}
+
+impl Drop for Created {
+    fn drop(&mut self) {
+        let Some(root) = self.root else { return };
+        // The root first: what it has not told us of dies with it.
+        for pid in std::iter::once(&root).chain(&self.pids) {
+            let _ = signal::kill(*pid, libc::SIGKILL);
+        }
+        // Orphans come to us, for we are a subreaper meanwhile.
+        let give_up = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < give_up {
+            match wait::try_wait_any() {
+                Ok(Some(_)) => {}
+                Ok(None) => std::thread::sleep(Duration::from_micros(200)),
+                Err(_) => break,
+            }
+        }
+        if self.sibling {
+            log::debug!("the root {root} was a sibling and is reaped by our parent");
+        }
+    }
+}
+
+struct Run<'a> {
+    options: &'a RestoreOptions,
+    images: &'a ImageDir,
+    checkpoint: &'a Checkpoint,
+    lineage: &'a Lineage,
+    plans: &'a [NodePlan],
+    arena: &'a Arena,
+    own: &'a Own,
+    env: &'a Environment,
+    start: Instant,
+}
+
+/// Makes us a subreaper for as long as it lives.
+struct Subreaper(bool);
+
+impl Subreaper {
+    fn become_one() -> Subreaper {
+        let was = rustix::process::child_subreaper().is_ok_and(|p| p.is_some());
+        let _ = rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1));
+        Subreaper(was)
+    }
+}
+
+impl Drop for Subreaper {
+    fn drop(&mut self) {
+        if !self.0 {
+            let _ = rustix::process::set_child_subreaper(None);
+        }
+    }
+}
+
+impl Run<'_> {
+    fn task(&self, plan: &TaskPlan) -> &Task {
+        &self.checkpoint.tasks[plan.index]
+    }
+
+    fn execute(
+        &self,
+        opener: &mut Opener<'_>,
+        hooks: &mut dyn Hooks,
+        created: &mut Created,
+    ) -> Result<RestoreReport> {
+        let mut warnings: Vec<String> =
+            self.plans.iter().filter_map(|p| p.task.as_ref()).flat_map(|t| t.warnings.clone()).collect();
+        let _subreaper = Subreaper::become_one();
+        let rings = self.load()?;
+        let root = self.clone_root(&rings, created)?;
+        hooks.run(Action::SetupNamespaces, Some(root)).map_err(Error::new)?;
+        self.wait_births(&rings, created)?;
+        let forked = self.start.elapsed();
+        log::info!("tree created after {forked:?}");
+        hooks.run(Action::PostSetupNamespaces, Some(root)).map_err(Error::new)?;
+
+        self.build(&rings, opener, &mut warnings)?;
+        shared::seal(opener).map_err(|p| Error::new(p.to_string()))?;
+        self.proc_values(&mut warnings);
+        log::info!("built after {:?}", self.start.elapsed());
+        hooks.run(Action::PostRestore, Some(root)).map_err(Error::new)?;
+        self.write_pidfile(root)?;
+        hooks.run(Action::NetworkUnlock, Some(root)).map_err(Error::new)?;
+
+        let seized = finish::seize(self.checkpoint)?;
+        self.finish(&rings, &mut warnings)?;
+        let gadgets = self.gadgets()?;
+        let last = finish::Final {
+            arena: (self.arena.base(), self.arena.len()),
+            gadgets: &gadgets,
+            check_cpu: self.options.check_cpu,
+        };
+        let ready = finish::make_ready(seized, &last)?;
+        log::info!("ready after {:?}", self.start.elapsed());
+        hooks.run(Action::PreResume, Some(root)).map_err(Error::new)?;
+        ready.release(self.options.final_state == FinalState::Stopped)?;
+        if let Err(e) = hooks.run(Action::PostResume, Some(root)) {
+            warnings.push(e);
+        }
+        for warning in &warnings {
+            log::warn!("{warning}");
+        }
+        let alive = || self.checkpoint.tasks.iter().filter_map(|t| t.alive.as_ref());
+        Ok(RestoreReport {
+            root,
+            forking_time: forked,
+            restore_time: self.start.elapsed(),
+            pages_restored: alive()
+                .filter_map(|a| a.pagemap.as_ref())
+                .map(|p| p.stored_bytes() / rewake_objects::memory::PAGE)
+                .sum(),
+            tasks: self.checkpoint.tasks.len(),
+            threads: alive().map(|a| a.threads.len()).sum(),
+            warnings,
+            ..RestoreReport::default()
+        })
+    }
+
+    /// Puts the first script of every node and thread into its ring.
+    fn load(&self) -> Result<Vec<Ring>> {
+        let failed = |e: rewake_inject::Error| Error::new(e.to_string());
+        let mut rings = Vec::with_capacity(self.plans.len());
+        for plan in self.plans {
+            let ring = self.arena.ring(plan.at, plan.len, plan.data, Kind::Process);
+            ring.load(&plan.birth.script).map_err(failed)?;
+            rings.push(ring);
+            let Some(task) = &plan.task else { continue };
+            for thread in &task.threads {
+                let script = &thread.steps.script;
+                let len = Ring::size_for(script.ops.len(), script.data_len());
+                let ring = self.arena.ring(thread.at, len, script.data_len(), Kind::Thread);
+                ring.load(script).map_err(failed)?;
+            }
+        }
+        Ok(rings)
+    }
+
+    fn clone_root(&self, rings: &[Ring], created: &mut Created) -> Result<Pid> {
+        let pid = self.lineage.nodes[0].pid.unwrap_or(0);
+        let tids = [pid];
+        let sibling = self.options.sibling;
+        let args = CloneArgs {
+            flags: if sibling { libc::CLONE_PARENT as u64 } else { 0 },
+            exit_signal: if sibling { 0 } else { libc::SIGCHLD as u64 },
+            set_tid: tids.as_ptr() as u64,
+            set_tid_size: 1,
+            ..CloneArgs::default()
+        };
+        let before = self.clocks_go_on()?;
+        let result = self.arena.clone_root(&args, &rings[0]);
+        if let Some(before) = before {
+            rewake_sys::task::enter_time_namespace(before.as_fd())
+                .map_err(|e| Error::new(format!("returning to the time namespace: {e}")))?;
+        }
+        let root = result.map_err(|e| clone_error(pid, e.errno))?;
+        created.root = Some(root);
+        created.sibling = sibling;
+        Ok(root)
+    }
+
+    /// If a clock of the images is ahead of ours (after a reboot, on another machine): a time namespace in which it is
+    /// not, so that it never goes backwards for the program.
+    fn clocks_go_on(&self) -> Result<Option<OwnedFd>> {
+        use rustix::time::{ClockId, clock_gettime};
+        let Some(then) = &self.checkpoint.clocks else { return Ok(None) };
+        let nanoseconds = |sec: i64, nsec: i64| i128::from(sec) * 1_000_000_000 + i128::from(nsec);
+        let offset = |then: &rewake_image::messages::Timespec, clock: ClockId| {
+            let now = clock_gettime(clock);
+            let ahead = nanoseconds(then.tv_sec as i64, then.tv_nsec as i64)
+                - nanoseconds(now.tv_sec, now.tv_nsec);
+            let ahead = ahead.max(0);
+            ((ahead / 1_000_000_000) as i64, (ahead % 1_000_000_000) as i64)
+        };
+        let monotonic = offset(&then.monotonic, ClockId::Monotonic);
+        let boottime = offset(&then.boottime, ClockId::Boottime);
+        if monotonic == (0, 0) && boottime == (0, 0) {
+            return Ok(None);
+        }
+        rewake_sys::task::new_time_namespace(monotonic, boottime).map(Some).map_err(|e| {
+            Error::new(format!("a time namespace in which the clocks go on cannot be made: {e}"))
+        })
+    }
+
+    /// Waits until every node is born, cloners before those they clone.
+    fn wait_births(&self, rings: &[Ring], created: &mut Created) -> Result<()> {
+        let transient: Vec<usize> = (0..self.plans.len())
+            .filter(|i| match self.lineage.nodes[*i].role {
+                Role::Leader | Role::Orphaner => true,
+                Role::Task(t) => self.checkpoint.tasks[t].alive.is_none(),
+                Role::Group => false,
+            })
+            .collect();
+        for (i, plan) in self.plans.iter().enumerate() {
+            let node = &self.lineage.nodes[i];
+            if transient.contains(&i) {
+                created.pids.extend(node.pid);
+                continue;
+            }
+            let (pid, comm) = self.name(i);
+            rings[i]
+                .wait(1, |waited| {
+                    // A helper reports only if it could not do what it was made for.
+                    let stuck = transient.iter().any(|t| rings[*t].is_done(1));
+                    if stuck || waited > PATIENCE {
+                        return Err(rewake_inject::Error::Timeout { pid, seconds: waited.as_secs() });
+                    }
+                    self.still_there(pid)
+                })
+                .or_else(|e| self.helper_error(rings, &transient).and(Err(e).of(pid, &comm)))?;
+            self.check(&plan.birth, &rings[i].results(&plan.birth.script), pid, &comm, &mut Vec::new())?;
+            created.pids.extend(node.pid);
+        }
+        Ok(())
+    }
+
+    /// Tells why a helper could not do its work, if one could not.
+    fn helper_error(&self, rings: &[Ring], transient: &[usize]) -> Result<()> {
+        for i in transient.iter().filter(|t| rings[**t].is_done(1)) {
+            let (pid, comm) = self.name(*i);
+            let birth = &self.plans[*i].birth;
+            self.check(birth, &rings[*i].results(&birth.script), pid, &comm, &mut Vec::new())?;
+        }
+        Ok(())
+    }
+
+    fn name(&self, node: usize) -> (Pid, Vec<u8>) {
+        match self.lineage.nodes[node].role {
+            Role::Task(i) => (self.checkpoint.tasks[i].pid, self.checkpoint.tasks[i].comm.clone()),
+            _ => (self.lineage.nodes[node].pid.unwrap_or(0), b"helper".to_vec()),
+        }
+    }
+
+    /// Is the stub alive? A dead one would never answer.
+    fn still_there(&self, pid: Pid) -> rewake_inject::Result<()> {
+        let gone = |how: &str| Err(rewake_inject::Error::Gone { tid: pid, how: how.into() });
+        match rewake_proc::read::ProcDir::open(pid).and_then(|d| d.stat(&mut Vec::new())) {
+            Ok(stat) if stat.state == rewake_proc::stat::TaskState::Zombie => {
+                gone(&format!("wait status {:#x}", stat.exit_code))
+            }
+            Ok(_) => Ok(()),
+            Err(_) => gone("it vanished"),
+        }
+    }
+
+    /// Compares what a script's operations resulted in with what they should have.
+    fn check(
+        &self,
+        steps: &Steps,
+        results: &rewake_inject::ring::Results,
+        pid: Pid,
+        comm: &[u8],
+        warnings: &mut Vec<String>,
+    ) -> Result<()> {
+        let name = || format!("process {pid} ({})", text(comm));
+        for (i, (label, expect)) in steps.labels.iter().enumerate() {
+            match (expect, results.value(i)) {
+                (Expect::Any, _) | (Expect::Success | Expect::Wish, Ok(_)) => {}
+                (Expect::Value(wanted), Ok(value)) if *wanted == value => {}
+                (Expect::Value(wanted), Ok(value)) => {
+                    let what = match label {
+                        Label::Fill(..) => {
+                            format!("only {value} of {wanted} bytes could be read: the pages file is too short")
+                        }
+                        _ => format!("{value:#x} instead of {wanted:#x}"),
+                    };
+                    return Err(Error::new(format!("{}: {label}: {what}", name())));
+                }
+                (Expect::Wish, Err(errno)) => warnings.push(format!("{}: {label}: {errno}", name())),
+                (Expect::Success | Expect::Value(_), Err(errno)) => {
+                    return Err(match label {
+                        Label::Clone(child) => clone_error(*child, errno),
+                        Label::Vma(..) if errno == Errno::NOMEM => {
+                            Error::new(format!("{}: {label}: out of memory", name()))
+                        }
+                        _ => Error::new(format!("{}: {label}: {errno}", name())),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands descriptors over and has every task build itself, all at the same time.
+    fn build(&self, rings: &[Ring], opener: &mut Opener<'_>, warnings: &mut Vec<String>) -> Result<()> {
+        let mut running = Vec::new();
+        for (ring, plan) in rings.iter().zip(self.plans) {
+            let Some(task) = &plan.task else { continue };
+            self.hand_over(ring, plan, task, opener)?;
+            let number = ring.load(&task.build.script).map_err(|e| Error::new(e.to_string()))?;
+            ring.ring().map_err(|e| Error::new(e.to_string()))?;
+            running.push((ring, task, number));
+        }
+        for (ring, plan, number) in running {
+            let task = self.task(plan);
+            self.wait(ring, number, task)?;
+            let results = ring.results(&plan.build.script);
+            self.check_threads(plan, task, warnings)?;
+            self.check(&plan.build, &results, task.pid, &task.comm, warnings)?;
+        }
+        Ok(())
+    }
+
+    fn check_threads(&self, plan: &TaskPlan, task: &Task, warnings: &mut Vec<String>) -> Result<()> {
+        for thread in &plan.threads {
+            let script = &thread.steps.script;
+            let len = Ring::size_for(script.ops.len(), script.data_len());
+            // Looking at a ring does not change it; only its header would be written by `Arena::ring`.
+            let ring = self.arena.look(thread.at, len, script.data_len());
+            if ring.is_done(1) {
+                let results = ring.results(script);
+                self.check(&thread.steps, &results, thread.tid, &task.comm, warnings)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn wait(&self, ring: &Ring, number: u32, task: &Task) -> Result<()> {
+        ring.wait(number, |waited| {
+            if waited > PATIENCE {
+                return Err(rewake_inject::Error::Timeout { pid: task.pid, seconds: waited.as_secs() });
+            }
+            self.still_there(task.pid)
+        })
+        .of(task.pid, &task.comm)
+    }
+
+    /// Sends a task everything it is handed, as its scripts expect it.
+    fn hand_over(&self, ring: &Ring, plan: &NodePlan, task_plan: &TaskPlan, opener: &mut Opener<'_>) -> Result<()> {
+        let task = self.task(task_plan);
+        let (pid, comm) = (task.pid, &task.comm);
+        let results = ring.results(&plan.birth.script);
+        let numbers = [results.u32(task_plan.socket, 0), results.u32(task_plan.socket, 4)];
+        if numbers != [0, 1] {
+            return Err(Error::new(format!("process {pid}: its first descriptors are {numbers:?}")));
+        }
+        let raw = rustix::process::Pid::from_raw(pid)
+            .ok_or_else(|| Error::new(format!("{pid} is no process id")))?;
+        let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())
+            .map_err(|e| format!("pidfd_open: {e}"))
+            .of(pid, comm)?;
+        let none = rustix::process::PidfdGetfdFlags::empty();
+        let socket = rustix::process::pidfd_getfd(&pidfd, 1, none)
+            .map_err(|e| format!("pidfd_getfd: {e}"))
+            .of(pid, comm)?;
+        let pages = match task.alive.as_ref().and_then(|a| a.pagemap.as_ref()) {
+            Some(pagemap) if pagemap.stored_bytes() > 0 => {
+                Some(self.images.open_raw(&kind::PAGES.file_name(pagemap.pages_id))?)
+            }
+            _ => None,
+        };
+        for message in &task_plan.messages {
+            send(&socket, message, pages.as_ref(), opener, task)?;
+        }
+        Ok(())
+    }
+
+    /// Values that are set through `/proc`, before credentials change who owns it.
+    fn proc_values(&self, warnings: &mut Vec<String>) {
+        let own_oom = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+        let own_filter = std::fs::read_to_string("/proc/self/coredump_filter").unwrap_or_default();
+        for task in &self.checkpoint.tasks {
+            let Some(alive) = &task.alive else { continue };
+            let mut set = |name: &str, value: String| {
+                if let Err(e) = std::fs::write(format!("/proc/{}/{name}", task.pid), &value) {
+                    warnings.push(format!(
+                        "process {} ({}): {name} cannot be set to {value}: {e}",
+                        task.pid,
+                        text(&task.comm)
+                    ));
+                }
+            };
+            if let Some(adj) = task.tc.oom_score_adj
+                && own_oom.trim() != adj.to_string()
+            {
+                set("oom_score_adj", adj.to_string());
+            }
+            if let Some(filter) = alive.extra.as_ref().and_then(|e| e.coredump_filter)
+                && u32::from_str_radix(own_filter.trim(), 16) != Ok(filter)
+            {
+                set("coredump_filter", format!("{filter:#x}"));
+            }
+            if let Some(uid) = task.tc.loginuid.filter(|uid| *uid != u32::MAX) {
+                let now = std::fs::read_to_string(format!("/proc/{}/loginuid", task.pid));
+                if now.is_ok_and(|now| now.trim() != uid.to_string()) {
+                    set("loginuid", uid.to_string());
+                }
+            }
+        }
+    }
+
+    fn write_pidfile(&self, root: Pid) -> Result<()> {
+        let Some(path) = &self.options.pidfile else { return Ok(()) };
+        use std::io::Write;
+        use std::os::unix::fs::OpenOptionsExt;
+        std::fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(path)
+            .and_then(|mut file| write!(file, "{root}"))
+            .map_err(|e| Error::new(format!("pidfile {}: {e}", path.display())))
+    }
+
+    /// Ends group helpers, then runs the last script of every task.
+    fn finish(&self, rings: &[Ring], warnings: &mut Vec<String>) -> Result<()> {
+        for (i, ring) in rings.iter().enumerate() {
+            if self.lineage.nodes[i].role == Role::Group {
+                let mut script = Script::new(ring.data_base());
+                script.push(rewake_agent::layout::Op::new(libc::SYS_exit_group, &[0]));
+                ring.load(&script).and_then(|_| ring.ring()).map_err(|e| Error::new(e.to_string()))?;
+            }
+        }
+        let mut running = Vec::new();
+        for (ring, plan) in rings.iter().zip(self.plans) {
+            let Some(task) = &plan.task else { continue };
+            let number = ring.load(&task.finish.script).map_err(|e| Error::new(e.to_string()))?;
+            ring.ring().map_err(|e| Error::new(e.to_string()))?;
+            running.push((ring, task, number));
+        }
+        for (ring, plan, number) in running {
+            let task = self.task(plan);
+            self.wait(ring, number, task)?;
+            let results = ring.results(&plan.finish.script);
+            self.check(&plan.finish, &results, task.pid, &task.comm, warnings)?;
+        }
+        Ok(())
+    }
+
+    /// Where each task has a `syscall` instruction: in the vdso, wherever that was moved.
+    fn gadgets(&self) -> Result<HashMap<i32, u64>> {
+        let offset = finish::gadget(&self.own.vdso)?;
+        let mut gadgets = HashMap::new();
+        for task in &self.checkpoint.tasks {
+            let Some(alive) = &task.alive else { continue };
+            let vdso = alive.mm.vmas.iter().find(|v| v.status & status::VDSO != 0);
+            let at = match vdso {
+                Some(vdso) if same_vdso(self.images, alive, self.own)? => vdso.start,
+                _ => {
+                    let span = self.own.specials.span().map_or(0, |s| s.start);
+                    let own = self.own.specials.vdso.as_ref().map_or(0, |v| v.start);
+                    self.env.hop + (own - span)
+                }
+            };
+            gadgets.insert(task.pid, at + offset);
+        }
+        Ok(gadgets)
+    }
+}
+
+/// Sends one message of descriptors.
+fn send(
+    socket: &OwnedFd,
+    message: &[Handed],
+    pages: Option<&File>,
+    opener: &mut Opener<'_>,
+    task: &Task,
+) -> Result<()> {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    let (pid, comm) = (task.pid, &task.comm);
+    for handed in message {
+        if let Handed::File(id) = handed {
+            opener.open(*id).map_err(|p| Error::of(pid, comm, p))?;
+        }
+    }
+    let mut fds = Vec::with_capacity(message.len());
+    for handed in message {
+        match (handed, pages) {
+            (Handed::File(id), _) => {
+                fds.push(opener.opened(*id).map_err(|p| Error::of(pid, comm, p))?);
+            }
+            (Handed::Pages, Some(pages)) => fds.push(pages.as_fd()),
+            (Handed::Pages, None) => {
+                return Err(Error::new(format!("process {pid}: there is no pages file to hand over")));
+            }
+        }
+    }
+    let mut room = vec![std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(254))];
+    let mut control = SendAncillaryBuffer::new(&mut room);
+    if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(Error::new(format!("process {pid}: too many descriptors in one message")));
+    }
+    let byte = [std::io::IoSlice::new(b"!")];
+    sendmsg(socket, &byte, &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+        .map(drop)
+        .map_err(|e| format!("handing descriptors over: {e}"))
+        .of(pid, comm)
+}
+
+/// A pid that is taken is told with who has it.
+fn clone_error(pid: Pid, errno: Errno) -> Error {
+    if errno == Errno::EXIST {
+        let dir = rewake_proc::read::ProcDir::open(pid);
+        let holder = dir.and_then(|d| d.stat(&mut Vec::new())).map_or_else(
+            |_| "as a thread, session or process group of others".to_owned(),
+            |stat| {
+                let dead = if stat.state == rewake_proc::stat::TaskState::Zombie {
+                    ", which is dead and waits to be reaped"
+                } else {
+                    ""
+                };
+                format!("by process {pid} ({}){dead}", text(&stat.comm))
+            },
+        );
+        return Error::new(format!("pid {pid} of the images is taken, {holder}"))
+            .hint("end that process, or restore in another PID namespace");
+    }
+    let error = Error::new(format!("creating process {pid}: {errno}"));
+    if errno == Errno::PERM {
+        return error.hint("choosing pids needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN");
+    }
+    error
+}

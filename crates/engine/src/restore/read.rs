@@ -1,0 +1,261 @@
+//! Reading and checking all images before the first process exists.
+
+use crate::error::{Error, Result};
+use crate::options::RestoreOptions;
+use rewake_image::messages::{
+    CoreEntry, FdinfoEntry, FsEntry, March, MmEntry, PstreeEntry, RewakeFileEntry,
+    RewakeTaskEntry, RewakeThreadEntry, TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry,
+    TimensEntry,
+};
+use rewake_image::{ImageDir, Pagemap, kind};
+use rewake_objects::memory::mm;
+use std::collections::{HashMap, HashSet};
+
+/// A thread of the images.
+#[derive(Debug)]
+pub struct Thread {
+    /// Thread id.
+    pub tid: i32,
+    /// `core-TID.img`.
+    pub core: CoreEntry,
+    /// Its per-thread part.
+    pub thread: ThreadCoreEntry,
+    /// What CRIU's format has no place for.
+    pub extra: Option<RewakeThreadEntry>,
+}
+
+/// A living task of the images.
+#[derive(Debug)]
+pub struct Alive {
+    /// Threads, the leader first.
+    pub threads: Vec<Thread>,
+    /// `mm-PID.img`.
+    pub mm: MmEntry,
+    /// `pagemap-PID.img`.
+    pub pagemap: Option<Pagemap>,
+    /// `fs-PID.img`.
+    pub fs: FsEntry,
+    /// `fdinfo-N.img`, by descriptor number.
+    pub fds: Vec<FdinfoEntry>,
+    /// What CRIU's format has no place for.
+    pub extra: Option<RewakeTaskEntry>,
+}
+
+/// A task of the images.
+#[derive(Debug)]
+pub struct Task {
+    /// Process id.
+    pub pid: i32,
+    /// Parent, 0 for the root.
+    pub ppid: i32,
+    /// Process group.
+    pub pgid: i32,
+    /// Session.
+    pub sid: i32,
+    /// Command name.
+    pub comm: Vec<u8>,
+    /// The process-wide part of the leader's core.
+    pub tc: TaskCoreEntry,
+    /// `None` for a zombie.
+    pub alive: Option<Alive>,
+}
+
+/// A whole checkpoint.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Tasks, parents before children.
+    pub tasks: Vec<Task>,
+    /// Clocks at the dump.
+    pub clocks: Option<TimensEntry>,
+    /// Extra state of file descriptions by file id.
+    pub file_extra: HashMap<u32, RewakeFileEntry>,
+}
+
+/// `TaskCoreEntry::task_state` values.
+pub const ALIVE: u32 = 1;
+/// A zombie.
+pub const DEAD: u32 = 2;
+/// Stopped by a signal.
+pub const STOPPED: u32 = 3;
+
+/// Reads everything.
+///
+/// # Errors
+/// An image is missing, damaged, or asks for something impossible or not yet supported.
+pub fn read(images: &ImageDir, options: &RestoreOptions) -> Result<Checkpoint> {
+    let inventory = images.inventory();
+    if inventory.img_version == 0 {
+        return Err(Error::new(format!(
+            "{} holds a pre-dump, which alone cannot be restored",
+            images.path().display()
+        ))
+        .hint("restore the directory of the final dump"));
+    }
+    if inventory.tcp_close == Some(true) && !options.tcp.close {
+        return Err(Error::new("the images were made with --tcp-close").hint("give --tcp-close to restore too"));
+    }
+    let plugins = inventory.plugins_entry.as_ref().map_or(&[][..], |p| p.plugins.as_slice());
+    if let Some(plugin) = plugins.first() {
+        return Err(Error::new(format!(
+            "the images need the plugin {}, and plugins are not supported",
+            rewake_objects::problem::text(plugin)
+        )));
+    }
+    let mut extra = Extra::default();
+    for entry in images.read_all(kind::REWAKE, ())? {
+        if let Some(task) = entry.task {
+            extra.tasks.insert(task.pid, task);
+        }
+        if let Some(thread) = entry.thread {
+            extra.threads.insert(thread.tid, thread);
+        }
+        if let Some(file) = entry.file {
+            extra.files.insert(file.id, file);
+        }
+    }
+    let pstree = images.read_all(kind::PSTREE, ())?;
+    check_tree(&pstree)?;
+    let root_ids = inventory.root_ids.clone().unwrap_or_default();
+    let mut tasks = Vec::with_capacity(pstree.len());
+    for entry in &pstree {
+        tasks.push(read_task(images, entry, &root_ids, &mut extra)?);
+    }
+    let clocks = images.read_opt(kind::TIMENS, 0u32)?;
+    Ok(Checkpoint { tasks, clocks, file_extra: extra.files })
+}
+
+#[derive(Default)]
+struct Extra {
+    tasks: HashMap<u32, RewakeTaskEntry>,
+    threads: HashMap<u32, RewakeThreadEntry>,
+    files: HashMap<u32, RewakeFileEntry>,
+}
+
+/// The largest pid Linux can be told to use.
+const PID_MAX: u32 = 1 << 22;
+
+fn check_tree(pstree: &[PstreeEntry]) -> Result<()> {
+    let bad = |pid: u32, reason: &str| Err(Error::new(format!("pstree.img: process {pid}: {reason}")));
+    if pstree.is_empty() {
+        return Err(Error::new("pstree.img holds no process"));
+    }
+    let mut seen: HashSet<u32> = HashSet::new();
+    let mut threads: HashSet<u32> = HashSet::new();
+    for (i, entry) in pstree.iter().enumerate() {
+        let PstreeEntry { pid, ppid, pgid, sid, .. } = *entry;
+        if pid == 0 || [pid, ppid, pgid, sid].iter().any(|p| *p >= PID_MAX) {
+            return bad(pid, "a process id is out of range");
+        }
+        if i == 0 && ppid != 0 {
+            return bad(pid, "the root has a parent");
+        }
+        if i > 0 && !seen.contains(&ppid) {
+            return bad(pid, &format!("its parent {ppid} is not before it in the file"));
+        }
+        if !seen.insert(pid) || !threads.insert(pid) {
+            return bad(pid, "its id occurs twice");
+        }
+        for tid in entry.threads.iter().skip(1) {
+            if *tid == 0 || *tid >= PID_MAX || !threads.insert(*tid) {
+                return bad(pid, &format!("thread id {tid} is out of range or occurs twice"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn read_task(
+    images: &ImageDir,
+    entry: &PstreeEntry,
+    root: &TaskKobjIdsEntry,
+    extra: &mut Extra,
+) -> Result<Task> {
+    let pid = entry.pid;
+    let mut core = images.read_one(kind::CORE, pid)?;
+    let bad = |reason: String| Error::new(format!("process {pid} of the images: {reason}"));
+    if core.mtype != March::X8664 as i32 {
+        return Err(bad(format!("it ran on another architecture (march {})", core.mtype)));
+    }
+    let tc = core.tc.take().ok_or_else(|| bad("its core has no process-wide part".into()))?;
+    let mut task = Task {
+        pid: pid as i32,
+        ppid: entry.ppid as i32,
+        pgid: entry.pgid as i32,
+        sid: entry.sid as i32,
+        comm: tc.comm.clone(),
+        tc,
+        alive: None,
+    };
+    match task.tc.task_state {
+        DEAD => return Ok(task),
+        ALIVE | STOPPED => {}
+        other => return Err(bad(format!("its state {other} is unknown"))),
+    }
+    let ids = images.read_opt(kind::IDS, pid)?.or(core.ids.take());
+    let ids = ids.ok_or_else(|| bad("its kernel object ids are missing".into()))?;
+    refuse_namespaces(&ids, root).map_err(&bad)?;
+    let mut threads = vec![read_thread(pid, core, extra)?];
+    for tid in entry.threads.iter().skip(1) {
+        let core = images.read_one(kind::CORE, *tid)?;
+        threads.push(read_thread(*tid, core, extra)?);
+    }
+    let mut memory = images.read_one(kind::MM, pid)?;
+    if memory.vmas.is_empty() {
+        memory.vmas = images.read_all(kind::VMAS, pid)?;
+    }
+    let pagemap = images.read_pagemap(pid)?;
+    mm::validate(&memory, pagemap.as_ref()).map_err(|p| Error::of(task.pid, &task.comm, p))?;
+    let mut fds = images.read_all(kind::FDINFO, ids.files_id)?;
+    fds.sort_by_key(|f| f.fd);
+    if let Some(twice) = fds.windows(2).find(|w| w[0].fd == w[1].fd) {
+        return Err(bad(format!("descriptor {} occurs twice", twice[0].fd)));
+    }
+    // NR_OPEN: no kernel has more descriptors a process.
+    if fds.last().is_some_and(|f| f.fd >= 1 << 30) {
+        return Err(bad("a descriptor number is out of range".into()));
+    }
+    task.alive = Some(Alive {
+        threads,
+        mm: memory,
+        pagemap,
+        fs: images.read_one(kind::FS, pid)?,
+        fds,
+        extra: extra.tasks.remove(&pid),
+    });
+    Ok(task)
+}
+
+fn read_thread(tid: u32, mut core: CoreEntry, extra: &mut Extra) -> Result<Thread> {
+    let thread = core
+        .thread_core
+        .take()
+        .ok_or_else(|| Error::new(format!("core-{tid}.img has no per-thread part")))?;
+    if core.thread_info.is_none() {
+        return Err(Error::new(format!("core-{tid}.img has no registers")));
+    }
+    if thread.seccomp_mode.unwrap_or(0) != 0 {
+        return Err(Error::new(format!("thread {tid} of the images: seccomp cannot be restored yet")));
+    }
+    Ok(Thread { tid: tid as i32, core, thread, extra: extra.threads.remove(&tid) })
+}
+
+fn refuse_namespaces(
+    ids: &TaskKobjIdsEntry,
+    root: &TaskKobjIdsEntry,
+) -> std::result::Result<(), String> {
+    let pairs = [
+        ("PID", ids.pid_ns_id, root.pid_ns_id),
+        ("network", ids.net_ns_id, root.net_ns_id),
+        ("IPC", ids.ipc_ns_id, root.ipc_ns_id),
+        ("UTS", ids.uts_ns_id, root.uts_ns_id),
+        ("mount", ids.mnt_ns_id, root.mnt_ns_id),
+        ("user", ids.user_ns_id, root.user_ns_id),
+        ("cgroup", ids.cgroup_ns_id, root.cgroup_ns_id),
+    ];
+    match pairs.iter().find(|(_, theirs, own)| theirs.is_some() && theirs != own) {
+        None => Ok(()),
+        Some((name, ..)) => Err(format!(
+            "it was in a {name} namespace of its own, which cannot be restored yet"
+        )),
+    }
+}

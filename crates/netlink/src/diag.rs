@@ -1,0 +1,221 @@
+//! sock_diag(7): tables of sockets, by inode number.
+
+use crate::message::{attributes, u16_at, u32_at};
+use crate::socket::{Error, Socket};
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+
+const INET_DIAG_SHUTDOWN: u16 = 8;
+/// `struct inet_diag_msg`
+const INET_RECORD: usize = 72;
+
+const UDIAG_SHOW_NAME: u32 = 0x1;
+const UDIAG_SHOW_VFS: u32 = 0x2;
+const UDIAG_SHOW_PEER: u32 = 0x4;
+const UDIAG_SHOW_ICONS: u32 = 0x8;
+const UDIAG_SHOW_RQLEN: u32 = 0x10;
+const UNIX_DIAG_NAME: u16 = 0;
+const UNIX_DIAG_VFS: u16 = 1;
+const UNIX_DIAG_PEER: u16 = 2;
+const UNIX_DIAG_ICONS: u16 = 3;
+const UNIX_DIAG_RQLEN: u16 = 4;
+const UNIX_DIAG_SHUTDOWN: u16 = 6;
+/// `struct unix_diag_msg`
+const UNIX_RECORD: usize = 16;
+
+/// An internet socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Inet {
+    /// `TCP_*` number.
+    pub state: u8,
+    /// Where it is bound: address and port.
+    pub source: (IpAddr, u16),
+    /// Where it is connected to.
+    pub destination: (IpAddr, u16),
+    /// Of a listening socket: connections that wait for accept(2); else bytes to be read.
+    pub receive_queue: u32,
+    /// Of a listening socket: its backlog; else bytes in the send queue.
+    pub send_queue: u32,
+    /// Owner.
+    pub uid: u32,
+    /// `RCV_SHUTDOWN` (1) and `SEND_SHUTDOWN` (2).
+    pub shutdown: u8,
+}
+
+/// All sockets of `family` (`AF_INET`, `AF_INET6`) and `protocol` (`IPPROTO_*`) that are bound, by inode number.
+///
+/// # Errors
+/// The kernel has no inet_diag for the protocol.
+pub fn inet(socket: &mut Socket, family: u8, protocol: u8) -> Result<HashMap<u32, Inet>, Error> {
+    // struct inet_diag_req_v2
+    let mut request = [0u8; 56];
+    request[0] = family;
+    request[1] = protocol;
+    request[4..8].copy_from_slice(&u32::MAX.to_ne_bytes());
+    socket.dump(SOCK_DIAG_BY_FAMILY, &request, |table: &mut HashMap<u32, Inet>, message| {
+        if let Some((inode, record)) = inet_record(message.body) {
+            table.insert(inode, record);
+        }
+    })
+}
+
+fn inet_record(body: &[u8]) -> Option<(u32, Inet)> {
+    let address = |at: usize| match i32::from(body[0]) {
+        libc::AF_INET => Some(IpAddr::V4(Ipv4Addr::from(*body[at..].first_chunk::<4>()?))),
+        _ => Some(IpAddr::V6(Ipv6Addr::from(*body[at..].first_chunk::<16>()?))),
+    };
+    // Ports are in network order.
+    let port = |at: usize| u16_at(body, at).map(u16::from_be);
+    if body.len() < INET_RECORD {
+        return None;
+    }
+    let shutdown = attributes(&body[INET_RECORD..])
+        .find_map(|(kind, value)| (kind == INET_DIAG_SHUTDOWN).then_some(value))
+        .and_then(|value| value.first().copied())
+        .unwrap_or(0);
+    let record = Inet {
+        state: body[1],
+        source: (address(8)?, port(4)?),
+        destination: (address(24)?, port(6)?),
+        receive_queue: u32_at(body, 56)?,
+        send_queue: u32_at(body, 60)?,
+        uid: u32_at(body, 64)?,
+        shutdown,
+    };
+    Some((u32_at(body, 68)?, record))
+}
+
+/// A unix socket.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unix {
+    /// `SOCK_*`
+    pub kind: u8,
+    /// `TCP_ESTABLISHED` (1), `TCP_CLOSE` (7) or `TCP_LISTEN` (10).
+    pub state: u8,
+    /// Its address; a path comes with its final NUL, an abstract name with a NUL before it. Empty: not bound.
+    pub name: Vec<u8>,
+    /// Device (as in stat(2)) and inode number of the file it is bound to.
+    pub file: Option<(u64, u32)>,
+    /// Inode number of the peer; 0: the peer is closed.
+    pub peer: Option<u32>,
+    /// Inode numbers of the clients that wait for accept(2); 0: the client is closed again.
+    pub waiting: Vec<u32>,
+    /// Of a listening socket: how many wait for accept(2); else bytes to be read.
+    pub receive_queue: u32,
+    /// Of a listening socket: its backlog; else what its sent messages occupy.
+    pub send_queue: u32,
+    /// `RCV_SHUTDOWN` (1) and `SEND_SHUTDOWN` (2).
+    pub shutdown: u8,
+}
+
+/// All unix sockets, by inode number.
+///
+/// # Errors
+/// The kernel has no unix_diag.
+pub fn unix(socket: &mut Socket) -> Result<HashMap<u32, Unix>, Error> {
+    // struct unix_diag_req
+    let mut request = [0u8; 24];
+    request[0] = libc::AF_UNIX as u8;
+    request[4..8].copy_from_slice(&u32::MAX.to_ne_bytes());
+    let show = UDIAG_SHOW_NAME
+        | UDIAG_SHOW_VFS
+        | UDIAG_SHOW_PEER
+        | UDIAG_SHOW_ICONS
+        | UDIAG_SHOW_RQLEN;
+    request[12..16].copy_from_slice(&show.to_ne_bytes());
+    socket.dump(SOCK_DIAG_BY_FAMILY, &request, |table: &mut HashMap<u32, Unix>, message| {
+        if let Some((inode, record)) = unix_record(message.body) {
+            table.insert(inode, record);
+        }
+    })
+}
+
+fn unix_record(body: &[u8]) -> Option<(u32, Unix)> {
+    let mut record = Unix { kind: *body.get(1)?, state: *body.get(2)?, ..Unix::default() };
+    for (kind, value) in attributes(body.get(UNIX_RECORD..)?) {
+        match kind {
+            UNIX_DIAG_NAME => record.name = value.to_vec(),
+            UNIX_DIAG_VFS => record.file = u32_at(value, 4).map(device).zip(u32_at(value, 0)),
+            UNIX_DIAG_PEER => record.peer = u32_at(value, 0),
+            UNIX_DIAG_ICONS => {
+                record.waiting = (0..value.len() / 4).filter_map(|i| u32_at(value, i * 4)).collect();
+            }
+            UNIX_DIAG_RQLEN => {
+                record.receive_queue = u32_at(value, 0)?;
+                record.send_queue = u32_at(value, 4)?;
+            }
+            UNIX_DIAG_SHUTDOWN => record.shutdown = value.first().copied().unwrap_or(0),
+            _ => {}
+        }
+    }
+    Some((u32_at(body, 4)?, record))
+}
+
+/// The kernel's inner device number (12 bits major, 20 bits minor) as stat(2) has it.
+fn device(inner: u32) -> u64 {
+    libc::makedev(inner >> 20, inner & 0xf_ffff)
+}
+
+/// Opens a socket for the tables of the thread's network namespace.
+///
+/// # Errors
+/// The kernel has no sock_diag.
+pub fn open() -> Result<Socket, Error> {
+    Socket::open(libc::NETLINK_SOCK_DIAG)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::{TcpListener, UdpSocket};
+    use std::os::fd::AsFd;
+
+    fn inode(fd: &impl AsFd) -> u32 {
+        rustix::fs::fstat(fd).unwrap().st_ino as u32
+    }
+
+    #[test]
+    fn own_inet_sockets_are_listed() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let udp = UdpSocket::bind("[::1]:0").unwrap();
+        udp.connect("[::1]:9").unwrap();
+        rustix::net::shutdown(&udp, rustix::net::Shutdown::Write).unwrap();
+        let mut socket = open().unwrap();
+        let tcp = inet(&mut socket, libc::AF_INET as u8, libc::IPPROTO_TCP as u8).unwrap();
+        let record = tcp[&inode(&listener)];
+        assert_eq!((record.state, record.send_queue), (10, 4096.min(record.send_queue)));
+        assert_eq!(record.source.1, listener.local_addr().unwrap().port());
+        assert_eq!(record.source.0, listener.local_addr().unwrap().ip());
+        let found = inet(&mut socket, libc::AF_INET6 as u8, libc::IPPROTO_UDP as u8).unwrap();
+        let record = found[&inode(&udp)];
+        assert_eq!(record.destination, ("::1".parse().unwrap(), 9));
+        assert_eq!((record.state, record.shutdown), (1, 2));
+    }
+
+    #[test]
+    fn own_unix_sockets_are_listed() {
+        use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+        let (a, b) = UnixStream::pair().unwrap();
+        a.shutdown(std::net::Shutdown::Write).unwrap();
+        let path = std::env::temp_dir().join(format!("rewake-diag-{}", std::process::id()));
+        let listener = UnixListener::bind(&path).unwrap();
+        let waiting = UnixStream::connect(&path).unwrap();
+        let unbound = UnixDatagram::unbound().unwrap();
+        let table = unix(&mut open().unwrap()).unwrap();
+        let stat = rustix::fs::stat(&path).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(table[&inode(&a)].peer, Some(inode(&b)));
+        assert_eq!((table[&inode(&a)].shutdown, table[&inode(&b)].shutdown), (2, 1));
+        let record = &table[&inode(&listener)];
+        assert_eq!(record.file, Some((stat.st_dev, stat.st_ino as u32)));
+        assert_eq!(record.name.split_last().unwrap(), (&0, path.as_os_str().as_encoded_bytes()));
+        assert_eq!((record.state, record.waiting.as_slice()), (10, &[inode(&waiting)][..]));
+        assert_eq!(table[&inode(&unbound)], Unix { kind: 2, state: 7, ..record_of_nothing(&table[&inode(&unbound)]) });
+    }
+
+    fn record_of_nothing(record: &Unix) -> Unix {
+        Unix { send_queue: record.send_queue, ..Unix::default() }
+    }
+}

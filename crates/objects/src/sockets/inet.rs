@@ -1,0 +1,473 @@
+//! Sockets of the internet families: ip(7), ipv6(7). TCP connections are in [`stream`](super::stream) and
+//! [`repair`](super::repair).
+
+use super::options::{self, Making};
+use super::{SOCKETS_NETNS, holder, stream};
+use crate::Problem;
+use crate::files::collect::{Collector, View};
+use crate::files::open::Opener;
+use rewake_image::messages::{
+    FdTypes, FileEntry, InetSkEntry, IpOptsEntry, SkShutdown, TcpOptsEntry,
+};
+use rewake_sys::sockets::{option, option_int, set_option_int};
+use rewake_sys::{Errno, SyscallError, tcp};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::net::{AddressFamily, Protocol, RawProtocol, SocketFlags, SocketType};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+
+/// `TCP_ESTABLISHED`
+pub const ESTABLISHED: u32 = 1;
+/// `TCP_SYN_SENT`
+pub const SYN_SENT: u32 = 2;
+/// `TCP_FIN_WAIT1`
+pub const FIN_WAIT1: u32 = 4;
+/// `TCP_FIN_WAIT2`
+pub const FIN_WAIT2: u32 = 5;
+/// `TCP_CLOSE`
+pub const CLOSE: u32 = 7;
+/// `TCP_CLOSE_WAIT`
+pub const CLOSE_WAIT: u32 = 8;
+/// `TCP_LAST_ACK`
+pub const LAST_ACK: u32 = 9;
+/// `TCP_LISTEN`
+pub const LISTEN: u32 = 10;
+/// `TCP_CLOSING`
+pub const CLOSING: u32 = 11;
+
+const IPV6_FREEBIND: i32 = 78;
+const TCP: u32 = libc::IPPROTO_TCP as u32;
+/// Minor number of multipath TCP, which is a socket of its own kind.
+const MPTCP: u32 = 262;
+
+/// Surveys a TCP, UDP or UDP-Lite socket; `kind` is `SOCK_*`, `protocol` `IPPROTO_*`.
+///
+/// # Errors
+/// It is connected and no option says what to do with it, or it has state that the image format has no place for.
+pub fn survey(
+    collector: &mut Collector,
+    view: &View<'_>,
+    family: i32,
+    kind: i32,
+    protocol: i32,
+) -> Result<(u32, FdTypes), Problem> {
+    match protocol as u32 {
+        TCP => {}
+        MPTCP => {
+            return Err(view
+                .problem("multipath TCP sockets cannot be saved")
+                .remedy("run the program with multipath TCP switched off (sysctl net.mptcp.enabled=0)"));
+        }
+        _ if matches!(protocol, libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE) => {}
+        _ if protocol == libc::IPPROTO_SCTP => {
+            return Err(view.problem("SCTP sockets cannot be saved"));
+        }
+        _ if kind == libc::SOCK_RAW => {
+            return Err(view.problem(format!("raw sockets (IP protocol {protocol}) cannot be saved yet")));
+        }
+        _ if matches!(protocol, libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6) => {
+            return Err(view.problem("ICMP echo (ping) sockets cannot be saved yet"));
+        }
+        _ => {
+            return Err(view.problem(format!("sockets of IP protocol {protocol} cannot be saved")));
+        }
+    }
+    let fd = view.as_fd();
+    let failed = |e: Errno| view.problem(format!("its address cannot be read: {e}"));
+    let source = address(rustix::net::getsockname(fd).map_err(failed)?)
+        .ok_or_else(|| view.problem("its address is of another family"))?;
+    let destination = match rustix::net::getpeername(fd) {
+        Ok(peer) => peer.and_then(address),
+        Err(Errno::NOTCONN) => None,
+        Err(e) => return Err(failed(e)),
+    };
+    let mut entry = InetSkEntry {
+        ino: view.stat.st_ino as u32,
+        family: family as u32,
+        r#type: kind as u32,
+        proto: protocol as u32,
+        state: if destination.is_some() { ESTABLISHED } else { CLOSE },
+        src_port: source.port().into(),
+        dst_port: destination.map_or(0, |d| d.port().into()),
+        flags: view.flags,
+        src_addr: words(source.ip(), family),
+        dst_addr: words(
+            destination.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |d| d.ip()),
+            family,
+        ),
+        fown: view.owner()?,
+        opts: options::survey(view, false)?,
+        ip_opts: Some(ip_options(view, family)?),
+        ifname: scope(view, source)?,
+        ns_id: Some(SOCKETS_NETNS),
+        tcp_opts: Some(TcpOptsEntry::default()),
+        ..InetSkEntry::default()
+    };
+    if family == libc::AF_INET6 {
+        let v6only = option_int(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
+        entry.v6only = Some(v6only.map_err(|e| view.problem(e.to_string()))? != 0);
+    }
+    let connection = if protocol as u32 == TCP {
+        stream::survey(collector, view, &mut entry)?
+    } else {
+        survey_datagram(collector, view, &mut entry)?;
+        false
+    };
+    entry.id = collector.new_id();
+    let id = entry.id;
+    if connection && collector.options.tcp_established && !collector.options.tcp_close {
+        let held = view.fd.try_clone().map_err(|e| view.problem(e.to_string()))?;
+        let at = collector.entries.len();
+        let peer = ip_of(entry.family, &entry.dst_addr).unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+        let peer = SocketAddr::new(peer, entry.dst_port as u16);
+        let connection =
+            stream::Connection::new(held, view.object(), at, &entry, source, destination.unwrap_or(peer));
+        collector.sockets.connections.push(connection);
+    }
+    collector.push(FileEntry {
+        r#type: FdTypes::Inetsk as i32,
+        id,
+        isk: Some(Box::new(entry)),
+        ..FileEntry::default()
+    });
+    Ok((id, FdTypes::Inetsk))
+}
+
+/// What is particular to UDP and UDP-Lite.
+fn survey_datagram(
+    collector: &mut Collector,
+    view: &View<'_>,
+    entry: &mut InetSkEntry,
+) -> Result<(), Problem> {
+    let fd = view.as_fd();
+    if option_int(fd, libc::IPPROTO_UDP, libc::UDP_CORK).is_ok_and(|corked| corked != 0) {
+        return Err(view
+            .problem("a datagram is being put together in it (UDP_CORK or MSG_MORE)")
+            .remedy("try again once the program has sent it"));
+    }
+    if rustix::io::ioctl_fionread(fd).is_ok_and(|waiting| waiting != 0) {
+        log::warn!("{}: the datagrams it has received, and not read, are not saved", view.object());
+    }
+    let shutdown = collector
+        .sockets
+        .inet(entry.family, entry.proto, entry.ino)
+        .map_err(|e| view.problem(format!("sock_diag does not tell its state: {e}")))?
+        .map_or(0, |record| i32::from(record.shutdown));
+    entry.shutdown = (shutdown != 0).then_some(shutdown);
+    Ok(())
+}
+
+/// Options of ip(7) and ipv6(7).
+fn ip_options(view: &View<'_>, family: i32) -> Result<IpOptsEntry, Problem> {
+    let fd = view.as_fd();
+    let v6 = family == libc::AF_INET6;
+    let (freebind, packet_info) = if v6 {
+        ((libc::IPPROTO_IPV6, IPV6_FREEBIND), (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO))
+    } else {
+        ((libc::IPPROTO_IP, libc::IP_FREEBIND), (libc::IPPROTO_IP, libc::IP_PKTINFO))
+    };
+    let number = |(level, name): (i32, i32)| {
+        option_int(fd, level, name)
+            .map_err(|e| view.problem(format!("its options cannot be read: {e}")))
+    };
+    let unless_zero = |value: i32| (value != 0).then_some(value as u32);
+    Ok(IpOptsEntry {
+        freebind: (number(freebind)? != 0).then_some(true),
+        pktinfo: (number(packet_info)? != 0).then_some(true),
+        tos: unless_zero(number((libc::IPPROTO_IP, libc::IP_TOS))?),
+        ttl: if v6 { None } else { unless_zero(number((libc::IPPROTO_IP, libc::IP_TTL))?) },
+        raw: None,
+    })
+}
+
+fn address(any: rustix::net::SocketAddrAny) -> Option<SocketAddr> {
+    SocketAddr::try_from(any).ok()
+}
+
+/// An address as the image has it: its bytes, a word for four of them.
+pub(super) fn words(ip: IpAddr, family: i32) -> Vec<u32> {
+    let word = |bytes: &[u8]| bytes.first_chunk().map(|b| u32::from_ne_bytes(*b));
+    match ip {
+        IpAddr::V6(ip) => ip.octets().chunks(4).filter_map(word).collect(),
+        // What is not connected has no address of its family.
+        IpAddr::V4(_) if family == libc::AF_INET6 => vec![0; 4],
+        IpAddr::V4(ip) => ip.octets().chunks(4).filter_map(word).collect(),
+    }
+}
+
+/// The interface that a link-local address belongs to.
+fn scope(view: &View<'_>, source: SocketAddr) -> Result<Option<Vec<u8>>, Problem> {
+    match source {
+        SocketAddr::V6(source) if source.scope_id() != 0 => {
+            rustix::net::netdevice::index_to_name(view.as_fd(), source.scope_id())
+                .map(|name| Some(name.into_bytes()))
+                .map_err(|e| view.problem(format!("interface {}: {e}", source.scope_id())))
+        }
+        _ => Ok(None),
+    }
+}
+
+/// Makes an internet socket of the image.
+///
+/// # Errors
+/// Its address is in use or does not exist here, or it is a connection and no option says what to do with it.
+pub fn open(opener: &mut Opener<'_>, entry: &InetSkEntry) -> Result<OwnedFd, Problem> {
+    let object = describe(entry);
+    let damaged = |what: &str| Problem::new(object.clone(), format!("the image has no valid {what}"));
+    let family = AddressFamily::from_raw(
+        u16::try_from(entry.family)
+            .ok()
+            .filter(|f| matches!(i32::from(*f), libc::AF_INET | libc::AF_INET6))
+            .ok_or_else(|| damaged("address family"))?,
+    );
+    if !matches!(entry.r#type as i32, libc::SOCK_STREAM | libc::SOCK_DGRAM) {
+        return Err(Problem::new(object, "sockets of this type cannot be restored yet"));
+    }
+    let fd = rustix::net::socket_with(
+        family,
+        SocketType::from_raw(entry.r#type),
+        SocketFlags::CLOEXEC,
+        RawProtocol::new(entry.proto).map(Protocol::from_raw),
+    )
+    .map_err(|e| Problem::new(object.clone(), format!("cannot be made: {e}")))?;
+    let making = Making { fd: fd.as_fd(), object: &object };
+    let source = endpoint(entry, making.fd, &entry.src_addr, entry.src_port)
+        .ok_or_else(|| damaged("address"))??;
+    let destination = endpoint(entry, making.fd, &entry.dst_addr, entry.dst_port)
+        .ok_or_else(|| damaged("address of the peer"))??;
+    let stream = entry.proto == TCP;
+    if stream && entry.dst_port != 0 && entry.state != LISTEN {
+        super::repair::open(opener, entry, making, source, destination)?;
+        return Ok(fd);
+    }
+    apply_ip_before_bind(making, entry)?;
+    // A server's port is not free while connections of its last run linger (TIME_WAIT); UDP has none.
+    options::apply_before_bind(making, &entry.opts, stream)?;
+    if entry.src_port != 0 || !source.ip().is_unspecified() {
+        bind(making, entry, source)?;
+    }
+    if stream && entry.state == LISTEN {
+        rustix::net::listen(making.fd, entry.backlog as i32)
+            .map_err(|e| bind_problem(making, entry, source, e))?;
+    } else if entry.dst_port != 0 {
+        rustix::net::connect(making.fd, &destination)
+            .map_err(|e| making.problem(format!("cannot be connected to {destination}: {e}")))?;
+    }
+    apply_ip(making, entry)?;
+    options::apply(making, &entry.opts)?;
+    if stream {
+        apply_tcp(making, entry)?;
+    }
+    let shutdown = entry.shutdown.unwrap_or(0);
+    if shutdown != 0 {
+        shut_down(making, shutdown)?;
+    }
+    Ok(fd)
+}
+
+/// Shuts a socket down in the directions of the image (`SkShutdown`).
+pub(super) fn shut_down(making: Making<'_>, directions: i32) -> Result<(), Problem> {
+    use rustix::net::Shutdown;
+    let how = match SkShutdown::try_from(directions) {
+        Ok(SkShutdown::None) => return Ok(()),
+        Ok(SkShutdown::Read) => Shutdown::Read,
+        Ok(SkShutdown::Write) => Shutdown::Write,
+        Ok(SkShutdown::Both) => Shutdown::Both,
+        Err(_) => return Err(making.problem("the image has no valid shutdown state")),
+    };
+    match rustix::net::shutdown(making.fd, how) {
+        // It takes effect all the same.
+        Ok(()) | Err(Errno::NOTCONN) => Ok(()),
+        Err(e) => Err(making.problem(format!("cannot be shut down: {e}"))),
+    }
+}
+
+/// Binds, and explains why it cannot be.
+pub(super) fn bind(
+    making: Making<'_>,
+    entry: &InetSkEntry,
+    source: SocketAddr,
+) -> Result<(), Problem> {
+    rustix::net::bind(making.fd, &source).map_err(|e| bind_problem(making, entry, source, e))
+}
+
+fn bind_problem(
+    making: Making<'_>,
+    entry: &InetSkEntry,
+    source: SocketAddr,
+    errno: Errno,
+) -> Problem {
+    match errno {
+        Errno::ADDRINUSE => match holder::of_address(entry.proto, source) {
+            Some(holder) => making
+                .problem(format!("address {source} is in use by {holder}"))
+                .remedy("end that process, or restore in another network namespace"),
+            None => making.problem(format!("address {source} is in use")),
+        },
+        Errno::ADDRNOTAVAIL => making
+            .problem(format!("no network interface here has the address {}", source.ip()))
+            .remedy("add the address to an interface"),
+        e => making.problem(format!("cannot be bound to {source}: {e}")),
+    }
+}
+
+/// Sets what of ip(7) and ipv6(7) decides where a socket may be bound.
+pub(super) fn apply_ip_before_bind(making: Making<'_>, entry: &InetSkEntry) -> Result<(), Problem> {
+    let v6 = entry.family as i32 == libc::AF_INET6;
+    if let Some(v6only) = entry.v6only.filter(|_| v6) {
+        making.set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, "IPV6_V6ONLY", v6only.into())?;
+    }
+    if entry.ip_opts.as_ref().and_then(|o| o.freebind) == Some(true) {
+        if v6 {
+            making.set(libc::IPPROTO_IPV6, IPV6_FREEBIND, "IPV6_FREEBIND", 1)?;
+        } else {
+            making.set(libc::IPPROTO_IP, libc::IP_FREEBIND, "IP_FREEBIND", 1)?;
+        }
+    }
+    Ok(())
+}
+
+/// Sets the other options of ip(7) and ipv6(7).
+pub(super) fn apply_ip(making: Making<'_>, entry: &InetSkEntry) -> Result<(), Problem> {
+    let Some(options) = &entry.ip_opts else { return Ok(()) };
+    if options.pktinfo == Some(true) {
+        if entry.family as i32 == libc::AF_INET6 {
+            making.set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, "IPV6_RECVPKTINFO", 1)?;
+        } else {
+            making.set(libc::IPPROTO_IP, libc::IP_PKTINFO, "IP_PKTINFO", 1)?;
+        }
+    }
+    if let Some(tos) = options.tos.filter(|tos| *tos != 0) {
+        making.set(libc::IPPROTO_IP, libc::IP_TOS, "IP_TOS", tos as i32)?;
+    }
+    // To set it is to pin it: only if it is not what the socket has anyway (sysctl net.ipv4.ip_default_ttl).
+    if let Some(ttl) = options.ttl
+        && option_int(making.fd, libc::IPPROTO_IP, libc::IP_TTL) != Ok(ttl as i32)
+    {
+        making.set(libc::IPPROTO_IP, libc::IP_TTL, "IP_TTL", ttl as i32)?;
+    }
+    Ok(())
+}
+
+/// Options of tcp(7), as they are in a socket.
+pub(super) fn tcp_options(fd: BorrowedFd<'_>) -> Result<TcpOptsEntry, SyscallError> {
+    let number = |name| option_int(fd, libc::IPPROTO_TCP, name);
+    let positive = |value: i32| (value != 0).then_some(value as u32);
+    Ok(TcpOptsEntry {
+        cork: (number(libc::TCP_CORK)? != 0).then_some(true),
+        nodelay: (number(libc::TCP_NODELAY)? != 0).then_some(true),
+        keepcnt: positive(number(libc::TCP_KEEPCNT)?),
+        keepidle: positive(number(libc::TCP_KEEPIDLE)?),
+        keepintvl: positive(number(libc::TCP_KEEPINTVL)?),
+    })
+}
+
+/// Sets the options of tcp(7).
+pub(super) fn apply_tcp(making: Making<'_>, entry: &InetSkEntry) -> Result<(), Problem> {
+    let Some(options) = &entry.tcp_opts else { return Ok(()) };
+    let now = tcp_options(making.fd).map_err(|e| making.problem(e.to_string()))?;
+    let set = |name, what: &str, now: Option<u32>, wanted: Option<u32>| match wanted {
+        Some(value) if now != wanted => making.set(libc::IPPROTO_TCP, name, what, value as i32),
+        _ => Ok(()),
+    };
+    let flag = |value: Option<bool>| value.map(u32::from);
+    set(libc::TCP_NODELAY, "TCP_NODELAY", flag(now.nodelay), flag(options.nodelay))?;
+    set(libc::TCP_CORK, "TCP_CORK", flag(now.cork), flag(options.cork))?;
+    set(libc::TCP_KEEPCNT, "TCP_KEEPCNT", now.keepcnt, options.keepcnt)?;
+    set(libc::TCP_KEEPIDLE, "TCP_KEEPIDLE", now.keepidle, options.keepidle)?;
+    set(libc::TCP_KEEPINTVL, "TCP_KEEPINTVL", now.keepintvl, options.keepintvl)
+}
+
+/// Address and port of the image; `None` if it has no valid ones.
+fn endpoint(
+    entry: &InetSkEntry,
+    fd: BorrowedFd<'_>,
+    address: &[u32],
+    port: u32,
+) -> Option<Result<SocketAddr, Problem>> {
+    let ip = ip_of(entry.family, address)?;
+    let port = u16::try_from(port).ok()?;
+    let scope = match (&entry.ifname, ip) {
+        (Some(name), IpAddr::V6(ip)) if ip.is_unicast_link_local() => {
+            match super::interface_index(fd, name) {
+                Ok(index) => index,
+                Err(reason) => return Some(Err(Problem::new(describe(entry), reason))),
+            }
+        }
+        _ => 0,
+    };
+    Some(Ok(match ip {
+        IpAddr::V4(_) => SocketAddr::new(ip, port),
+        IpAddr::V6(ip) => SocketAddrV6::new(ip, port, 0, scope).into(),
+    }))
+}
+
+/// An address of the image.
+fn ip_of(family: u32, words: &[u32]) -> Option<IpAddr> {
+    match (family as i32, words) {
+        (libc::AF_INET, [word, ..]) => Some(IpAddr::V4(Ipv4Addr::from(word.to_ne_bytes()))),
+        (libc::AF_INET6, [a, b, c, d, ..]) => {
+            let mut octets = [0; 16];
+            for (at, word) in octets.chunks_mut(4).zip([a, b, c, d]) {
+                at.copy_from_slice(&word.to_ne_bytes());
+            }
+            Some(IpAddr::V6(Ipv6Addr::from(octets)))
+        }
+        // Nothing is said of a peer that does not exist.
+        (libc::AF_INET, []) => Some(Ipv4Addr::UNSPECIFIED.into()),
+        (libc::AF_INET6, []) => Some(Ipv6Addr::UNSPECIFIED.into()),
+        _ => None,
+    }
+}
+
+/// Both addresses of a connection of the image, IPv4 ones in IPv6 as IPv4.
+pub(super) fn ends_of(entry: &InetSkEntry) -> Option<super::repair::Ends> {
+    let end = |words: &[u32], port: u32| {
+        Some((ip_of(entry.family, words)?.to_canonical(), u16::try_from(port).ok()?))
+    };
+    Some((end(&entry.src_addr, entry.src_port)?, end(&entry.dst_addr, entry.dst_port)?))
+}
+
+/// How error texts call a socket of the image.
+#[must_use]
+pub fn describe(entry: &InetSkEntry) -> String {
+    let protocol = match entry.proto as i32 {
+        libc::IPPROTO_TCP => "TCP",
+        libc::IPPROTO_UDP => "UDP",
+        libc::IPPROTO_UDPLITE => "UDP-Lite",
+        _ => "internet",
+    };
+    let show = |words: &[u32], port: u32| match ip_of(entry.family, words) {
+        Some(IpAddr::V6(ip)) => format!("[{ip}]:{port}"),
+        Some(ip) => format!("{ip}:{port}"),
+        None => "?".to_owned(),
+    };
+    let source = show(&entry.src_addr, entry.src_port);
+    if entry.state == LISTEN {
+        format!("{protocol} socket listening at {source}")
+    } else if entry.dst_port != 0 {
+        format!("{protocol} connection {source} to {}", show(&entry.dst_addr, entry.dst_port))
+    } else {
+        format!("{protocol} socket {source}")
+    }
+}
+
+/// Whether a `getsockopt(2)` names a protocol on top of TCP (`TCP_ULP`), such as kernel TLS.
+pub(super) fn upper_protocol(fd: BorrowedFd<'_>) -> Option<String> {
+    const TCP_ULP: i32 = 31;
+    let (name, length) = option::<16>(fd, libc::IPPROTO_TCP, TCP_ULP).ok()?;
+    let name = name[..length].split(|b| *b == 0).next()?;
+    (!name.is_empty()).then(|| crate::problem::text(name))
+}
+
+/// Puts `SO_REUSEADDR` back, which leaving repair mode clears.
+pub(super) fn restore_reuse(fd: BorrowedFd<'_>, reuse: bool) -> Result<(), SyscallError> {
+    if reuse {
+        set_option_int(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
+    }
+    Ok(())
+}
+
+/// The state of a TCP socket.
+pub(super) fn state(fd: BorrowedFd<'_>) -> Result<tcp::Info, SyscallError> {
+    tcp::info(fd)
+}

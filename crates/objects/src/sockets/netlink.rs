@@ -1,0 +1,130 @@
+//! Netlink sockets: netlink(7). They hold no connection: bound to their address and groups again, they are what they were,
+//! but for messages that waited.
+
+use super::options::{self, Making};
+use super::SOCKETS_NETNS;
+use crate::Problem;
+use crate::files::collect::{Collector, View};
+use rewake_image::messages::{FdTypes, FileEntry, NetlinkSkEntry};
+use rewake_sys::sockets::option;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::net::netlink::SocketAddrNetlink;
+use rustix::net::{AddressFamily, Protocol, RawProtocol, SocketFlags, SocketType};
+
+const NETLINK_LIST_MEMBERSHIPS: i32 = 9;
+const ESTABLISHED: u32 = 1;
+const CLOSE: u32 = 7;
+
+/// Surveys a netlink socket.
+///
+/// # Errors
+/// It has received messages, or hears groups that the format has no place for.
+pub fn survey(
+    collector: &mut Collector,
+    view: &View<'_>,
+    kind: i32,
+    protocol: i32,
+) -> Result<(u32, FdTypes), Problem> {
+    let fd = view.as_fd();
+    let name = protocol_name(protocol);
+    let refused = |reason: String| view.problem(format!("netlink socket ({name}): {reason}"));
+    let failed = |e: Errno| refused(format!("its address cannot be read: {e}"));
+    if !matches!(kind, libc::SOCK_RAW | libc::SOCK_DGRAM) {
+        return Err(refused(format!("type {kind} cannot be saved")));
+    }
+    let own = rustix::net::getsockname(fd).map_err(failed)?;
+    let own = SocketAddrNetlink::try_from(own).map_err(failed)?;
+    let peer = rustix::net::getpeername(fd).map_err(failed)?;
+    let peer = peer.map(SocketAddrNetlink::try_from).transpose().map_err(failed)?;
+    let (peer_port, peer_groups) = peer.map_or((0, 0), |p| (p.pid(), p.groups()));
+    if has_message(view) {
+        return Err(refused("it has received messages, which cannot be saved".to_owned())
+            .remedy("try again once the program has read them"));
+    }
+    // Groups beyond the 32 that an address has room for.
+    let (words, length) = option::<128>(fd, libc::SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS)
+        .map_err(|e| refused(format!("its groups cannot be read: {e}")))?;
+    if words.iter().take(length).skip(4).any(|byte| *byte != 0) {
+        return Err(refused("it hears groups above 32, which cannot be saved".to_owned()));
+    }
+    let connected = peer_port != 0 || peer_groups != 0;
+    let entry = NetlinkSkEntry {
+        id: collector.new_id(),
+        ino: view.stat.st_ino as u32,
+        protocol: protocol as u32,
+        state: if connected { ESTABLISHED } else { CLOSE },
+        flags: view.flags,
+        portid: own.pid(),
+        groups: if own.groups() == 0 { Vec::new() } else { vec![own.groups()] },
+        dst_portid: peer_port,
+        // The kernel tells a bitmap with one bit; the format has the number of the group.
+        dst_group: if peer_groups == 0 { 0 } else { peer_groups.trailing_zeros() + 1 },
+        fown: view.owner()?,
+        opts: options::survey(view, true)?,
+        ns_id: Some(SOCKETS_NETNS),
+    };
+    let id = entry.id;
+    collector.push(FileEntry {
+        r#type: FdTypes::Netlinksk as i32,
+        id,
+        nlsk: Some(Box::new(entry)),
+        ..FileEntry::default()
+    });
+    Ok((id, FdTypes::Netlinksk))
+}
+
+/// Whether a message waits (netlink sockets have no SIOCINQ).
+fn has_message(view: &View<'_>) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let fd = view.as_fd();
+    let mut wanted = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut wanted, Some(&at_once)).is_ok() && wanted[0].revents().contains(PollFlags::IN)
+}
+
+/// Makes a netlink socket of the image.
+///
+/// # Errors
+/// Its address is in use, or the kernel lacks its protocol.
+pub fn open(entry: &NetlinkSkEntry) -> Result<OwnedFd, Problem> {
+    let object = format!("netlink socket ({})", protocol_name(entry.protocol as i32));
+    let failed = |what: &str, e: Errno| Problem::new(object.clone(), format!("cannot be {what}: {e}"));
+    let fd = rustix::net::socket_with(
+        AddressFamily::NETLINK,
+        SocketType::RAW,
+        SocketFlags::CLOEXEC,
+        RawProtocol::new(entry.protocol).map(Protocol::from_raw),
+    )
+    .map_err(|e| failed("made", e))?;
+    let making = Making { fd: fd.as_fd(), object: &object };
+    let groups = entry.groups.first().copied().unwrap_or(0);
+    if entry.portid != 0 || groups != 0 {
+        rustix::net::bind(&fd, &SocketAddrNetlink::new(entry.portid, groups))
+            .map_err(|e| failed(&format!("bound to address {}", entry.portid), e))?;
+    }
+    if entry.dst_portid != 0 || entry.dst_group != 0 {
+        let groups = match entry.dst_group {
+            0 => 0,
+            group => 1u32.checked_shl(group - 1).unwrap_or(0),
+        };
+        rustix::net::connect(&fd, &SocketAddrNetlink::new(entry.dst_portid, groups))
+            .map_err(|e| failed("connected", e))?;
+    }
+    options::apply_before_bind(making, &entry.opts, false)?;
+    options::apply(making, &entry.opts)?;
+    Ok(fd)
+}
+
+fn protocol_name(protocol: i32) -> String {
+    match protocol {
+        libc::NETLINK_ROUTE => "route".to_owned(),
+        libc::NETLINK_SOCK_DIAG => "sock_diag".to_owned(),
+        libc::NETLINK_AUDIT => "audit".to_owned(),
+        libc::NETLINK_NETFILTER => "netfilter".to_owned(),
+        libc::NETLINK_KOBJECT_UEVENT => "kobject_uevent".to_owned(),
+        libc::NETLINK_GENERIC => "generic".to_owned(),
+        libc::NETLINK_CONNECTOR => "connector".to_owned(),
+        other => format!("protocol {other}"),
+    }
+}

@@ -1,0 +1,447 @@
+//! Dumping TCP: the state of a socket, and the queues of a connection by `TCP_REPAIR` (tcp(7), linux/tcp.h).
+//!
+//! # Why a dump is harmless
+//! Reading the send queue and the sequence numbers needs repair mode, in which a close is silent and `SO_REUSEADDR` is
+//! forgotten. It is switched on for the reading only ([`Survey::read`], some milliseconds for hundreds of connections),
+//! and off again before anything is written; a [`Guard`] does so on every way out. Only a controller that is killed within
+//! these milliseconds leaves sockets in repair mode. Tasks that are to be killed get it once more, by
+//! [`Survey::silence`], so that the peer is not told.
+//!
+//! # Why connections within the tree need no lock
+//! Both ends are frozen, but the kernel's timers are not: data may still move from one end's send queue to the other's
+//! receive queue. All send queues are read before all receive queues, so that whatever moved meanwhile is in both, and
+//! nothing is in neither; TCP itself discards what comes twice.
+
+use super::inet::{self, CLOSE, CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2};
+use super::inet::{LAST_ACK, LISTEN, SYN_SENT};
+use super::Survey;
+use crate::Problem;
+use crate::files::collect::{Collector, View};
+use rewake_image::messages::{FileEntry, InetSkEntry, SkShutdown, TcpStreamEntry};
+use rewake_image::{ImageError, ImageWriter, kind};
+use rewake_sys::sockets::{option_int, queue_length, set_option_int};
+use rewake_sys::tcp::{self, Queue, Repair};
+use rewake_sys::{Errno, SyscallError};
+use rustix::event::{PollFd, PollFlags};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::net::RecvFlags;
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+
+const SIOCINQ: u32 = 0x541b;
+const SIOCOUTQ: u32 = 0x5411;
+const SIOCOUTQNSD: u32 = 0x894b;
+const SO_PEEK_OFF: i32 = 42;
+
+/// Whether this end has sent its FIN in this state, or will once the data before it is sent.
+#[must_use]
+pub fn fin_sent(state: u32) -> bool {
+    matches!(state, FIN_WAIT1 | FIN_WAIT2 | CLOSING | LAST_ACK | CLOSE)
+}
+
+/// Whether the FIN this end has sent takes a place in its send queue still.
+fn fin_queued(state: u32) -> bool {
+    matches!(state, FIN_WAIT1 | CLOSING | LAST_ACK)
+}
+
+/// Whether the peer's FIN has come in this state.
+#[must_use]
+pub fn fin_received(state: u32) -> bool {
+    matches!(state, CLOSE_WAIT | LAST_ACK | CLOSING | CLOSE)
+}
+
+/// Surveys what is particular to TCP: whether it is a connection.
+pub(super) fn survey(
+    collector: &mut Collector,
+    view: &View<'_>,
+    entry: &mut InetSkEntry,
+) -> Result<bool, Problem> {
+    let fd = view.as_fd();
+    let failed = |e: SyscallError| view.problem(format!("its state cannot be read: {e}"));
+    let info = inet::state(fd).map_err(failed)?;
+    entry.state = info.state.into();
+    entry.tcp_opts = Some(inet::tcp_options(fd).map_err(failed)?);
+    match entry.state {
+        LISTEN => {
+            entry.backlog = info.sacked;
+            if info.unacked != 0 && !collector.options.skip_in_flight {
+                return Err(view
+                    .problem(format!(
+                        "{}: {} connections wait to be accepted, which cannot be saved",
+                        inet::describe(entry),
+                        info.unacked
+                    ))
+                    .remedy("--skip-in-flight drops them: their clients have to connect again"));
+            }
+            Ok(false)
+        }
+        CLOSE => {
+            survey_closed(collector, view, entry)?;
+            Ok(false)
+        }
+        SYN_SENT | ESTABLISHED | FIN_WAIT1 | FIN_WAIT2 | CLOSE_WAIT | LAST_ACK | CLOSING => {
+            survey_connected(collector, view, entry)?;
+            Ok(true)
+        }
+        other => Err(view.problem(format!("it is in TCP state {other}, which cannot be saved"))),
+    }
+}
+
+/// A socket that never was connected, or no longer is.
+fn survey_closed(
+    collector: &Collector,
+    view: &View<'_>,
+    entry: &mut InetSkEntry,
+) -> Result<(), Problem> {
+    let events = ready(view.as_fd());
+    if !events.contains(PollFlags::RDHUP) {
+        return Ok(());
+    }
+    // Both sides have closed the connection, or one has reset it. Its port is not its own any more.
+    entry.shutdown = Some(SkShutdown::Both as i32);
+    entry.src_port = 0;
+    entry.src_addr.fill(0);
+    if events.contains(PollFlags::ERR) {
+        log::warn!("{}: the error that ended its connection is not saved", view.object());
+    }
+    let waiting = queue_length(view.as_fd(), SIOCINQ).unwrap_or(0);
+    if waiting != 0 && !collector.options.tcp_close {
+        return Err(view
+            .problem(format!(
+                "its TCP connection is closed by both sides, but {waiting} bytes of it are not read yet; they cannot be saved"
+            ))
+            .remedy("--tcp-close drops them; or try again once the program has read them"));
+    }
+    Ok(())
+}
+
+fn survey_connected(
+    collector: &mut Collector,
+    view: &View<'_>,
+    entry: &mut InetSkEntry,
+) -> Result<(), Problem> {
+    let fd = view.as_fd();
+    if entry.state == SYN_SENT {
+        // getpeername(2) does not tell whom it calls.
+        let found = collector.sockets.inet(entry.family, entry.proto, entry.ino);
+        let record = found
+            .map_err(|e| view.problem(format!("sock_diag does not tell its peer: {e}")))?
+            .ok_or_else(|| view.problem("sock_diag does not tell its peer"))?;
+        entry.dst_port = record.destination.1.into();
+        entry.dst_addr = inet::words(record.destination.0, entry.family as i32);
+    }
+    let what = inet::describe(entry);
+    let options = &collector.options;
+    if !options.tcp_established && !options.tcp_close {
+        return Err(view.problem(format!("{what} cannot be saved without an option")).remedy(
+            "--tcp-established saves it (restore before the peer gives up); --tcp-close has it closed after the restore",
+        ));
+    }
+    if options.tcp_close {
+        return Ok(());
+    }
+    if let Some(name) = inet::upper_protocol(fd) {
+        return Err(view
+            .problem(format!("{what} has the protocol {name} on top (TCP_ULP), which cannot be saved"))
+            .remedy("--tcp-close has it closed after the restore"));
+    }
+    if ready(fd).contains(PollFlags::PRI) {
+        return Err(view
+            .problem(format!("{what} holds urgent (out-of-band) data, which cannot be saved"))
+            .remedy("try again once the program has read it, or use --tcp-close"));
+    }
+    Ok(())
+}
+
+/// What poll(2) says of a socket at once.
+fn ready(fd: BorrowedFd<'_>) -> PollFlags {
+    let wanted = PollFlags::IN | PollFlags::PRI | PollFlags::RDHUP;
+    let mut poll = [PollFd::from_borrowed_fd(fd, wanted)];
+    let at_once = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    match rustix::event::poll(&mut poll, Some(&at_once)) {
+        Ok(_) => poll[0].revents(),
+        Err(_) => PollFlags::empty(),
+    }
+}
+
+/// A connection of the tree.
+#[derive(Debug)]
+pub struct Connection {
+    fd: OwnedFd,
+    object: String,
+    inode: u32,
+    /// Where its entry is in [`Collector::entries`].
+    entry: usize,
+    reuse: bool,
+    /// Its own address.
+    pub source: SocketAddr,
+    /// The peer's.
+    pub destination: SocketAddr,
+    stream: TcpStreamEntry,
+    received: Vec<u8>,
+    unacknowledged: Vec<u8>,
+}
+
+/// Both addresses without what depends on the family of the socket.
+fn ends(source: SocketAddr, destination: SocketAddr) -> ((IpAddr, u16), (IpAddr, u16)) {
+    let plain = |a: SocketAddr| (a.ip().to_canonical(), a.port());
+    (plain(source), plain(destination))
+}
+
+impl Connection {
+    /// A connection whose entry will be `entry` in the collection.
+    pub(super) fn new(
+        fd: OwnedFd,
+        object: String,
+        entry: usize,
+        socket: &InetSkEntry,
+        source: SocketAddr,
+        destination: SocketAddr,
+    ) -> Connection {
+        Connection {
+            fd,
+            object,
+            inode: socket.ino,
+            entry,
+            reuse: socket.opts.reuseaddr == Some(true),
+            source,
+            destination,
+            stream: TcpStreamEntry::default(),
+            received: Vec::new(),
+            unacknowledged: Vec::new(),
+        }
+    }
+
+    fn problem(&self, what: &str, e: impl std::fmt::Display) -> Problem {
+        let object = format!("{}: TCP connection {} to {}", self.object, self.source, self.destination);
+        Problem::new(object, format!("{what}: {e}"))
+    }
+
+    fn failed(&self, e: SyscallError) -> Problem {
+        if e.errno == Errno::PERM {
+            return self
+                .problem("it cannot be put into repair mode", e)
+                .remedy("--tcp-established needs CAP_NET_ADMIN in its network namespace");
+        }
+        self.problem("it cannot be read", e)
+    }
+
+    /// Reads the send queue of a connection in repair mode. The receive queue is chosen at the end: with the send queue,
+    /// the kernel would take for sent what a timer makes it try to send.
+    fn read_send_side(&mut self, scratch: &mut Vec<u8>) -> Result<u32, Problem> {
+        let fd = self.fd.as_fd();
+        let read = || -> Result<(u32, u32, usize, usize), SyscallError> {
+            let info = tcp::info(fd)?;
+            tcp::choose_queue(fd, Queue::Send)?;
+            let end = tcp::sequence(fd)?;
+            Ok((info.state.into(), end, queue_length(fd, SIOCOUTQ)?, queue_length(fd, SIOCOUTQNSD)?))
+        };
+        let (state, end, queued, unsent) = read().map_err(|e| self.failed(e))?;
+        let fin = usize::from(fin_queued(state));
+        let queued = queued.saturating_sub(fin);
+        if queued != 0 {
+            // The first segment may be acknowledged in part; the kernel has it whole.
+            const SEGMENT: usize = 64 << 10;
+            let got = peek(fd, scratch, queued + SEGMENT)
+                .map_err(|e| self.problem("its send queue cannot be read", e))?;
+            let start = got.checked_sub(queued).ok_or_else(|| {
+                self.problem("its send queue cannot be read", format!("{got} of {queued} bytes"))
+            })?;
+            self.unacknowledged.extend_from_slice(&scratch[start..got]);
+        }
+        tcp::choose_queue(fd, Queue::Receive).map_err(|e| self.failed(e))?;
+        self.stream.outq_seq = end;
+        self.stream.outq_len = queued as u32;
+        self.stream.unsq_len = Some(unsent.saturating_sub(fin).min(queued) as u32);
+        Ok(state)
+    }
+
+    /// Reads all else.
+    fn read_receive_side(&mut self, scratch: &mut Vec<u8>) -> Result<(), Problem> {
+        let fd = self.fd.as_fd();
+        let read = || -> Result<_, SyscallError> {
+            Ok((
+                tcp::info(fd)?,
+                tcp::sequence(fd)?,
+                queue_length(fd, SIOCINQ)?,
+                tcp::window(fd)?,
+                tcp::timestamp(fd)?,
+                option_int(fd, libc::IPPROTO_TCP, libc::TCP_MAXSEG)?,
+            ))
+        };
+        let (info, end, waiting, window, timestamp, mss) = read().map_err(|e| self.failed(e))?;
+        if waiting != 0 {
+            let got = peek(fd, scratch, waiting)
+                .map_err(|e| self.problem("its receive queue cannot be read", e))?;
+            if got != waiting {
+                return Err(self.problem(
+                    "its receive queue cannot be read",
+                    format!("{got} of {waiting} bytes"),
+                ));
+            }
+            self.received.extend_from_slice(&scratch[..got]);
+        }
+        let options = u32::from(info.options) & (tcp::TIMESTAMPS | tcp::SACK | tcp::WINDOW_SCALE);
+        let stream = &mut self.stream;
+        stream.inq_seq = end;
+        stream.inq_len = waiting as u32;
+        stream.opt_mask = options;
+        stream.snd_wscale = info.send_scale.into();
+        stream.rcv_wscale = (options & tcp::WINDOW_SCALE != 0).then_some(info.receive_scale.into());
+        stream.mss_clamp = mss as u32;
+        stream.timestamp = (options & tcp::TIMESTAMPS != 0).then_some(timestamp);
+        stream.snd_wl1 = Some(window.snd_wl1);
+        stream.snd_wnd = Some(window.snd_wnd);
+        stream.max_window = Some(window.max_window);
+        stream.rcv_wnd = Some(window.rcv_wnd);
+        stream.rcv_wup = Some(window.rcv_wup);
+        Ok(())
+    }
+
+    /// Writes `tcp-stream-HEX.img`.
+    pub(super) fn write(&self, images: &ImageWriter) -> Result<(), ImageError> {
+        let mut file = images.stream(kind::TCP_STREAM, self.inode);
+        file.push(&self.stream)?;
+        file.payload(&self.received)?;
+        file.payload(&self.unacknowledged)?;
+        file.finish()
+    }
+}
+
+/// Peeks `length` bytes from the start of a queue into `scratch`: how many there were.
+fn peek(fd: BorrowedFd<'_>, scratch: &mut Vec<u8>, length: usize) -> Result<usize, SyscallError> {
+    if scratch.len() < length {
+        scratch.resize(length, 0);
+    }
+    // The program may have told its own peeks to start elsewhere (Linux 6.9).
+    let offset = option_int(fd, libc::SOL_SOCKET, SO_PEEK_OFF).unwrap_or(-1);
+    if offset >= 0 {
+        set_option_int(fd, libc::SOL_SOCKET, SO_PEEK_OFF, -1)?;
+    }
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    let result = rustix::net::recv(fd, &mut scratch[..length], flags);
+    if offset >= 0 {
+        set_option_int(fd, libc::SOL_SOCKET, SO_PEEK_OFF, offset)?;
+    }
+    result.map(|(got, _)| got).map_err(|errno| SyscallError::new("recv", errno))
+}
+
+/// Connections in repair mode: until this is dropped.
+#[derive(Debug)]
+#[must_use = "repair mode ends when this is dropped"]
+pub struct Guard<'a> {
+    connections: Vec<(BorrowedFd<'a>, bool)>,
+}
+
+impl<'a> Guard<'a> {
+    fn enter(connections: &'a [Connection]) -> Result<Guard<'a>, Problem> {
+        let mut guard = Guard { connections: Vec::with_capacity(connections.len()) };
+        for connection in connections {
+            guard.add(connection)?;
+        }
+        Ok(guard)
+    }
+
+    fn add(&mut self, connection: &'a Connection) -> Result<(), Problem> {
+        let fd = connection.fd.as_fd();
+        tcp::repair(fd, Repair::On).map_err(|e| connection.failed(e))?;
+        self.connections.push((fd, connection.reuse));
+        Ok(())
+    }
+
+    /// Leaves the connections in repair mode: their tasks are gone, and nobody is to be told.
+    pub fn keep(mut self) {
+        self.connections.clear();
+    }
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        for (fd, reuse) in &self.connections {
+            let off = tcp::repair(*fd, Repair::OffSilent)
+                .and_then(|()| inet::restore_reuse(*fd, *reuse));
+            if let Err(e) = off {
+                log::error!("a TCP connection cannot be taken out of repair mode: {e}");
+            }
+        }
+    }
+}
+
+impl Survey {
+    /// Reads the queues of all connections; `entries` are those of the collection. Their tasks must be frozen, and
+    /// connections to the outside locked.
+    ///
+    /// # Errors
+    /// A connection cannot be read. None is left in repair mode.
+    pub fn read(&mut self, entries: &mut [FileEntry]) -> Result<(), Problem> {
+        if self.connections.is_empty() {
+            return Ok(());
+        }
+        let mut scratch = Vec::new();
+        // Of other descriptors for the same sockets, so that the connections can be changed under it.
+        let held = self
+            .connections
+            .iter()
+            .map(|c| c.fd.try_clone().map_err(|e| c.problem("it cannot be held", e)))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut guard = Guard { connections: Vec::with_capacity(held.len()) };
+        for (connection, fd) in self.connections.iter_mut().zip(&held) {
+            tcp::repair(fd.as_fd(), Repair::On).map_err(|e| connection.failed(e))?;
+            guard.connections.push((fd.as_fd(), connection.reuse));
+            let state = connection.read_send_side(&mut scratch)?;
+            // The peer may have closed since the survey.
+            if let Some(socket) = entries.get_mut(connection.entry).and_then(|e| e.isk.as_mut()) {
+                if state == CLOSE && socket.state != CLOSE {
+                    return Err(connection.problem("it has ended since", "try again"));
+                }
+                socket.state = state;
+            }
+        }
+        for connection in &mut self.connections {
+            connection.read_receive_side(&mut scratch)?;
+        }
+        drop(guard);
+        self.agree();
+        Ok(())
+    }
+
+    /// What an end in the tree has received, the other end has sent, even if it had not when its queue was read.
+    fn agree(&mut self) {
+        let by_ends: HashMap<_, u32> = self
+            .connections
+            .iter()
+            .map(|c| (ends(c.source, c.destination), c.stream.inq_seq))
+            .collect();
+        for connection in &mut self.connections {
+            let Some(received) = by_ends.get(&ends(connection.destination, connection.source)) else {
+                continue;
+            };
+            let stream = &mut connection.stream;
+            // Sequence numbers wrap. A FIN that has come, too, means that nothing is unsent.
+            let missing = stream.outq_seq.wrapping_sub(*received);
+            let missing = if missing > u32::MAX / 2 { 0 } else { missing };
+            stream.unsq_len = stream.unsq_len.map(|unsent| unsent.min(missing));
+        }
+    }
+
+    /// The connections whose peer is not in the tree: own address, the peer's.
+    #[must_use]
+    pub fn outside(&self) -> Vec<(SocketAddr, SocketAddr)> {
+        let inside: std::collections::HashSet<_> =
+            self.connections.iter().map(|c| ends(c.source, c.destination)).collect();
+        self.connections
+            .iter()
+            .filter(|c| !inside.contains(&ends(c.destination, c.source)))
+            .map(|c| (c.source, c.destination))
+            .collect()
+    }
+
+    /// Puts all connections into repair mode so that they end silently with their tasks. To be called just before the tasks
+    /// are killed; [`Guard::keep`] once they are.
+    ///
+    /// # Errors
+    /// A connection cannot be put into repair mode; none is left in it.
+    pub fn silence(&self) -> Result<Guard<'_>, Problem> {
+        Guard::enter(&self.connections)
+    }
+}

@@ -1,0 +1,133 @@
+//! Descriptors of special kinds: signalfd(2), the ticks of a timerfd, file handles, processes that are dead already.
+
+use crate::call::{Result, syscall};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+fn owned(fd: usize) -> OwnedFd {
+    // SAFETY: called with what a system call just returned as a new descriptor; nobody else has it.
+    unsafe { OwnedFd::from_raw_fd(fd as i32) }
+}
+
+/// Makes a signalfd of the signals in `mask` (bit n-1 is signal n), close-on-exec.
+///
+/// # Errors
+/// `EMFILE`, `ENOMEM`.
+pub fn signalfd(mask: u64) -> Result<OwnedFd> {
+    let flags = libc::SFD_CLOEXEC as usize;
+    let args = [usize::MAX, (&raw const mask) as usize, size_of::<u64>(), flags, 0, 0];
+    // SAFETY: the mask is a live word of the size given.
+    unsafe { syscall("signalfd4", libc::SYS_signalfd4, args) }.map(owned)
+}
+
+/// Sets how often a timerfd has expired unread (`TFD_IOC_SET_TICKS`, CONFIG_CHECKPOINT_RESTORE); not 0.
+///
+/// # Errors
+/// `EINVAL` for 0, `ENOTTY` if the kernel has no such operation.
+pub fn timerfd_set_ticks(fd: BorrowedFd<'_>, ticks: u64) -> Result<()> {
+    // _IOW('T', 0, __u64)
+    const TFD_IOC_SET_TICKS: usize = 0x4008_5400;
+    let args = [fd.as_raw_fd() as usize, TFD_IOC_SET_TICKS, (&raw const ticks) as usize, 0, 0, 0];
+    // SAFETY: the argument is a live word, as the operation wants.
+    unsafe { syscall("ioctl(TFD_IOC_SET_TICKS)", libc::SYS_ioctl, args) }.map(drop)
+}
+
+/// The longest file handle (`MAX_HANDLE_SZ`).
+pub const MAX_HANDLE: usize = 128;
+
+/// Opens the file of a handle (open_by_handle_at(2)) on the file system of `mount`, with `O_PATH`.
+///
+/// # Errors
+/// `ESTALE` if the file is gone, `EPERM` without `CAP_DAC_READ_SEARCH`, `EINVAL` for an impossible handle.
+pub fn open_by_handle(mount: BorrowedFd<'_>, kind: i32, handle: &[u8]) -> Result<OwnedFd> {
+    #[repr(C)]
+    struct FileHandle {
+        bytes: u32,
+        kind: i32,
+        data: [u8; MAX_HANDLE],
+    }
+    let len = handle.len().min(MAX_HANDLE);
+    let mut full = FileHandle { bytes: handle.len() as u32, kind, data: [0; MAX_HANDLE] };
+    full.data[..len].copy_from_slice(&handle[..len]);
+    let flags = (libc::O_PATH | libc::O_CLOEXEC) as usize;
+    let args = [mount.as_raw_fd() as usize, (&raw const full) as usize, flags, 0, 0, 0];
+    // SAFETY: the handle is a live struct with room for the longest handle; longer ones are refused by the kernel
+    // before it reads them.
+    unsafe { syscall("open_by_handle_at", libc::SYS_open_by_handle_at, args) }.map(owned)
+}
+
+/// A pidfd of a process that is dead and reaped.
+///
+/// # Errors
+/// No process can be made.
+pub fn dead_process() -> Result<OwnedFd> {
+    let mut pidfd = -1i32;
+    let args = crate::task::CloneArgs {
+        flags: (libc::CLONE_PIDFD | libc::CLONE_VM | libc::CLONE_VFORK) as u64,
+        pidfd: (&raw mut pidfd) as u64,
+        ..Default::default()
+    };
+    let size = size_of_val(&args);
+    let pid: i64;
+    // SAFETY: the child shares our memory but runs only the three instructions behind the first system call, in
+    // registers: exit(0). It uses no stack, so that keeping ours (stack 0) is sound, and we sleep until it is gone
+    // (CLONE_VFORK). Its end is not signalled (exit_signal 0).
+    unsafe {
+        std::arch::asm!(
+            "syscall",
+            "test rax, rax",
+            "jnz 2f",
+            "xor edi, edi",
+            "mov eax, {exit}",
+            "syscall",
+            "2:",
+            exit = const libc::SYS_exit,
+            inlateout("rax") libc::SYS_clone3 => pid,
+            inlateout("rdi") &raw const args => _,
+            in("rsi") size,
+            lateout("rcx") _,
+            lateout("r11") _,
+            options(nostack),
+        );
+    }
+    if pid < 0 {
+        return Err(crate::SyscallError::new(
+            "clone3",
+            crate::Errno::from_raw_os_error(-pid as i32),
+        ));
+    }
+    let fd = owned(pidfd as usize);
+    // __WALL: the child has no exit signal, which waitid passes over otherwise.
+    let args =
+        [libc::P_PIDFD as usize, pidfd as usize, 0, (libc::WEXITED | libc::__WALL) as usize, 0, 0];
+    // SAFETY: no pointers but null ones, which waitid takes for "not wanted".
+    unsafe { syscall("waitid", libc::SYS_waitid, args) }?;
+    Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn a_dead_process_is_dead() {
+        let fd = dead_process().unwrap();
+        let info =
+            std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap();
+        assert!(info.contains("Pid:\t-1"), "{info}");
+    }
+
+    #[test]
+    fn a_signalfd_has_its_mask() {
+        let fd = signalfd(0xa00).unwrap();
+        let info =
+            std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap();
+        assert!(info.contains("sigmask:\t0000000000000a00"), "{info}");
+    }
+
+    #[test]
+    fn impossible_handles_are_refused() {
+        let root = std::fs::File::open("/").unwrap();
+        assert!(open_by_handle(root.as_fd(), 1, &[0; 200]).is_err());
+    }
+}

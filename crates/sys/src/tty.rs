@@ -1,0 +1,157 @@
+//! Terminals: ioctl_tty(2), with the kernel's own `struct termios` (no C library's view of it).
+
+use crate::call::{Result, syscall};
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+/// `struct termios` of the kernel (asm-generic/termbits.h).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the kernel's field names")]
+pub struct Termios {
+    pub c_iflag: u32,
+    pub c_oflag: u32,
+    pub c_cflag: u32,
+    pub c_lflag: u32,
+    pub c_line: u8,
+    pub c_cc: [u8; 19],
+}
+
+/// `struct winsize`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[allow(missing_docs, reason = "the kernel's field names")]
+pub struct WinSize {
+    pub ws_row: u16,
+    pub ws_col: u16,
+    pub ws_xpixel: u16,
+    pub ws_ypixel: u16,
+}
+
+/// Which settings.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Settings {
+    /// `TCGETS`, `TCSETS`: the current ones.
+    Current,
+    /// `TIOCGLCKTRMIOS`, `TIOCSLCKTRMIOS`: a bit set here locks that of the current ones.
+    Locked,
+}
+
+fn ioctl(name: &'static str, fd: BorrowedFd<'_>, request: u64, arg: usize) -> Result<usize> {
+    // SAFETY: used below only with pointers to live structs of the request's type, or numbers.
+    unsafe {
+        syscall(name, libc::SYS_ioctl, [fd.as_raw_fd() as usize, request as usize, arg, 0, 0, 0])
+    }
+}
+
+/// Reads settings.
+///
+/// # Errors
+/// `ENOTTY`; `EIO` if the terminal is hung up.
+pub fn settings(fd: BorrowedFd<'_>, which: Settings) -> Result<Termios> {
+    let mut termios = Termios::default();
+    let (name, request) = match which {
+        Settings::Current => ("ioctl(TCGETS)", libc::TCGETS),
+        Settings::Locked => ("ioctl(TIOCGLCKTRMIOS)", libc::TIOCGLCKTRMIOS),
+    };
+    ioctl(name, fd, request, (&raw mut termios) as usize)?;
+    Ok(termios)
+}
+
+/// Changes settings at once. A process in the background may do so too (SIGTTOU is held back).
+///
+/// # Errors
+/// `ENOTTY`; `EIO` if the terminal is hung up; `EPERM` for the locked ones without `CAP_SYS_ADMIN`.
+pub fn set_settings(fd: BorrowedFd<'_>, which: Settings, termios: &Termios) -> Result<()> {
+    let (name, request) = match which {
+        Settings::Current => ("ioctl(TCSETS)", libc::TCSETS),
+        Settings::Locked => ("ioctl(TIOCSLCKTRMIOS)", libc::TIOCSLCKTRMIOS),
+    };
+    without_ttou(|| ioctl(name, fd, request, (&raw const *termios) as usize).map(drop))
+}
+
+/// Reads the window size.
+///
+/// # Errors
+/// `ENOTTY`; `EIO` if the terminal is hung up.
+pub fn window(fd: BorrowedFd<'_>) -> Result<WinSize> {
+    let mut size = WinSize::default();
+    ioctl("ioctl(TIOCGWINSZ)", fd, libc::TIOCGWINSZ, (&raw mut size) as usize)?;
+    Ok(size)
+}
+
+/// Changes the window size; the foreground group gets SIGWINCH if it differs.
+///
+/// # Errors
+/// As [`window`].
+pub fn set_window(fd: BorrowedFd<'_>, size: WinSize) -> Result<()> {
+    ioctl("ioctl(TIOCSWINSZ)", fd, libc::TIOCSWINSZ, (&raw const size) as usize).map(drop)
+}
+
+/// A yes-or-no property.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Property {
+    /// `TIOCGPTLCK`, `TIOCSPTLCK`: the slave cannot be opened yet (of a master).
+    Locked,
+    /// `TIOCGEXCL`, `TIOCEXCL`/`TIOCNXCL`: it cannot be opened again.
+    Exclusive,
+    /// `TIOCGPKT`, `TIOCPKT`: packet mode (of a master).
+    Packet,
+}
+
+/// Reads a property.
+///
+/// # Errors
+/// `ENOTTY` if this side has none.
+pub fn property(fd: BorrowedFd<'_>, property: Property) -> Result<bool> {
+    // _IOR('T', 0x39, int), _IOR('T', 0x40, int), _IOR('T', 0x38, int)
+    let (name, request) = match property {
+        Property::Locked => ("ioctl(TIOCGPTLCK)", 0x8004_5439),
+        Property::Exclusive => ("ioctl(TIOCGEXCL)", 0x8004_5440),
+        Property::Packet => ("ioctl(TIOCGPKT)", 0x8004_5438),
+    };
+    let mut value = 0i32;
+    ioctl(name, fd, request, (&raw mut value) as usize)?;
+    Ok(value != 0)
+}
+
+/// Sets a property.
+///
+/// # Errors
+/// `ENOTTY` if this side has none.
+pub fn set_property(fd: BorrowedFd<'_>, property: Property, on: bool) -> Result<()> {
+    let value = i32::from(on);
+    let pointer = (&raw const value) as usize;
+    match property {
+        Property::Locked => ioctl("ioctl(TIOCSPTLCK)", fd, libc::TIOCSPTLCK, pointer),
+        Property::Exclusive if on => ioctl("ioctl(TIOCEXCL)", fd, libc::TIOCEXCL, 0),
+        Property::Exclusive => ioctl("ioctl(TIOCNXCL)", fd, libc::TIOCNXCL, 0),
+        Property::Packet => ioctl("ioctl(TIOCPKT)", fd, libc::TIOCPKT, pointer),
+    }
+    .map(drop)
+}
+
+/// Makes `pgrp` the foreground process group of the caller's controlling terminal `fd`.
+///
+/// # Errors
+/// `ENOTTY` if it is not the caller's controlling terminal, `EPERM` if the group is of another session.
+pub fn set_foreground(fd: BorrowedFd<'_>, pgrp: i32) -> Result<()> {
+    without_ttou(|| {
+        ioctl("ioctl(TIOCSPGRP)", fd, libc::TIOCSPGRP, (&raw const pgrp) as usize).map(drop)
+    })
+}
+
+/// Runs `change` with SIGTTOU held back: a process in the background would be stopped for changing a terminal.
+fn without_ttou<T>(change: impl FnOnce() -> Result<T>) -> Result<T> {
+    let mask: u64 = 1 << (libc::SIGTTOU - 1);
+    let mut old = 0u64;
+    let set = |how: i32, new: &u64, old: *mut u64| {
+        let args =
+            [how as usize, std::ptr::from_ref(new) as usize, old as usize, size_of::<u64>(), 0, 0];
+        // SAFETY: both words are live (or null for `old`) and of the size given.
+        unsafe { syscall("rt_sigprocmask", libc::SYS_rt_sigprocmask, args) }
+    };
+    set(libc::SIG_BLOCK, &mask, &raw mut old)?;
+    let result = change();
+    set(libc::SIG_SETMASK, &old, std::ptr::null_mut())?;
+    result
+}

@@ -1,0 +1,331 @@
+//! What must be refused, and what must not have happened then: exit status 1, a text that says why, the target as it
+//! was, no process and no mount left.
+
+use crate::flavours::{Outcome, finish, started};
+use crate::harness::{Fail, Fs, NotReady, Run, Tool, alive, exists, tail};
+use crate::programs::{Program, by_name};
+use crate::view::{self, View};
+use crate::{no_excuses, skip, trial, trial_alone};
+use libtest_mimic::Trial;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// All trials about refusals.
+pub fn trials(tool: &Tool) -> Vec<Trial> {
+    let mut all = Vec::new();
+    let mut add = |name: &str, body: fn(&Tool) -> Result<(), NotReady>| {
+        let tool = tool.clone();
+        all.push(trial(format!("refusals::{name}"), move || finish(body(&tool))));
+    };
+    add("dump_nonexistent_pid", nonexistent_pid);
+    add("dump_kernel_thread", kernel_thread);
+    add("dump_traced", traced);
+    add("dump_unsupported_object", unsupported);
+    add("dump_into_bad_directory", bad_directory);
+    add("dump_to_full_disk", full_disk);
+    add("restore_pid_taken", pid_taken);
+    add("restore_without_images", no_images);
+    for (name, how) in
+        [("truncated", Damage::Truncate), ("flipped", Damage::Flip), ("missing", Damage::Remove)]
+    {
+        let tool = tool.clone();
+        all.push(trial_alone(format!("refusals::restore_{name}_images"), move || -> Outcome {
+            if tool.is_criu && !no_excuses() {
+                return Ok(skip("CRIU cannot: it has no checksums, damage may go unnoticed"));
+            }
+            finish(damaged(&tool, how))
+        }));
+    }
+    all
+}
+
+/// Fails unless the command was refused: exit status 1 and a text, in its output or its log, with every word.
+fn refused(
+    run: &Run,
+    tool: &Tool,
+    done: &crate::harness::Done,
+    log: &Path,
+    words: &[&str],
+) -> Result<(), Fail> {
+    let text = format!("{}{}", done.text, fs::read_to_string(log).unwrap_or_default());
+    if !(libc::WIFEXITED(done.status) && libc::WEXITSTATUS(done.status) == 1) {
+        let how = crate::reaper::describe(done.status);
+        return Err(
+            run.fail(format!("expected exit status 1, got {how}\n{}", tail("its log", log)))
+        );
+    }
+    // How CRIU words its errors is its own affair.
+    let missing: Vec<_> =
+        words.iter().filter(|w| !text.to_lowercase().contains(&w.to_lowercase())).collect();
+    if !tool.is_criu && !missing.is_empty() {
+        return Err(run.fail(format!(
+            "the error does not say {missing:?}:\n{}\n{}",
+            done.text,
+            tail("its log", log)
+        )));
+    }
+    Ok(())
+}
+
+/// Starts a program, lets `dump` be refused, and finds the program unharmed.
+fn unharmed(
+    program: &Program,
+    tool: &Tool,
+    refuse: impl FnOnce(&Run, &View) -> Result<(), Fail>,
+) -> Result<(), NotReady> {
+    let (run, before) = started(program, Fs::Disk)?;
+    refuse(&run, &before)?;
+    run.same(&before, "after the refused dump", &program.disturbed(tool))?;
+    run.check(&before)?;
+    program.judge_eintr(&run, tool, false)?;
+    Ok(())
+}
+
+fn no_inventory(run: &Run, images: &Path) -> Result<(), Fail> {
+    if images.join("inventory.img").exists() {
+        return Err(run.fail(format!("{} looks like a complete checkpoint", images.display())));
+    }
+    Ok(())
+}
+
+fn nonexistent_pid(tool: &Tool) -> Result<(), NotReady> {
+    unharmed(&by_name("counter")?, tool, |run, _| {
+        // The largest pid is practically never in use.
+        let max = fs::read_to_string("/proc/sys/kernel/pid_max").unwrap_or_default();
+        let pid = max.trim().parse::<i32>().unwrap_or(32768) - 1;
+        let images = run.images(1)?;
+        let done = run.try_dump(tool, pid, &images, &[])?;
+        refused(run, tool, &done, &images.join("dump.log"), &[&pid.to_string()])?;
+        no_inventory(run, &images)
+    })
+}
+
+fn kernel_thread(tool: &Tool) -> Result<(), NotReady> {
+    let comm = fs::read_to_string("/proc/2/comm").unwrap_or_default();
+    if comm.trim() != "kthreadd" {
+        return Err(NotReady::Skip("no kernel thread is visible in this pid namespace".into()));
+    }
+    unharmed(&by_name("counter")?, tool, |run, _| {
+        let images = run.images(1)?;
+        let done = run.try_dump(tool, 2, &images, &[])?;
+        refused(run, tool, &done, &images.join("dump.log"), &["2", "kthreadd"])?;
+        no_inventory(run, &images)
+    })
+}
+
+fn traced(tool: &Tool) -> Result<(), NotReady> {
+    unharmed(&by_name("sleepers")?, tool, |run, before| {
+        // The tracer is a thread; its end lets the program go, running.
+        let pid = run.root;
+        let attempt = std::thread::scope(|s| {
+            let tracer = s.spawn(|| {
+                // SAFETY: integers and null pointers.
+                let ret = unsafe { libc::ptrace(libc::PTRACE_SEIZE, pid, 0usize, 0usize) };
+                if ret != 0 {
+                    return Err(format!("PTRACE_SEIZE: {}", std::io::Error::last_os_error()));
+                }
+                let images = run.images(1)?;
+                let done = run.try_dump(tool, pid, &images, &[])?;
+                refused(run, tool, &done, &images.join("dump.log"), &[&pid.to_string(), "traced"])?;
+                no_inventory(run, &images)
+            });
+            tracer.join().unwrap_or_else(|_| Err("tracer panicked".into()))
+        });
+        attempt?;
+        run.same(before, "after the tracer let it go", &[])
+    })
+}
+
+fn unsupported(tool: &Tool) -> Result<(), NotReady> {
+    let program = by_name("unsupported")?;
+    for options in [&[][..], &["--leave-running"], &["--leave-stopped"]] {
+        unharmed(&program, tool, |run, _| {
+            let images = run.images(1)?;
+            let done = run.try_dump(tool, run.root, &images, options)?;
+            let pid = run.root.to_string();
+            refused(
+                run,
+                tool,
+                &done,
+                &images.join("dump.log"),
+                &[&pid, "unsupported", "perf_event"],
+            )?;
+            no_inventory(run, &images)
+        })?;
+    }
+    Ok(())
+}
+
+fn bad_directory(tool: &Tool) -> Result<(), NotReady> {
+    unharmed(&by_name("sleepers")?, tool, |run, before| {
+        let file = run.dir.join("a file");
+        fs::write(&file, "").map_err(|e| e.to_string())?;
+        for bad in [run.dir.join("nowhere"), file, PathBuf::from("/sys/kernel")] {
+            let done = run.try_dump(tool, run.root, &bad, &[])?;
+            let name = bad.to_string_lossy().into_owned();
+            refused(run, tool, &done, &run.dir.join("none"), &[&name])?;
+            run.same(before, &format!("after the refused dump into {name}"), &[])?;
+        }
+        Ok(())
+    })
+}
+
+/// A mounted tmpfs, unmounted when dropped.
+#[derive(Debug)]
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    fn mount(dir: PathBuf, bytes: usize) -> Result<SmallDisk, Fail> {
+        fs::create_dir_all(&dir).map_err(|e| e.to_string())?;
+        let target = zoo::cstring(&dir);
+        let data = zoo::cstring(format!("size={bytes}"));
+        // SAFETY: NUL-terminated strings.
+        let ret = unsafe {
+            libc::mount(
+                c"zoo".as_ptr(),
+                target.as_ptr(),
+                c"tmpfs".as_ptr(),
+                0,
+                data.as_ptr().cast(),
+            )
+        };
+        if ret != 0 {
+            return Err(format!("mount of a small tmpfs: {}", std::io::Error::last_os_error()));
+        }
+        Ok(SmallDisk(dir))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        let target = zoo::cstring(&self.0);
+        // SAFETY: a NUL-terminated string.
+        unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
+    }
+}
+
+fn full_disk(tool: &Tool) -> Result<(), NotReady> {
+    let place =
+        crate::harness::base(Fs::Disk).join(format!("rewake-e2e-{}-small", std::process::id()));
+    // From hardly anything to nearly all of it: each stops the dump at another place.
+    for kib in [4, 64, 400, 1500] {
+        let disk = SmallDisk::mount(place.clone(), kib << 10).map_err(NotReady::Skip)?;
+        for options in [&["--leave-running"][..], &[]] {
+            unharmed(&by_name("memory_private")?, tool, |run, _| {
+                let done = run.try_dump(tool, run.root, &disk.0, options)?;
+                refused(run, tool, &done, &run.dir.join("none"), &[])?;
+                no_inventory(run, &disk.0)
+            })?;
+            clear(&disk.0);
+        }
+    }
+    let _ = fs::remove_dir(&place);
+    Ok(())
+}
+
+fn clear(dir: &Path) {
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let _ = fs::remove_file(entry.path()).or_else(|_| fs::remove_dir_all(entry.path()));
+    }
+}
+
+fn pid_taken(tool: &Tool) -> Result<(), NotReady> {
+    unharmed(&by_name("tree")?, tool, |run, before| {
+        let images = run.images(1)?;
+        run.dump(tool, &images, &["--leave-running"])?;
+        let done = run.try_restore(tool, &images, &[])?;
+        // Some process of the tree, and what holds its pid.
+        refused(run, tool, &done, &images.join("restore.log"), &["tree", "taken"])?;
+        run.same(before, "after the refused restore", &[])
+    })
+}
+
+fn no_images(tool: &Tool) -> Result<(), NotReady> {
+    let run = Run::spawn("no_images", &by_name("counter")?.start(), Fs::Disk)?;
+    let empty = run.images(1)?;
+    for dir in [empty.clone(), run.dir.join("nowhere")] {
+        let done = run.try_restore(tool, &dir, &[])?;
+        refused(&run, tool, &done, &empty.join("restore.log"), &[])?;
+    }
+    Ok(())
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Damage {
+    Truncate,
+    Flip,
+    Remove,
+}
+
+/// Damages every image file in turn; restore must refuse each time, before or after it made processes, and leave none.
+fn damaged(tool: &Tool, how: Damage) -> Result<(), NotReady> {
+    let program = by_name("pipes")?;
+    let (mut run, before) = started(&program, Fs::Memory)?;
+    let images = run.images(1)?;
+    run.dump(tool, &images, program.dump_options)?;
+    run.gone(&before.pids(), "after dump")?;
+    let mut names: Vec<_> = fs::read_dir(&images)
+        .map_err(|e| e.to_string())?
+        .flatten()
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .filter(|n| !n.ends_with(".log") && !n.starts_with("stats-") && !n.starts_with("irmap"))
+        .collect();
+    names.sort();
+    let me = std::process::id() as i32;
+    for name in &names {
+        let path = images.join(name);
+        let good = fs::read(&path).map_err(|e| format!("{name}: {e}"))?;
+        for (bad, what) in damages(&good, how) {
+            match &bad {
+                Some(bad) => fs::write(&path, bad),
+                None => fs::remove_file(&path),
+            }
+            .map_err(|e| format!("{name}: {e}"))?;
+            let done = run.try_restore(tool, &images, &[])?;
+            let log = images.join("restore.log");
+            if let Err(e) = refused(&run, tool, &done, &log, &[name]) {
+                return Err(format!("{name} {what}: {e}").into());
+            }
+            let left: Vec<i32> =
+                view::descendants(me).into_iter().filter(|&p| p != me && alive(p)).collect();
+            if !left.is_empty() || before.pids().iter().any(|&p| exists(p)) {
+                let left = view::where_blocked(&left);
+                return Err(run
+                    .fail(format!("{name} {what}: refused, but processes are left: {left}"))
+                    .into());
+            }
+        }
+        fs::write(&path, good).map_err(|e| format!("{name}: {e}"))?;
+    }
+    // Whole again, it restores: the refusals were about the damage.
+    run.restore(tool, &images, program.restore_options)?;
+    run.check(&before)?;
+    Ok(())
+}
+
+/// The ways to damage a file: what it holds then (nothing: removed), and in words.
+fn damages(good: &[u8], how: Damage) -> Vec<(Option<Vec<u8>>, String)> {
+    let n = good.len();
+    match how {
+        Damage::Remove => vec![(None, "removed".into())],
+        Damage::Truncate => {
+            let mut to = vec![0, 4, 8, n / 2, n.saturating_sub(1)];
+            to.retain(|&t| t < n);
+            to.dedup();
+            to.iter()
+                .map(|&t| (Some(good[..t].to_vec()), format!("cut to {t} of {n} bytes")))
+                .collect()
+        }
+        Damage::Flip => {
+            let mut at: Vec<usize> = vec![0, 5, 9, 13, n / 3, n / 2, n.saturating_sub(1)];
+            at.retain(|&a| a < n);
+            at.dedup();
+            let flip = |a: usize| {
+                let mut bad = good.to_vec();
+                bad[a] ^= 1 << (a % 8);
+                (Some(bad), format!("with bit {} of byte {a} flipped", a % 8))
+            };
+            at.into_iter().map(flip).collect()
+        }
+    }
+}
