@@ -6,6 +6,7 @@ mod error;
 pub mod features;
 mod freeze;
 mod options;
+mod own;
 mod report;
 mod restore;
 mod resume;

@@ -98,3 +98,13 @@ pub fn io_priority(tid: i32) -> Result<u32> {
     // SAFETY: numbers only.
     unsafe { syscall("ioprio_get", libc::SYS_ioprio_get, [1, pid_arg(tid), 0, 0, 0, 0]) }.map(|p| p as u32)
 }
+
+/// The nice value of a thread, which real-time policies keep in the background (`getpriority(2)`).
+///
+/// # Errors
+/// `ESRCH`.
+pub fn nice(tid: i32) -> Result<i32> {
+    // SAFETY: numbers only. The system call returns 20 - nice.
+    unsafe { syscall("getpriority", libc::SYS_getpriority, [0, pid_arg(tid), 0, 0, 0, 0]) }
+        .map(|value| 20 - value as i32)
+}

@@ -86,6 +86,7 @@ pub fn survey(
             entry
         })
         .collect();
+    layout.vmas.extend_from_slice(&outside.guards);
     let directory = (libc::O_RDONLY | libc::O_DIRECTORY) as u32;
     let fs = FsEntry {
         cwd_id: or_report(path(collector, &outside.links.cwd, directory, &format!("/proc/{pid}/cwd"))),

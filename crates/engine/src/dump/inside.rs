@@ -236,7 +236,8 @@ fn thread_state(
         });
     }
     let attr = sched::attributes(tid).map_err(at("reading scheduling attributes")).of(pid, comm)?;
-    schedule::survey(&mut core, &mut extra, &attr);
+    let nice = sched::nice(tid).unwrap_or(attr.nice);
+    schedule::survey(&mut core, &mut extra, &attr, nice);
     extra.affinity = sched::affinity(tid).unwrap_or_default();
     extra.io_priority = sched::io_priority(tid).ok();
     if let Ok(sud) = ptrace::sud_config(tid)

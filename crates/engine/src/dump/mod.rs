@@ -19,6 +19,7 @@ use rewake_image::ImageWriter;
 use rewake_inject::live::Live;
 use rewake_objects::files::collect::{Collector, Contents, Options};
 use rewake_objects::problem::text;
+use rewake_objects::sockets::lock::Lock;
 use rewake_sys::wait::{self, Status};
 use rewake_sys::signal;
 use std::time::Instant;
@@ -64,6 +65,12 @@ impl Surveyed {
     }
 }
 
+/// What tasks are compared with.
+struct Own {
+    namespaces: Vec<Vec<u8>>,
+    vdso: Vec<u8>,
+}
+
 /// Agents that are still in their tasks, in the order of the tree's tasks.
 type Agents = Vec<Option<Live>>;
 
@@ -74,7 +81,7 @@ fn deadline(options: &DumpOptions) -> Option<Instant> {
 /// Surveys a frozen tree. With `cure` the agents are taken out again at once.
 fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<(Surveyed, Agents)> {
     files::refuse_sharing(&tree.tasks)?;
-    let namespaces = outside::own_namespaces();
+    let own = Own { namespaces: outside::own_namespaces(), vdso: crate::own::AddressSpace::read()?.vdso };
     let mut collector = Collector::new(Options {
         ghost_limit: options.ghost_limit,
         link_remap: options.link_remap,
@@ -93,7 +100,7 @@ fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<(Surveye
             None
         } else {
             let (alive, agent) =
-                survey_task(task, &mut collector, &namespaces, &mut obstacles, cure)?;
+                survey_task(task, &mut collector, &own, &mut obstacles, cure)?;
             agents.push(agent);
             Some(alive)
         };
@@ -107,18 +114,22 @@ fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<(Surveye
             alive,
         });
     }
+    for (pid, problem) in collector.sockets.obstacles() {
+        let comm = tasks.iter().find(|t| t.pid == pid).map_or(&b""[..], |t| &t.comm);
+        obstacles.push(problem.of(pid, comm));
+    }
     Ok((Surveyed { tasks, files: collector, obstacles }, agents))
 }
 
 fn survey_task(
     task: &mut Task,
     collector: &mut Collector,
-    namespaces: &[Vec<u8>],
+    own: &Own,
     obstacles: &mut Vec<Obstacle>,
     cure: bool,
 ) -> Result<(Alive, Option<Live>)> {
     let (pid, comm) = (task.pid(), task.comm().to_vec());
-    let mut outside = outside::survey(task, namespaces)?;
+    let mut outside = outside::survey(task, &own.namespaces, &own.vdso)?;
     let raw = rustix::process::Pid::from_raw(pid)
         .ok_or_else(|| Error::new(format!("{pid} is no process id")))?;
     let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())
@@ -197,7 +208,7 @@ pub fn dump(options: &DumpOptions, hooks: &mut dyn Hooks) -> Result<DumpReport> 
     let surveyed_at = Instant::now();
     log::info!("surveyed in {:?}", surveyed_at - frozen);
     let result = finish_images(images, options, hooks, surveyed);
-    let (mut report, counters_written_at) = match result {
+    let Finished { mut report, written_at, lock, sockets } = match result {
         Ok(done) => done,
         Err(e) => {
             cure(&mut tree, agents);
@@ -205,11 +216,19 @@ pub fn dump(options: &DumpOptions, hooks: &mut dyn Hooks) -> Result<DumpReport> 
         }
     };
     report.memdump_time = surveyed_at - frozen;
-    report.memwrite_time = counters_written_at - surveyed_at;
+    report.memwrite_time = written_at - surveyed_at;
     report.freezing_time = frozen - start;
 
     if dies && report.post_dump_failed.is_none() {
+        // Connections must end without a word to their peers, whom the restored end will answer.
+        let silenced = sockets.silence();
         kill(&mut tree, agents);
+        if let Ok(guard) = silenced {
+            guard.keep();
+        }
+        if let Some(lock) = lock {
+            lock.keep().map_err(|p| Error::new(p.to_string()))?;
+        }
     } else {
         let stop = options.final_state == FinalState::Stopped && report.post_dump_failed.is_none();
         cure(&mut tree, agents);
@@ -232,16 +251,27 @@ fn refuse_unsupported(options: &DumpOptions) -> Result<()> {
     Ok(())
 }
 
+/// What remains to be looked after when the images are complete.
+struct Finished {
+    report: DumpReport,
+    written_at: Instant,
+    /// Dropping it unlocks the network.
+    lock: Option<Lock>,
+    sockets: rewake_objects::sockets::Survey,
+}
+
 /// Refuses, or writes and commits the images.
 fn finish_images(
     images: ImageWriter,
     options: &DumpOptions,
     hooks: &mut dyn Hooks,
-    surveyed: Surveyed,
-) -> Result<(DumpReport, Instant)> {
+    mut surveyed: Surveyed,
+) -> Result<Finished> {
     if !surveyed.obstacles.is_empty() {
         return Err(Error::refused(surveyed.obstacles));
     }
+    let run_id = run_id()?;
+    let lock = lock_and_read(&mut surveyed, &run_id)?;
     let counters = write::Counters::default();
     write::write(&images, &surveyed, &counters)?;
     let written_at = Instant::now();
@@ -254,11 +284,24 @@ fn finish_images(
         threads: surveyed.threads(),
         ..DumpReport::default()
     };
-    images.commit(&write::inventory(options.tcp.close, run_id()?))?;
+    let locked = lock.is_some() && options.final_state == FinalState::Dead;
+    images.commit(&write::inventory(options.tcp.close, locked, run_id))?;
     if let Err(e) = hooks.run(Action::PostDump, Some(options.root)) {
         report.post_dump_failed = Some(e);
     }
-    Ok((report, written_at))
+    Ok(Finished { report, written_at, lock, sockets: surveyed.files.sockets })
+}
+
+/// Locks connections to peers outside the tree and reads the queues of all.
+fn lock_and_read(surveyed: &mut Surveyed, run_id: &str) -> Result<Option<Lock>> {
+    let files = &mut surveyed.files;
+    if files.sockets.connections.is_empty() {
+        return Ok(None);
+    }
+    let of_root = |p: rewake_objects::Problem| Error::new(p.to_string());
+    let lock = Lock::take(&files.sockets, run_id).map_err(of_root)?;
+    files.sockets.read(&mut files.entries).map_err(of_root)?;
+    Ok(lock)
 }
 
 /// A random UUID in text form.

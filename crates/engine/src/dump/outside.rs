@@ -2,6 +2,7 @@
 
 use crate::error::{Context, Result};
 use crate::freeze::Task;
+use rewake_image::messages::VmaEntry;
 use rewake_objects::Problem;
 use rewake_objects::memory::pages::{self, Run};
 use rewake_objects::memory::vma::{self, Vma, status};
@@ -19,6 +20,8 @@ pub struct Outside {
     pub status: Status,
     /// Mappings.
     pub vmas: Vec<Vma>,
+    /// Guard ranges.
+    pub guards: Vec<VmaEntry>,
     /// Runs of private pages that hold data.
     pub runs: Vec<Run>,
     /// Contents of the vdso, taken before the agent's entry was put into its last page.
@@ -70,7 +73,7 @@ const NAMESPACES: &[&str] = &["pid", "mnt", "net", "user", "uts", "ipc", "cgroup
 ///
 /// # Errors
 /// The task is gone or `/proc` cannot be read.
-pub fn survey(task: &Task, own_namespaces: &[Vec<u8>]) -> Result<Outside> {
+pub fn survey(task: &Task, own_namespaces: &[Vec<u8>], own_vdso: &[u8]) -> Result<Outside> {
     let (pid, comm) = (task.pid(), task.comm());
     let dir = &task.dir;
     let mut buffer = Vec::with_capacity(64 * 1024);
@@ -81,7 +84,8 @@ pub fn survey(task: &Task, own_namespaces: &[Vec<u8>]) -> Result<Outside> {
     let pagemap = File::from(dir.open_file("pagemap", OFlags::RDONLY).of(pid, comm)?);
     let runs = pages::survey(&pagemap, &vmas).of(pid, comm)?;
     let memory = File::from(dir.open_file("mem", OFlags::RDWR).of(pid, comm)?);
-    let vdso = read_vdso(&memory, &vmas);
+    let guards = pages::guards(&pagemap, &vmas).of(pid, comm)?;
+    let vdso = read_vdso(&memory, &vmas, own_vdso);
     let auxv = dir.read("auxv", &mut buffer).of(pid, comm)?.to_vec();
     let mut link = |name: &str| dir.link(name, &mut buffer).map(<[u8]>::to_vec);
     let links = Links {
@@ -112,18 +116,20 @@ pub fn survey(task: &Task, own_namespaces: &[Vec<u8>]) -> Result<Outside> {
         problems.push(Problem::new("shadow stack", "x86 shadow stacks cannot be saved yet"));
     }
     let values = values(dir, &mut buffer);
-    Ok(Outside { status, vmas, runs, vdso, auxv, links, fds, timers, memory, values, problems })
+    Ok(Outside { status, vmas, guards, runs, vdso, auxv, links, fds, timers, memory, values, problems })
 }
 
-fn read_vdso(memory: &File, vmas: &[Vma]) -> Vec<u8> {
+/// The task's vdso. If a killed dump left its entry in the unused end of it, that is not saved.
+fn read_vdso(memory: &File, vmas: &[Vma], own: &[u8]) -> Vec<u8> {
     let Some(vma) = vmas.iter().find(|v| v.entry.status & status::VDSO != 0) else {
         return Vec::new();
     };
     let mut bytes = vec![0; (vma.entry.end - vma.entry.start) as usize];
-    match memory.read_exact_at(&mut bytes, vma.entry.start) {
-        Ok(()) => bytes,
-        Err(_) => Vec::new(),
+    if memory.read_exact_at(&mut bytes, vma.entry.start).is_err() {
+        return Vec::new();
     }
+    let used = own.len() - own.iter().rev().take_while(|b| **b == 0).count();
+    if bytes.len() == own.len() && bytes[..used] == own[..used] { own.to_vec() } else { bytes }
 }
 
 fn values(dir: &ProcDir, buffer: &mut Vec<u8>) -> Values {

@@ -129,6 +129,7 @@ fn write_files(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -
         }
         stream.finish()?;
     }
+    rewake_objects::sockets::write(images, &files.sockets)?;
     let mut segments = Vec::new();
     let mut pages_id = 0;
     for contents in &files.contents {
@@ -159,6 +160,13 @@ fn write_files(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -
             io_flusher: attributes.io_flusher.then_some(true),
             autogroup_nice: None,
             personality: Some(alive.outside.values.personality),
+            lock_on_fault: alive
+                .outside
+                .vmas
+                .iter()
+                .filter(|v| v.lock_on_fault)
+                .map(|v| v.entry.start)
+                .collect(),
         };
         extra.push(RewakeEntry { task: Some(entry), ..RewakeEntry::default() });
         extra.extend(alive.inside.extra.iter().map(|thread| RewakeEntry {
@@ -271,7 +279,7 @@ fn write_pages(
 
 /// The inventory, which is written last.
 #[must_use]
-pub fn inventory(tcp_close: bool, run_id: String) -> InventoryEntry {
+pub fn inventory(tcp_close: bool, locked: bool, run_id: String) -> InventoryEntry {
     InventoryEntry {
         img_version: 2,
         fdinfo_per_id: Some(true),
@@ -280,8 +288,8 @@ pub fn inventory(tcp_close: bool, run_id: String) -> InventoryEntry {
         root_cg_set: Some(1),
         lsmtype: Some(Lsmtype::NoLsm as i32),
         tcp_close: tcp_close.then_some(true),
-        // 2: nothing was locked.
-        network_lock_method: Some(2),
+        // 1: nftables; 2: nothing is locked.
+        network_lock_method: Some(if locked { 1 } else { 2 }),
         plugins_entry: Some(PluginsEntry::default()),
         dump_criu_run_id: Some(run_id.into_bytes()),
         ..InventoryEntry::default()

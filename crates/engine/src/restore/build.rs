@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use rewake_agent::layout::{FLAG_CLONE, Op};
 use rewake_image::messages::CredsEntry;
 use rewake_objects::Problem;
+use rewake_objects::files::epoll;
 use rewake_objects::memory::mm::{self, Layout, Specials};
 use rewake_objects::memory::vma::status;
 use rewake_objects::steps::{Label, Steps};
@@ -139,6 +140,7 @@ pub fn plan(
     env: &Environment,
     space: &mut Space,
     same_vdso: &dyn Fn(&Alive) -> Result<bool>,
+    epolls: &HashMap<i32, Vec<epoll::Adder>>,
 ) -> Result<Vec<NodePlan>> {
     let mut plans: Vec<Option<NodePlan>> = lineage.nodes.iter().map(|_| None).collect();
     // Cloners come before those they clone, so backwards every child is planned first.
@@ -150,11 +152,12 @@ pub fn plan(
             .chain(&lineage.nodes[at].late)
             .map(|n| (*n, header(*n)))
             .collect();
-        plans[at] = Some(plan_node(tasks, lineage, at, env, space, same_vdso, &rings)?);
+        plans[at] = Some(plan_node(tasks, lineage, at, env, space, same_vdso, epolls, &rings)?);
     }
     Ok(plans.into_iter().flatten().collect())
 }
 
+#[allow(clippy::too_many_arguments, reason = "one call site, all of it needed")]
 fn plan_node(
     tasks: &[Task],
     lineage: &Lineage,
@@ -162,6 +165,7 @@ fn plan_node(
     env: &Environment,
     space: &mut Space,
     same_vdso: &dyn Fn(&Alive) -> Result<bool>,
+    epolls: &HashMap<i32, Vec<epoll::Adder>>,
     rings: &HashMap<usize, u64>,
 ) -> Result<NodePlan> {
     let node = &lineage.nodes[at];
@@ -192,6 +196,7 @@ fn plan_node(
             task: &tasks[index],
             alive,
             env,
+            epolls: epolls.get(&tasks[index].pid).map_or(&[], Vec::as_slice),
             socket: socket.1,
             steps: Steps::new(base),
             warnings: Vec::new(),
@@ -246,7 +251,7 @@ fn birth_steps(
         let reaper = op(libc::SYS_prctl, &[PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0]);
         steps.must(Label::Text("becoming a subreaper"), reaper);
     }
-    let mut clone = |steps: &mut Steps, child: usize| {
+    let clone = |steps: &mut Steps, child: usize| {
         let c: &Node = &lineage.nodes[child];
         let (flags, signal) =
             if c.sibling { (libc::CLONE_PARENT as u64, 0) } else { (0, libc::SIGCHLD as u64) };
@@ -402,6 +407,7 @@ struct Builder<'a> {
     task: &'a Task,
     alive: &'a Alive,
     env: &'a Environment,
+    epolls: &'a [epoll::Adder],
     socket: i32,
     steps: Steps,
     warnings: Vec<String>,
@@ -437,6 +443,9 @@ impl Builder<'_> {
             );
         }
         self.descriptors()?;
+        for (number, entry) in self.epolls {
+            epoll::restore_items(&mut self.steps, *number, entry);
+        }
         self.process();
         self.threads(threads, headers);
         Ok(())
@@ -507,6 +516,7 @@ impl Builder<'_> {
             same_vdso,
             descriptor: &descriptor,
             pages: lent.get(&Handed::Pages).copied(),
+            lock_on_fault: self.alive.extra.as_ref().map_or(&[], |e| &e.lock_on_fault),
         };
         let alive = self.alive;
         mm::restore(&mut self.steps, &alive.mm, alive.pagemap.as_ref(), &layout)
@@ -523,7 +533,7 @@ impl Builder<'_> {
     fn file_system(&mut self, lent: &HashMap<Handed, i32>) -> Result<()> {
         let fs = &self.alive.fs;
         let steps = &mut self.steps;
-        let mut enter = |steps: &mut Steps, id: u32, what: &'static str| {
+        let enter = |steps: &mut Steps, id: u32, what: &'static str| {
             let fd = lent.get(&Handed::File(id)).copied().unwrap_or(-1);
             steps.must(Label::Text(what), op(libc::SYS_fchdir, &[fd as u64]));
         };

@@ -1,15 +1,14 @@
 //! What stubs inherit from the controller, and what this machine can do.
 
 use super::build::Environment;
+use crate::own::AddressSpace;
 use crate::error::{Error, Result};
-use rewake_objects::memory::mm::Specials;
 use rewake_objects::memory::{PAGE, TASK_SIZE};
 use rewake_objects::task::credentials;
 use rewake_objects::task::schedule::Inherited;
 use rewake_proc::read::ProcDir;
 use rewake_sys::{sched, task};
 use rustix::process::{Resource, Rlimit};
-use std::ops::Range;
 
 /// The resource limits in `RLIMIT_*` order.
 const RESOURCES: [Resource; 16] = [
@@ -31,43 +30,6 @@ const RESOURCES: [Resource; 16] = [
     Resource::Rttime,
 ];
 
-/// The controller's own special mappings, all its mappings, and the bytes of its vdso.
-#[derive(Debug)]
-pub struct Own {
-    /// vvar and vdso.
-    pub specials: Specials,
-    /// Every mapping.
-    pub maps: Vec<Range<u64>>,
-    /// Contents of the vdso.
-    pub vdso: Vec<u8>,
-}
-
-impl Own {
-    /// Reads them.
-    ///
-    /// # Errors
-    /// `/proc` is not there.
-    pub fn read() -> Result<Own> {
-        let failed = |e: &dyn std::fmt::Display| Error::new(format!("own address space: {e}"));
-        let text = std::fs::read("/proc/self/maps").map_err(|e| failed(&e))?;
-        let specials = Specials::find(&text).map_err(|e| failed(&e))?;
-        let mut maps = Vec::new();
-        for map in rewake_proc::maps::parse(&text) {
-            let map = map.map_err(|e| failed(&e))?;
-            maps.push(map.start..map.end);
-        }
-        let mut vdso = Vec::new();
-        if let Some(range) = &specials.vdso {
-            use std::os::unix::fs::FileExt;
-            vdso.resize((range.end - range.start) as usize, 0);
-            std::fs::File::open("/proc/self/mem")
-                .and_then(|memory| memory.read_exact_at(&mut vdso, range.start))
-                .map_err(|e| failed(&e))?;
-        }
-        Ok(Own { specials, maps, vdso })
-    }
-}
-
 /// Raises the soft limit of open files to the hard one: a stub must be able to hold any number the images name.
 fn raise_open_files() {
     let limit = rustix::process::getrlimit(Resource::Nofile);
@@ -82,7 +44,7 @@ fn raise_open_files() {
 /// # Errors
 /// `/proc` is not there.
 pub fn gather(
-    own: &Own,
+    own: &AddressSpace,
     hop: u64,
     arena: (u64, u64),
     plain_root: bool,

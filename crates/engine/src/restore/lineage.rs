@@ -293,6 +293,11 @@ impl<'a> Planner<'a> {
             if m.pgid == root.pgid && root.pgid != root.pid && !self.index.contains_key(&m.pgid) {
                 continue;
             }
+            // The group of a session whose leader is gone: its members are born into it.
+            if self.leaders.contains_key(&m.pgid) {
+                self.lineage.joins.push((i, m.pgid));
+                continue;
+            }
             if let std::collections::hash_map::Entry::Vacant(group) = led.entry(m.pgid) {
                 group.insert(m.sid);
                 let cloner = self.node_of[i];

@@ -18,14 +18,16 @@ use crate::options::{Action, FinalState, Hooks, Pid, RestoreOptions};
 use crate::report::RestoreReport;
 use arena::Space;
 use build::{Environment, Handed, NodePlan, TaskPlan};
-use environment::Own;
+use crate::own::AddressSpace;
 use lineage::{Lineage, Member, Role};
 use read::{Alive, Checkpoint, Task};
 use rewake_image::{ImageDir, kind};
 use rewake_inject::ring::{Ring, Script};
 use rewake_inject::stub::{Arena, Kind};
+use rewake_objects::files::epoll;
 use rewake_objects::files::open::{self, Opener};
-use rewake_objects::memory::{shared, vma::status};
+use rewake_objects::memory::vdso;
+use rewake_objects::memory::vma::status;
 use rewake_objects::problem::text;
 use rewake_objects::steps::{Expect, Label, Steps};
 use rewake_sys::task::CloneArgs;
@@ -61,7 +63,7 @@ pub fn restore(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<Restor
     };
     let mut opener = Opener::new(&images, opener_options, checkpoint.file_extra.clone())?;
 
-    let own = Own::read()?;
+    let own = AddressSpace::read()?;
     let mut taken = own.maps.clone();
     for alive in checkpoint.tasks.iter().filter_map(|t| t.alive.as_ref()) {
         taken.extend(alive.mm.vmas.iter().filter(|v| v.status & status::VSYSCALL == 0).map(|v| v.start..v.end));
@@ -74,7 +76,10 @@ pub fn restore(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<Restor
         .iter()
         .any(|t| t.tc.timers.as_ref().is_some_and(|timers| !timers.posix.is_empty()));
     let mut env = environment::gather(&own, hop, (base, base), plain_root, timers)?;
-    let (plans, arena_len) = plan(&images, &checkpoint, &lineage, &mut env, base, &own)?;
+    let tasks = checkpoint.tasks.iter().filter_map(|t| Some((t.pid, t.alive.as_ref()?.fds.as_slice())));
+    let epolls = epoll::assign(&opener, tasks).map_err(|p| Error::new(p.to_string()))?;
+    let (plans, arena_len) =
+        plan(&images, &checkpoint, &lineage, &mut env, base, &own, &epolls)?;
     log::info!("planned in {:?}: {} nodes, arena of {arena_len} bytes", start.elapsed(), plans.len());
 
     hooks.run(Action::PreRestore, None).map_err(Error::new)?;
@@ -140,38 +145,46 @@ fn plan(
     lineage: &Lineage,
     env: &mut Environment,
     base: u64,
-    own: &Own,
+    own: &AddressSpace,
+    epolls: &HashMap<i32, Vec<epoll::Adder>>,
 ) -> Result<(Vec<NodePlan>, usize)> {
     let same_vdso = |alive: &Alive| same_vdso(images, alive, own);
     env.arena = (base, base + ARENA_SPACE);
     let mut space = Space::new(base);
-    let plans = build::plan(&checkpoint.tasks, lineage, env, &mut space, &same_vdso)?;
+    let plans = build::plan(&checkpoint.tasks, lineage, env, &mut space, &same_vdso, epolls)?;
     Ok((plans, space.len()))
 }
 
 /// Is the vdso of the images the one this kernel has?
-fn same_vdso(images: &ImageDir, alive: &Alive, own: &Own) -> Result<bool> {
+fn same_vdso(images: &ImageDir, alive: &Alive, own: &AddressSpace) -> Result<bool> {
+    Ok(match dumped_vdso(images, alive)? {
+        None => true,
+        Some((_, bytes)) => bytes == own.vdso,
+    })
+}
+
+/// Address and contents of the vdso in the images; empty contents if they are not there.
+fn dumped_vdso(images: &ImageDir, alive: &Alive) -> Result<Option<(u64, Vec<u8>)>> {
     let Some(vma) = alive.mm.vmas.iter().find(|v| v.status & status::VDSO != 0) else {
-        return Ok(true);
+        return Ok(None);
     };
-    let len = (vma.end - vma.start) as usize;
-    if len != own.vdso.len() {
-        return Ok(false);
-    }
-    let Some(pagemap) = &alive.pagemap else { return Ok(false) };
-    for (run, offset) in pagemap.with_offsets() {
-        if run.vaddr <= vma.start && vma.end <= run.end() {
-            let Some(offset) = offset else { return Ok(false) };
+    // The kernel's is two pages; what claims to be much larger is none.
+    const LARGEST: u64 = 1 << 20;
+    let len = (vma.end - vma.start).min(LARGEST) as usize;
+    let runs = alive.pagemap.iter().flat_map(rewake_image::Pagemap::with_offsets);
+    for (run, offset) in runs {
+        if let Some(offset) = offset.filter(|_| run.vaddr <= vma.start && vma.end <= run.end()) {
+            let pages_id = alive.pagemap.as_ref().map_or(0, |p| p.pages_id);
+            let name = kind::PAGES.file_name(pages_id);
             let mut bytes = vec![0; len];
-            let name = kind::PAGES.file_name(pagemap.pages_id);
             images
                 .open_raw(&name)?
                 .read_exact_at(&mut bytes, offset + (vma.start - run.vaddr))
                 .map_err(|e| Error::new(format!("{name}: {e}")))?;
-            return Ok(bytes == own.vdso);
+            return Ok(Some((vma.start, bytes)));
         }
     }
-    Ok(false)
+    Ok(Some((vma.start, Vec::new())))
 }
 
 /// The processes created so far: killed when this is dropped, unless they are kept.
@@ -218,7 +231,7 @@ struct Run<'a> {
     lineage: &'a Lineage,
     plans: &'a [NodePlan],
     arena: &'a Arena,
-    own: &'a Own,
+    own: &'a AddressSpace,
     env: &'a Environment,
     start: Instant,
 }
@@ -265,7 +278,8 @@ impl Run<'_> {
         hooks.run(Action::PostSetupNamespaces, Some(root)).map_err(Error::new)?;
 
         self.build(&rings, opener, &mut warnings)?;
-        shared::seal(opener).map_err(|p| Error::new(p.to_string()))?;
+        opener.settle().map_err(|p| Error::new(p.to_string()))?;
+        self.foreign_vdsos()?;
         self.proc_values(&mut warnings);
         log::info!("built after {:?}", self.start.elapsed());
         hooks.run(Action::PostRestore, Some(root)).map_err(Error::new)?;
@@ -283,6 +297,8 @@ impl Run<'_> {
         let ready = finish::make_ready(seized, &last)?;
         log::info!("ready after {:?}", self.start.elapsed());
         hooks.run(Action::PreResume, Some(root)).map_err(Error::new)?;
+        let is_restored = |group: i32| self.checkpoint.tasks.iter().any(|t| t.pgid == group);
+        opener.set_going(is_restored).map_err(|p| Error::new(p.to_string()))?;
         ready.release(self.options.final_state == FinalState::Stopped)?;
         if let Err(e) = hooks.run(Action::PostResume, Some(root)) {
             warnings.push(e);
@@ -544,6 +560,37 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// Where a task came from a kernel with another vdso: its old one is made to lead to ours.
+    fn foreign_vdsos(&self) -> Result<()> {
+        for task in &self.checkpoint.tasks {
+            let Some(alive) = &task.alive else { continue };
+            let Some((address, dumped)) = dumped_vdso(self.images, alive)? else { continue };
+            if dumped == self.own.vdso || dumped.is_empty() {
+                continue;
+            }
+            let of = |p| Error::of(task.pid, &task.comm, p);
+            let own_address = self.moved_vdso();
+            let patches = vdso::proxy(&dumped, address, &self.own.vdso, own_address).map_err(of)?;
+            for info in alive.threads.iter().filter_map(|t| t.core.thread_info.as_ref()) {
+                vdso::may_continue(&dumped, address, &patches, info.gpregs.ip).map_err(of)?;
+            }
+            let memory = std::fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(format!("/proc/{}/mem", task.pid))
+                .of(task.pid, &task.comm)?;
+            vdso::write(&memory, &patches).map_err(of)?;
+        }
+        Ok(())
+    }
+
+    /// Where our vdso is in a task that keeps the one it came with.
+    fn moved_vdso(&self) -> u64 {
+        let span = self.own.specials.span().map_or(0, |s| s.start);
+        let own = self.own.specials.vdso.as_ref().map_or(0, |v| v.start);
+        self.env.hop + (own - span)
+    }
+
     /// Values that are set through `/proc`, before credentials change who owns it.
     fn proc_values(&self, warnings: &mut Vec<String>) {
         let own_oom = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
@@ -625,11 +672,7 @@ impl Run<'_> {
             let vdso = alive.mm.vmas.iter().find(|v| v.status & status::VDSO != 0);
             let at = match vdso {
                 Some(vdso) if same_vdso(self.images, alive, self.own)? => vdso.start,
-                _ => {
-                    let span = self.own.specials.span().map_or(0, |s| s.start);
-                    let own = self.own.specials.vdso.as_ref().map_or(0, |v| v.start);
-                    self.env.hop + (own - span)
-                }
+                _ => self.moved_vdso(),
             };
             gadgets.insert(task.pid, at + offset);
         }

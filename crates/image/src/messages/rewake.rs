@@ -29,6 +29,8 @@ messages! {
         optional sint32 autogroup_nice = 6;
         /// `/proc/PID/personality` (the image format's own field loses bits).
         optional uint32 personality = 7;
+        /// Start addresses of mappings that are locked as they are touched (`MLOCK_ONFAULT`).
+        repeated uint64 lock_on_fault = 8 [hex];
     }
 
     /// Extra state of a thread.

@@ -87,6 +87,8 @@ impl Drop for Named {
 pub struct Raised {
     file: OwnedFd,
     is_dir: bool,
+    /// Names it has for the moment: without one left, it could not be given another.
+    names: Vec<Named>,
 }
 
 fn problem(path: &Path, what: &str, e: impl std::fmt::Display) -> Problem {
@@ -110,20 +112,23 @@ pub fn raise(ghost: &Ghost, path: &Path) -> Result<Raised, Problem> {
             Some(rustix::fs::Uid::from_raw(entry.uid)),
             Some(rustix::fs::Gid::from_raw(entry.gid)),
         );
-        return Ok(Raised { file, is_dir: true });
+        let names = vec![Named { path: path.to_owned(), is_dir: true }];
+        return Ok(Raised { file, is_dir: true, names });
     }
     if kind != libc::S_IFREG {
         return Err(problem(path, "made again", "only regular files and directories can be so far"));
     }
     let directory = path.parent().unwrap_or(Path::new("/"));
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
+    let mut names = Vec::new();
     let file = match rustix::fs::open(directory, flags | OFlags::TMPFILE, mode) {
         Ok(file) => file,
         // Not every file system has O_TMPFILE.
         Err(_) => {
-            let file = rustix::fs::open(path, flags | OFlags::CREATE | OFlags::EXCL, mode)
-                .map_err(|e| problem(path, "made again", e))?;
-            drop(Named { path: path.to_owned(), is_dir: false });
+            let path = unused(path);
+            let file = rustix::fs::open(&path, flags | OFlags::CREATE | OFlags::EXCL, mode)
+                .map_err(|e| problem(&path, "made again", e))?;
+            names.push(Named { path, is_dir: false });
             file
         }
     };
@@ -143,7 +148,7 @@ pub fn raise(ghost: &Ghost, path: &Path) -> Result<Raised, Problem> {
             rustix::fs::Timestamps { last_access: time(atim), last_modification: time(mtim) };
         rustix::fs::futimens(&file, &times).map_err(|e| problem(path, "given its times", e))?;
     }
-    Ok(Raised { file: file.into(), is_dir: false })
+    Ok(Raised { file: file.into(), is_dir: false, names })
 }
 
 /// Copies the contents; what is in no chunk stays a hole.
@@ -212,23 +217,36 @@ pub fn write(
     out.finish().map_err(|e| failed(&e))
 }
 
+/// `path`, or a name beside it if that is taken by another file now.
+fn unused(path: &Path) -> PathBuf {
+    if rustix::fs::lstat(path).is_err() {
+        return path.to_owned();
+    }
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".{}.ghost", std::process::id()));
+    PathBuf::from(name)
+}
+
 impl Raised {
-    /// Gives the file the name `path` for a moment.
+    /// Gives the file the name `path`, or one beside it if that is taken, until this is dropped.
     ///
     /// # Errors
-    /// The name is taken, or the directory not writable.
-    pub fn name(&self, path: &Path) -> Result<Named, Problem> {
-        if !self.is_dir {
-            let own = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&self.file));
-            rustix::fs::linkat(
-                rustix::fs::CWD,
-                own,
-                rustix::fs::CWD,
-                path,
-                rustix::fs::AtFlags::SYMLINK_FOLLOW,
-            )
-            .map_err(|e| problem(path, "given its name for a moment", e))?;
+    /// The directory is gone or not writable.
+    pub fn name(&mut self, path: &Path) -> Result<PathBuf, Problem> {
+        if let Some(named) = self.names.iter().find(|n| self.is_dir || n.path == path) {
+            return Ok(named.path.clone());
         }
-        Ok(Named { path: path.to_owned(), is_dir: self.is_dir })
+        let path = unused(path);
+        let own = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&self.file));
+        rustix::fs::linkat(
+            rustix::fs::CWD,
+            own,
+            rustix::fs::CWD,
+            &path,
+            rustix::fs::AtFlags::SYMLINK_FOLLOW,
+        )
+        .map_err(|e| problem(&path, "given its name for a moment", e))?;
+        self.names.push(Named { path: path.clone(), is_dir: false });
+        Ok(path)
     }
 }

@@ -151,11 +151,49 @@ impl<'a> Opener<'a> {
             .ok_or_else(|| Problem::new(format!("file id {id}"), "it is not open"))
     }
 
-    /// If regular file `id` was a deleted one: makes it again and gives it its name `path` for a moment.
+    /// What has to wait until all tasks exist: owners of descriptions, seals. Call it before credentials change.
+    ///
+    /// # Errors
+    /// The kernel refuses a seal or an owner.
+    pub fn settle(&self) -> Result<(), Problem> {
+        crate::memory::shared::seal(self)?;
+        for (entry, fd) in self.all_opened() {
+            if let Some(owner) = owner_of(entry) {
+                file::set_owner(fd, owner.pid_type as i32, owner.pid as i32).map_err(|e| {
+                    Problem::new(
+                        format!("file id {}", entry.id),
+                        format!("its owner {} cannot be set: {e}", owner.pid),
+                    )
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sets going what ticks or talks: timers, connections, the terminal. Call it just before the tasks go on.
+    ///
+    /// # Errors
+    /// A timer cannot be armed, or a connection refuses to go on.
+    pub fn set_going(&mut self, is_restored: impl Fn(i32) -> bool) -> Result<(), Problem> {
+        for (entry, fd) in self.all_opened() {
+            if let Some(timer) = &entry.tfd {
+                timerfd::arm(timer, fd)?;
+            }
+        }
+        tty::finish(self, is_restored)?;
+        sockets::leave_repair(self)
+    }
+
+    fn all_opened(&self) -> impl Iterator<Item = (&FileEntry, BorrowedFd<'_>)> {
+        self.opened.iter().filter_map(|(id, fd)| Some((self.files.get(id)?, fd.as_fd())))
+    }
+
+    /// If regular file `id` was a deleted one: makes it again and gives it a name, `path` if that is free, which it has
+    /// until everything is open. Returns the name.
     ///
     /// # Errors
     /// It cannot be made, or the images tell of a remapping that is not supported.
-    pub fn place_ghost(&mut self, id: u32, path: &[u8]) -> Result<Option<ghost::Named>, Problem> {
+    pub fn place_ghost(&mut self, id: u32, path: &[u8]) -> Result<Option<std::path::PathBuf>, Problem> {
         let Some(remap) = self.remaps.get(&id) else { return Ok(None) };
         let path = Path::new(OsStr::from_bytes(path));
         // Images of old marked ghosts by the top bit.
@@ -175,7 +213,10 @@ impl<'a> Opener<'a> {
             })?;
             self.ghosts.insert(number, ghost::raise(&image, path)?);
         }
-        self.ghosts[&number].name(path).map(Some)
+        match self.ghosts.get_mut(&number) {
+            Some(ghost) => ghost.name(path).map(Some),
+            None => Ok(None),
+        }
     }
 }
 

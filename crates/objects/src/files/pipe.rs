@@ -4,7 +4,7 @@ use super::collect::{Collector, View};
 use super::open::Opener;
 use crate::Problem;
 use rewake_image::messages::{FdTypes, FileEntry, PipeDataEntry, PipeEntry};
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::AsRawFd;
 
@@ -78,8 +78,10 @@ pub(super) fn contents(view: &View<'_>) -> Result<(Vec<u8>, u32), Problem> {
 /// Both ends of a restored pipe, for everyone who holds one.
 #[derive(Debug)]
 pub struct Ends {
-    read: OwnedFd,
-    write: OwnedFd,
+    /// The read end, and whether a description of the image got it.
+    read: (OwnedFd, bool),
+    /// The write end, likewise.
+    write: (OwnedFd, bool),
 }
 
 /// Opens one end of a pipe of the image; the first one makes the pipe and fills it.
@@ -107,13 +109,19 @@ pub fn open(opener: &mut Opener<'_>, pipe: &PipeEntry) -> Result<OwnedFd, Proble
                 rest = &rest[done..];
             }
         }
-        opener.pipes.insert(pipe.pipe_id, Ends { read, write });
+        opener.pipes.insert(pipe.pipe_id, Ends { read: (read, false), write: (write, false) });
     }
-    let ends = &opener.pipes[&pipe.pipe_id];
+    let Some(ends) = opener.pipes.get_mut(&pipe.pipe_id) else {
+        return Err(Problem::new(object, "was not made"));
+    };
     let access = OFlags::from_bits_retain(pipe.flags) & OFlags::RWMODE;
-    let end: BorrowedFd<'_> =
-        if access == OFlags::RDONLY { ends.read.as_fd() } else { ends.write.as_fd() };
-    // Every description is its own: several readers may have different flags.
-    let own = format!("/proc/self/fd/{}", end.as_raw_fd());
+    let (end, used) = if access == OFlags::RDONLY { &mut ends.read } else { &mut ends.write };
+    if !std::mem::replace(used, true) && access != OFlags::RDWR {
+        let own = end.try_clone().map_err(|e| Problem::new(object.clone(), e.to_string()))?;
+        // Filling it may have left O_NONBLOCK on; the flags of the image are set by the caller.
+        return Ok(own);
+    }
+    // A further description of the same end.
+    let own = format!("/proc/self/fd/{}", end.as_fd().as_raw_fd());
     rustix::fs::open(own, access | OFlags::CLOEXEC, Mode::empty()).map_err(|e| failed("opened", e))
 }

@@ -11,6 +11,7 @@ use crate::problem::text;
 use rewake_image::messages::{FdTypes, FileEntry, FownEntry, RegFileEntry};
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, Stat};
+use std::os::unix::ffi::OsStrExt;
 
 /// Devices that are no more than a file with a funny driver: `/dev/null`, `zero`, `full`, `random`, `urandom`, `kmsg`.
 #[must_use]
@@ -160,12 +161,15 @@ pub fn open(opener: &mut Opener<'_>, reg: &RegFileEntry) -> Result<OwnedFd, Prob
     } else {
         flags
     };
-    let fd = rustix::fs::open(path.as_slice(), flags, Mode::empty())
+    let place: &std::path::Path = match &ghost {
+        Some(named) => named,
+        None => std::path::Path::new(std::ffi::OsStr::from_bytes(&path)),
+    };
+    let fd = rustix::fs::open(place, flags, Mode::empty())
         .map_err(|e| Problem::new(text(&path), format!("cannot be opened: {e}")))?;
     if ghost.is_none() {
         validate(opener, reg, &path, &fd)?;
     }
-    drop(ghost);
     if reg.pos != 0 && reg.pos != u64::MAX && !flags.contains(OFlags::PATH) {
         rustix::fs::seek(&fd, rustix::fs::SeekFrom::Start(reg.pos))
             .map_err(|e| Problem::new(text(&path), format!("cannot seek to {}: {e}", reg.pos)))?;

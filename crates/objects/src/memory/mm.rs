@@ -97,6 +97,8 @@ pub struct Layout<'a> {
     pub descriptor: &'a dyn Fn(u32) -> Result<i32, Problem>,
     /// Descriptor number of the task's pages file.
     pub pages: Option<i32>,
+    /// Start addresses of mappings that are locked as they are touched.
+    pub lock_on_fault: &'a [u64],
 }
 
 /// Is this entry mapped by [`restore`] itself (and not by the kernel, or moved)?
@@ -182,7 +184,8 @@ pub fn restore(
             steps.must(label, Op::new(libc::SYS_mprotect, &[start, len, u64::from(vma.prot)]));
         }
         if vma.flags & libc::MAP_LOCKED as u32 != 0 {
-            steps.must(label, Op::new(libc::SYS_mlock2, &[start, len, 0]));
+            let on_fault = u64::from(layout.lock_on_fault.contains(&start));
+            steps.must(label, Op::new(libc::SYS_mlock2, &[start, len, on_fault]));
         }
     }
     for guard in mm.vmas.iter().filter(|v| v.status & status::GUARD != 0) {

@@ -2,6 +2,7 @@
 
 use super::PAGE;
 use super::vma::{Vma, has_private_pages, status};
+use rewake_image::messages::VmaEntry;
 use rewake_sys::memory::{RemoteRange, read_remote};
 use rewake_sys::pagemap::{self, Filter, Region};
 use rewake_sys::{Errno, SyscallError};
@@ -42,13 +43,17 @@ pub fn survey(pagemap: &File, vmas: &[Vma]) -> Result<Vec<Run>, SyscallError> {
         return Ok(Vec::new());
     };
     let mut regions = Vec::new();
-    let filter = Filter {
-        inverted: pagemap::FILE | pagemap::PFNZERO,
-        all: pagemap::FILE | pagemap::PFNZERO,
+    let not = |categories| Filter {
+        inverted: categories,
+        all: categories,
         any: pagemap::PRESENT | pagemap::SWAPPED,
         report: 0,
     };
-    match pagemap::scan(pagemap.as_fd(), first.entry.start, last.entry.end, filter, &mut regions) {
+    let plain = pagemap::FILE | pagemap::PFNZERO;
+    let (start, end) = (first.entry.start, last.entry.end);
+    let mut scan = |filter| pagemap::scan(pagemap.as_fd(), start, end, filter, &mut regions);
+    // Kernels before 6.15 know no guard ranges.
+    match scan(not(plain | pagemap::GUARD)).or_else(|_| scan(not(plain))) {
         Ok(()) => {}
         Err(e) if e.errno == Errno::NOTTY || e.errno == Errno::INVAL => {
             regions = scan_by_words(pagemap, vmas)?;
@@ -56,6 +61,31 @@ pub fn survey(pagemap: &File, vmas: &[Vma]) -> Result<Vec<Run>, SyscallError> {
         Err(e) => return Err(e),
     }
     Ok(intersect(&regions, vmas))
+}
+
+/// Guard ranges (`MADV_GUARD_INSTALL`) inside `vmas`, as the image's pseudo mappings. Empty on kernels that do not tell.
+///
+/// # Errors
+/// The pagemap cannot be read.
+pub fn guards(pagemap: &File, vmas: &[Vma]) -> Result<Vec<VmaEntry>, SyscallError> {
+    let mut guards = Vec::new();
+    let filter = Filter { all: pagemap::GUARD, ..Filter::default() };
+    let mut regions = Vec::new();
+    for vma in vmas.iter().filter(|v| v.may_have_guards) {
+        match pagemap::scan(pagemap.as_fd(), vma.entry.start, vma.entry.end, filter, &mut regions) {
+            Ok(()) => {}
+            Err(e) if e.errno == Errno::NOTTY || e.errno == Errno::INVAL => return Ok(Vec::new()),
+            Err(e) => return Err(e),
+        }
+        guards.extend(regions.iter().map(|region| VmaEntry {
+            start: region.start,
+            end: region.end,
+            status: status::GUARD,
+            fd: -1,
+            ..VmaEntry::default()
+        }));
+    }
+    Ok(guards)
 }
 
 /// Cuts `regions` (ascending) at the borders of `vmas` (ascending). The vdso is taken whole: its pages are the
@@ -210,7 +240,6 @@ fn flush(
 mod tests {
     use super::super::vma::Backing;
     use super::*;
-    use rewake_image::messages::VmaEntry;
 
     fn vma(start: u64, end: u64, status: u32) -> Vma {
         Vma {
@@ -220,6 +249,7 @@ mod tests {
             inode: 0,
             readable: true,
             lock_on_fault: false,
+            may_have_guards: false,
         }
     }
 

@@ -76,6 +76,8 @@ pub struct Vma {
     pub readable: bool,
     /// `MLOCK_ONFAULT`.
     pub lock_on_fault: bool,
+    /// May guard ranges lie in it?
+    pub may_have_guards: bool,
 }
 
 const MADV: &[(VmFlags, u32)] = &[
@@ -227,6 +229,7 @@ fn classify(map: &Map<'_>, flags: VmFlags) -> Result<Vma, Problem> {
         inode: map.ino,
         readable: map.read,
         lock_on_fault: flags.contains(VmFlags::LOCKONFAULT),
+        may_have_guards: flags.contains(VmFlags::MAYBE_GUARD),
     })
 }
 

@@ -11,16 +11,22 @@ const RESET_FLAG: u64 = 1;
 const RESET_POLICY: u32 = 0x4000_0000;
 const SCHED_FIFO: u32 = 1;
 const SCHED_RR: u32 = 2;
+const SCHED_DEADLINE: u32 = 6;
 
 /// Puts what the kernel says of a thread into its image entry.
-pub fn survey(core: &mut ThreadCoreEntry, extra: &mut RewakeThreadEntry, attr: &SchedAttr) {
+pub fn survey(
+    core: &mut ThreadCoreEntry,
+    extra: &mut RewakeThreadEntry,
+    attr: &SchedAttr,
+    nice: i32,
+) {
     let reset = if attr.flags & RESET_FLAG != 0 { RESET_POLICY } else { 0 };
     core.sched_policy = Some(attr.policy | reset);
-    core.sched_nice = Some(attr.nice);
+    core.sched_nice = Some(nice);
     if matches!(attr.policy, SCHED_FIFO | SCHED_RR) {
         core.sched_prio = Some(attr.priority);
     }
-    if attr.policy == 6 {
+    if attr.policy == SCHED_DEADLINE {
         extra.deadline = vec![attr.runtime, attr.deadline, attr.period, attr.flags];
     }
 }
@@ -45,6 +51,13 @@ pub fn restore(
     if let Some([runtime, deadline, period, flags]) = extra.map(|e| e.deadline.as_slice()) {
         (attr.runtime, attr.deadline, attr.period) = (*runtime, *deadline, *period);
         attr.flags |= *flags;
+    }
+    // Real-time policies keep a nice value in the background, which sched_setattr does not set.
+    if nice != had.nice && matches!(attr.policy, SCHED_FIFO | SCHED_RR | SCHED_DEADLINE) {
+        steps.must(
+            Label::Text("setting the nice value"),
+            Op::new(libc::SYS_setpriority, &[0, 0, nice as u64]),
+        );
     }
     if (attr.policy, attr.nice, attr.priority, attr.flags) != (had.policy, had.nice, 0, 0) {
         let words = [
