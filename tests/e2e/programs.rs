@@ -281,7 +281,7 @@ pub fn all() -> Vec<Program> {
             .named("unix_pair_empty")
             .env(&[("ZOO_EMPTY", "1")])
             .unless_criu("it loses empty datagrams"),
-        program!(seccomp),
+        program!(seccomp).later(),
         program!(syscall_user_dispatch).unless_criu("it does not keep syscall user dispatch"),
         program!(proctitle),
     ]

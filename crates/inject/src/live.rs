@@ -138,6 +138,15 @@ fn fetch(pidfd: BorrowedFd<'_>, fd: u64) -> Result<OwnedFd> {
     .map_err(Error::errno("fetching a descriptor", "pidfd_getfd"))
 }
 
+/// What only a thread itself can tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Visited {
+    /// Alternate stack, thread id's address, parent-death signal.
+    pub result: VisitorResult,
+    /// `PR_GET_SECUREBITS`.
+    pub securebits: u32,
+}
+
 /// An agent that waits for batches inside a live process.
 #[derive(Debug)]
 pub struct Live {
@@ -252,7 +261,7 @@ impl Live {
     ///
     /// # Errors
     /// The thread is gone.
-    pub fn visit(&self, thread: Stopped, regs: &Registers, slot: usize) -> Result<(Stopped, VisitorResult)> {
+    pub fn visit(&self, thread: Stopped, regs: &Registers, slot: usize) -> Result<(Stopped, Visited)> {
         let (saved, entry, _) = self.boot.visitors[slot];
         let result_at = PAGE
             + Ring::size_for(OPS, DATA)
@@ -276,7 +285,8 @@ impl Live {
                 ..regs
             })?;
             let mut interrupted = None;
-            for _ in 0..6 {
+            // sigaltstack and three prctl, in and out
+            for _ in 0..8 {
                 match thread.to_syscall_stop() {
                     Ok(stopped) => thread = stopped,
                     Err(Error::Signal { signal, .. }) => {
@@ -292,12 +302,13 @@ impl Live {
                 regs = thread.registers()?;
                 continue;
             }
+            let securebits = thread.registers()?.rax as u32;
             let mut stopped = thread.to_event_stop()?;
             stopped.set_registers(&regs)?;
             stopped.set_group_stop(group_stop);
             // SAFETY: VisitorResult is a struct of integers.
             let result = unsafe { self.map.get::<VisitorResult>(result_at) };
-            return Ok((stopped, result));
+            return Ok((stopped, Visited { result, securebits }));
         }
     }
 

@@ -64,15 +64,12 @@ impl Block {
         Ok(Block { _owner: socket })
     }
 
-    /// Has another table, `table`, go on blocking `connections` until [`remove`].
+    /// Blocks `connections` by a table named `table` until [`remove`].
     ///
     /// # Errors
     /// As [`Block::new`].
-    pub fn keep(self, table: &str, connections: &[Connection]) -> Result<(), Error> {
-        block(&mut Socket::open(libc::NETLINK_NETFILTER)?, table, connections, 0)?;
-        // Not before: there must be no moment without.
-        drop(self);
-        Ok(())
+    pub fn stay(table: &str, connections: &[Connection]) -> Result<(), Error> {
+        block(&mut Socket::open(libc::NETLINK_NETFILTER)?, table, connections, 0)
     }
 }
 
@@ -477,7 +474,8 @@ mod tests {
         assert!(!arrives(&mut a, &mut b) && !arrives(&mut b, &mut a));
         assert!(arrives(&mut c, &mut d), "others pass");
         let kept = format!("{name}-kept");
-        block.keep(&kept, &[ends(&a)]).unwrap();
+        Block::stay(&kept, &[ends(&a)]).unwrap();
+        drop(block);
         assert_eq!(remove(&name), Ok(false), "it goes with its owner");
         assert!(!arrives(&mut a, &mut b));
         assert_eq!(remove(&kept), Ok(true));

@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "this crate is the fence around raw system calls")]
 
 pub mod call;
+pub mod cpu;
 pub mod descriptors;
 pub mod file;
 pub mod futex;

@@ -103,10 +103,15 @@ pub fn scan(
             )
         }?;
         for region in &chunk[..got.min(chunk.len())] {
-            // A full vector may cut a run in two.
+            // A full vector may cut a run in two, and what was reported already may come again.
             match regions.last_mut() {
-                Some(last) if last.end == region.start && last.categories == region.categories => {
+                Some(last) if region.end <= last.end => {}
+                Some(last) if region.start <= last.end && last.categories == region.categories => {
                     last.end = region.end;
+                }
+                Some(last) if region.start < last.end => {
+                    let start = last.end;
+                    regions.push(Region { start, ..*region });
                 }
                 _ => regions.push(*region),
             }

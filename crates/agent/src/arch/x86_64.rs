@@ -288,6 +288,9 @@ global_asm!(
     "mov edi, 2",
     "lea rsi, [r13 + 32]",
     "syscall",
+    "mov eax, 157", // prctl(PR_GET_SECUREBITS): its result is read off rax
+    "mov edi, 27",
+    "syscall",
     "rewake_restore rewake_visitor\\n\\()_saved",
     ".balign 8",
     ".endm",

@@ -47,7 +47,10 @@ pub fn survey(
     };
     let mut layout = mm::survey(&task.stat, &inside.attributes, &outside.auxv);
     let path = |c: &mut Collector, link: &[u8], flags: u32, open: &str| {
-        regular::of_path(c, pid, link, flags, open)
+        {
+        let name = link.strip_suffix(b" (deleted)").unwrap_or(link);
+        regular::of_path(c, pid, name, flags, u64::from(name != link), open)
+    }
     };
     layout.exe_file_id = or_report(path(collector, &outside.links.exe, 0, &format!("/proc/{pid}/exe")));
     // Neighbouring mappings are mostly of one file: look it up once.
@@ -65,12 +68,10 @@ pub fn survey(
                 (Backing::None, _) => return entry,
                 (_, Some((.., id))) => id,
                 (Backing::File { path: name, deleted }, None) => {
-                    let mut name = name.clone();
-                    if *deleted {
-                        name.extend_from_slice(b" (deleted)");
-                    }
+                    // Several deleted files may have had one name.
+                    let identity = if *deleted { vma.inode } else { 0 };
                     let flags = entry.fdflags.unwrap_or(0);
-                    or_report(path(collector, &name, flags, &link()))
+                    or_report(regular::of_path(collector, pid, name, flags, identity, &link()))
                 }
                 (Backing::SharedAnon, None) => {
                     let writable = entry.fdflags == Some(2);

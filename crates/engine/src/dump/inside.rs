@@ -3,12 +3,11 @@
 use super::outside::Outside;
 use crate::error::{Context, Result};
 use crate::freeze::{Life, Task};
-use rewake_agent::arch::VisitorResult;
 use rewake_image::messages::{
     CoreEntry, March, RewakeThreadEntry, RseqEntry, SaEntry, TaskCoreEntry, TaskRlimitsEntry,
     TaskTimersEntry, ThreadCoreEntry,
 };
-use rewake_inject::live::{Live, after_rseq, mend_interrupted};
+use rewake_inject::live::{Live, Visited, after_rseq, mend_interrupted};
 use rewake_inject::ring::Script;
 use rewake_inject::tracee::Stopped;
 use rewake_objects::memory::vma::status;
@@ -18,6 +17,7 @@ use rewake_sys::ptrace::{self, Registers};
 use rewake_sys::sched;
 use rewake_sys::task::robust_list;
 use rustix::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 
 /// A task as it tells of itself.
 #[derive(Debug)]
@@ -154,10 +154,14 @@ struct ThreadState {
     info: rewake_image::messages::ThreadInfoX86,
     extra: RewakeThreadEntry,
     mask: u64,
+    /// Of threads other than the leader.
+    securebits: Option<u32>,
 }
 
 impl ThreadState {
-    fn visited(&mut self, result: &VisitorResult) {
+    fn visited(&mut self, visited: &Visited) {
+        let result = &visited.result;
+        self.securebits = Some(visited.securebits);
         self.info.clear_tid_addr = result.tid_address;
         self.core.sas = Some(signals::alternate_stack(
             result.ss_sp,
@@ -177,7 +181,7 @@ const ERESTART_RESTARTBLOCK: i64 = -516;
 
 /// Registers for the image: an interrupted system call is made again, as CRIU writes it; where the kernel's restart
 /// block is needed the image says `EINTR`, and our own extra says how to do better.
-fn for_image(regs: &Registers, extra: &mut RewakeThreadEntry) -> Registers {
+fn for_image(regs: &Registers, extra: &mut RewakeThreadEntry, outside: &Outside) -> Registers {
     if (regs.orig_rax as i64) < 0 {
         return *regs;
     }
@@ -187,13 +191,28 @@ fn for_image(regs: &Registers, extra: &mut RewakeThreadEntry) -> Registers {
             Registers { rax: regs.orig_rax, rip: back, ..*regs }
         }
         ERESTART_RESTARTBLOCK => {
-            extra.again = vec![regs.orig_rax, back];
+            extra.again = vec![interrupted_call(regs, back, outside), back];
             Registers { rax: EINTR, ..*regs }
         }
         _ => match mend_interrupted(regs) {
             Some(_) => Registers { rax: regs.orig_rax, rip: back, ..*regs },
             None => *regs,
         },
+    }
+}
+
+/// The number of the call that has a restart block. If it was restarted before, the registers name restart_syscall(2);
+/// what it was then stands in the code: C libraries load the number right before the instruction at `back`.
+fn interrupted_call(regs: &Registers, back: u64, outside: &Outside) -> u64 {
+    const MOV_EAX: u8 = 0xb8;
+    if regs.orig_rax != libc::SYS_restart_syscall as u64 {
+        return regs.orig_rax;
+    }
+    let mut code = [0u8; 5];
+    let read = outside.memory.read_exact_at(&mut code, back.wrapping_sub(5));
+    match (read, code) {
+        (Ok(()), [MOV_EAX, a, b, c, d]) => u64::from(u32::from_le_bytes([a, b, c, d])),
+        _ => regs.orig_rax,
     }
 }
 
@@ -215,7 +234,7 @@ fn thread_state(
         .map_err(at("reading FPU registers"))
         .of(pid, comm)?;
     let mut extra = RewakeThreadEntry { tid: tid as u32, ..RewakeThreadEntry::default() };
-    let image_regs = for_image(&after_rseq(tid, &outside.memory, regs), &mut extra);
+    let image_regs = for_image(&after_rseq(tid, &outside.memory, regs), &mut extra, outside);
     let mask = ptrace::signal_mask(tid).map_err(at("reading the signal mask")).of(pid, comm)?;
     let queue = ptrace::queued_signals(tid, false).map_err(at("reading queued signals")).of(pid, comm)?;
     let (futex_rla, futex_rla_len) =
@@ -247,7 +266,7 @@ fn thread_state(
     }
     let info = registers::survey(&image_regs, &xsave[..len], 0)
         .map_err(|p| crate::Error::of(pid, comm, p))?;
-    Ok(ThreadState { core, info, extra, mask })
+    Ok(ThreadState { core, info, extra, mask, securebits: None })
 }
 
 fn build(
@@ -278,7 +297,8 @@ fn build(
             state.core.sas = Some(signals::alternate_stack(sp, size, flags));
             state.core.pdeath_sig = Some(attributes.pdeath_sig).filter(|s| *s != 0);
         }
-        state.core.creds = Some(credentials::survey(status, attributes.securebits));
+        let securebits = state.securebits.unwrap_or(attributes.securebits);
+        state.core.creds = Some(credentials::survey(status, securebits));
         state.core.comm = Some(status_name(task, tid, &mut buffer));
         state.core.cg_set = Some(1);
         // The file exists for every tid, but not below task/.

@@ -135,7 +135,7 @@ pub struct Collector {
     /// What is written besides.
     pub contents: Vec<Contents>,
     /// Regular files by path and flags, for mappings, exe, cwd and root.
-    pub(super) by_path: HashMap<(Vec<u8>, u32), u32>,
+    pub(super) by_path: HashMap<(Vec<u8>, u32, u64), u32>,
     /// Ghost ids by device and inode.
     pub(super) ghosts: HashMap<(u64, u64), u64>,
     /// Pipes whose contents are taken.

@@ -103,7 +103,7 @@ fn leads_to(path: &[u8], stat: &Stat) -> bool {
 }
 
 /// The file id of a path that is not held by a descriptor (mapping, exe, cwd, root), opened with `flags`. `open` is how to
-/// reach the file itself if its name is gone, as `/proc/PID/map_files/…` or `/proc/PID/cwd`.
+/// reach the file itself if its name is gone; `identity` tells files apart that had the same name; as `/proc/PID/map_files/…` or `/proc/PID/cwd`.
 ///
 /// # Errors
 /// The path no longer leads there, and it cannot be saved as a ghost.
@@ -112,9 +112,10 @@ pub fn of_path(
     pid: i32,
     path: &[u8],
     flags: u32,
+    identity: u64,
     open: &str,
 ) -> Result<u32, Problem> {
-    let key = (path.to_vec(), flags);
+    let key = (path.to_vec(), flags, identity);
     if let Some(id) = collector.by_path.get(&key) {
         return Ok(*id);
     }

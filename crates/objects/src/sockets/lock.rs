@@ -20,13 +20,14 @@ pub const NFTABLES: u32 = 1;
 /// Nothing was locked.
 pub const SKIP: u32 = 2;
 
-/// The connections of a tree to peers outside, locked: until this is dropped, or for good.
+/// The lock of a dump: on connections to peers outside while the dump runs, and on what a restore needs locked once the
+/// tree is dead. Dropping it unlocks.
 #[derive(Debug)]
-#[must_use = "the connections are locked until this is dropped"]
+#[must_use = "dropping it unlocks"]
 pub struct Lock {
-    block: Block,
-    connections: Vec<Connection>,
+    block: Option<Block>,
     run_id: String,
+    stays: bool,
 }
 
 /// The name of the table that stays: CRIU has room for so much of the id.
@@ -40,30 +41,62 @@ fn problem(e: Error) -> Problem {
 }
 
 impl Lock {
-    /// Locks the connections that need it; `run_id` is the inventory's `dump_criu_run_id`.
+    /// Locks the connections to peers outside; `run_id` is the inventory's `dump_criu_run_id`. To be called before
+    /// [`Survey::read`].
     ///
     /// # Errors
     /// The kernel has no nftables, or `CAP_NET_ADMIN` is missing.
-    pub fn take(survey: &Survey, run_id: &str) -> Result<Option<Lock>, Problem> {
+    pub fn take(survey: &Survey, run_id: &str) -> Result<Lock, Problem> {
         let connections = survey.outside();
-        if connections.is_empty() {
-            return Ok(None);
-        }
         let short = run_id.get(..21).unwrap_or(run_id);
-        let block = Block::new(&format!("rewake-{short}"), &connections).map_err(problem)?;
-        Ok(Some(Lock { block, connections, run_id: run_id.to_owned() }))
+        let block = match connections.as_slice() {
+            [] => None,
+            some => Some(Block::new(&format!("rewake-{short}"), some).map_err(problem)?),
+        };
+        Ok(Lock { block, run_id: run_id.to_owned(), stays: false })
     }
 
-    /// Has the connections stay locked until a restore, whose inventory is to say [`NFTABLES`].
+    /// Has the connections stay locked until the restore. To be called just before the tasks are killed; a controller that
+    /// is killed between that and [`Lock::leave`] leaves a lock without reason.
     ///
     /// # Errors
     /// As [`Lock::take`].
-    pub fn keep(self) -> Result<(), Problem> {
-        self.block.keep(&table(&self.run_id), &self.connections).map_err(problem)
+    pub fn stay(&mut self, survey: &Survey) -> Result<(), Problem> {
+        let connections = survey.to_lock();
+        if connections.is_empty() {
+            return Ok(());
+        }
+        Block::stay(&table(&self.run_id), &connections).map_err(problem)?;
+        self.stays = true;
+        Ok(())
+    }
+
+    /// Leaves the connections locked, if they were to stay so: the tasks are dead.
+    pub fn leave(mut self) {
+        self.stays = false;
     }
 }
 
-/// Removes what [`Lock::keep`] has left: for a dump that fails after it.
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if self.stays
+            && let Err(e) = release(&self.run_id)
+        {
+            log::error!("the network lock cannot be removed (nft delete table inet {}): {e}", table(&self.run_id));
+        }
+        // Connections to the outside are free only now.
+        drop(self.block.take());
+    }
+}
+
+/// What the inventory of a checkpoint is to say of its lock, [`NFTABLES`] or [`SKIP`], if its tasks are killed. To be asked
+/// after [`Survey::read`].
+#[must_use]
+pub fn method(survey: &Survey) -> u32 {
+    if survey.to_lock().is_empty() { SKIP } else { NFTABLES }
+}
+
+/// Removes what [`Lock::leave`] has left.
 ///
 /// # Errors
 /// `CAP_NET_ADMIN` is missing.

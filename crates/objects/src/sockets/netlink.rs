@@ -13,6 +13,8 @@ use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, Protocol, RawProtocol, SocketFlags, SocketType};
 
 const NETLINK_LIST_MEMBERSHIPS: i32 = 9;
+/// `NETLINK_UNCONNECTED`, which the format has for bound sockets.
+const UNCONNECTED: u32 = 0;
 const ESTABLISHED: u32 = 1;
 const CLOSE: u32 = 7;
 
@@ -53,7 +55,13 @@ pub fn survey(
         id: collector.new_id(),
         ino: view.stat.st_ino as u32,
         protocol: protocol as u32,
-        state: if connected { ESTABLISHED } else { CLOSE },
+        state: if connected {
+            ESTABLISHED
+        } else if own.pid() != 0 {
+            UNCONNECTED
+        } else {
+            CLOSE
+        },
         flags: view.flags,
         portid: own.pid(),
         groups: if own.groups() == 0 { Vec::new() } else { vec![own.groups()] },

@@ -207,22 +207,35 @@ pub fn apply(making: Making<'_>, options: &SkOptsEntry) -> Result<(), Problem> {
 /// # Errors
 /// The kernel refuses one.
 pub fn apply_buffers(making: Making<'_>, options: &SkOptsEntry) -> Result<(), Problem> {
+    apply_receive_buffer(making, options)?;
+    let send = (libc::SO_SNDBUF, libc::SO_SNDBUFFORCE, "SO_SNDBUF", options.so_sndbuf);
+    apply_buffer(making, options, send)
+}
+
+/// Sets the size of the receive buffer alone.
+///
+/// # Errors
+/// The kernel refuses it.
+pub fn apply_receive_buffer(making: Making<'_>, options: &SkOptsEntry) -> Result<(), Problem> {
+    let receive = (libc::SO_RCVBUF, libc::SO_RCVBUFFORCE, "SO_RCVBUF", options.so_rcvbuf);
+    apply_buffer(making, options, receive)
+}
+
+fn apply_buffer(
+    making: Making<'_>,
+    options: &SkOptsEntry,
+    (name, force, what, size): (i32, i32, &str, u32),
+) -> Result<(), Problem> {
     let fd = making.fd;
-    let mut changed = false;
-    for (name, force, what, size) in [
-        (libc::SO_SNDBUF, libc::SO_SNDBUFFORCE, "SO_SNDBUF", options.so_sndbuf),
-        (libc::SO_RCVBUF, libc::SO_RCVBUFFORCE, "SO_RCVBUF", options.so_rcvbuf),
-    ] {
-        if option_int(fd, SOCKET, name) != Ok(size as i32) {
-            set_buffer(fd, name, force, size).map_err(|e| making.refused(what, size, &e))?;
-            changed = true;
-        }
+    let lock = options.so_buf_lock.unwrap_or(0);
+    if option_int(fd, SOCKET, name) != Ok(size as i32) {
+        set_buffer(fd, name, force, size).map_err(|e| making.refused(what, size, &e))?;
+    } else if option_int(fd, SOCKET, SO_BUF_LOCK).is_ok_and(|now| now as u32 == lock) {
+        return Ok(());
     }
     match options.so_buf_lock {
-        Some(lock) if changed || lock != 0 => {
-            making.set(SOCKET, SO_BUF_LOCK, "SO_BUF_LOCK", lock as i32)
-        }
-        _ => Ok(()),
+        Some(lock) => making.set(SOCKET, SO_BUF_LOCK, "SO_BUF_LOCK", lock as i32),
+        None => Ok(()),
     }
 }
 

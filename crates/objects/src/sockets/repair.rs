@@ -177,6 +177,8 @@ fn connect(
     tcp::choose_queue(fd, Queue::Send).map_err(failed)?;
     fill(fd, sent)
         .map_err(|e| making.problem(format!("its send queue cannot be filled: {e}")))?;
+    // Before packets come, or more would be let in than there was room for.
+    options::apply_receive_buffer(making, &entry.opts)?;
     if let Some(window) = window(stream, receive_end) {
         tcp::set_window(fd, window).map_err(failed)?;
     }

@@ -25,7 +25,7 @@ use rewake_sys::{Errno, SyscallError};
 use rustix::event::{PollFd, PollFlags};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::RecvFlags;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 
 const SIOCINQ: u32 = 0x541b;
@@ -81,6 +81,12 @@ pub(super) fn survey(
         }
         SYN_SENT | ESTABLISHED | FIN_WAIT1 | FIN_WAIT2 | CLOSE_WAIT | LAST_ACK | CLOSING => {
             survey_connected(collector, view, entry)?;
+            entry.shutdown = match (fin_received(entry.state), fin_sent(entry.state)) {
+                (false, false) => None,
+                (true, false) => Some(SkShutdown::Read as i32),
+                (false, true) => Some(SkShutdown::Write as i32),
+                (true, true) => Some(SkShutdown::Both as i32),
+            };
             Ok(true)
         }
         other => Err(view.problem(format!("it is in TCP state {other}, which cannot be saved"))),
@@ -427,11 +433,22 @@ impl Survey {
     /// The connections whose peer is not in the tree: own address, the peer's.
     #[must_use]
     pub fn outside(&self) -> Vec<(SocketAddr, SocketAddr)> {
-        let inside: std::collections::HashSet<_> =
+        self.select(|_, inside| !inside)
+    }
+
+    /// The connections that have to be locked until a restore: those to peers outside, and for CRIU's restore, which sends
+    /// before all sockets are there, those with something to send.
+    #[must_use]
+    pub fn to_lock(&self) -> Vec<(SocketAddr, SocketAddr)> {
+        self.select(|c, inside| !inside || c.stream.unsq_len != Some(0))
+    }
+
+    fn select(&self, wanted: impl Fn(&Connection, bool) -> bool) -> Vec<(SocketAddr, SocketAddr)> {
+        let all: HashSet<_> =
             self.connections.iter().map(|c| ends(c.source, c.destination)).collect();
         self.connections
             .iter()
-            .filter(|c| !inside.contains(&ends(c.destination, c.source)))
+            .filter(|c| wanted(c, all.contains(&ends(c.destination, c.source))))
             .map(|c| (c.source, c.destination))
             .collect()
     }

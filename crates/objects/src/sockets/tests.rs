@@ -300,12 +300,14 @@ fn outside_peers_notice_nothing(address: &str, close_first: bool) {
     assert_eq!(collector.sockets.outside().len(), 2);
     let run_id = format!("{:021}-{}", std::process::id(), address.len() * 2 + usize::from(close_first));
     let run_id = run_id.chars().rev().collect::<String>();
-    let lock = lock::Lock::take(&collector.sockets, &run_id).unwrap().unwrap();
+    let mut lock = lock::Lock::take(&collector.sockets, &run_id).unwrap();
     save(&scratch.0, &mut collector, false);
+    assert_eq!(lock::method(&collector.sockets), lock::NFTABLES);
     let guard = collector.sockets.silence().unwrap();
+    lock.stay(&collector.sockets).unwrap();
     drop((inner, left));
     guard.keep();
-    lock.keep().unwrap();
+    lock.leave();
     drop(collector);
     // Nobody is there, and nobody says so.
     outer.write_all(b", more").unwrap();

@@ -1,13 +1,14 @@
 //! Registers of a thread: `NT_PRSTATUS` and `NT_X86_XSTATE` (ptrace(2)) and the image's form of them.
 //!
-//! The image names the parts of the XSAVE area one by one, at the offsets that every CPU uses in the standard
-//! (non-compacted) form; parts a CPU lacks are absent.
+//! The image names the parts of the XSAVE area one by one; where they lie in it is each CPU's own affair (CPUID leaf
+//! 13). Parts a CPU lacks are absent.
 
 use crate::Problem;
 use rewake_image::messages::{
     ThreadInfoX86, UserDescT, UserX86FpregsEntry, UserX86RegsEntry, UserX86RegsMode,
     UserX86XsaveEntry,
 };
+use rewake_sys::cpu::xsave_component;
 use rewake_sys::ptrace::Registers;
 
 /// Largest XSAVE area of current CPUs is 11 KiB (with AMX); reading needs a buffer of this size.
@@ -18,20 +19,30 @@ const LEGACY: usize = 512;
 /// XSAVE header: `xstate_bv`, `xcomp_bv`.
 const HEADER: usize = 64;
 
-/// One part of the XSAVE area: feature bit, standard offset, size.
+/// One part of the XSAVE area: its feature bit, and its size where the CPU has it.
+#[derive(Debug, Clone, Copy)]
 struct Part {
     bit: u32,
-    offset: usize,
     size: usize,
 }
 
-const YMM: Part = Part { bit: 2, offset: 576, size: 256 };
-const BNDREGS: Part = Part { bit: 3, offset: 960, size: 64 };
-const BNDCSR: Part = Part { bit: 4, offset: 1024, size: 64 };
-const OPMASK: Part = Part { bit: 5, offset: 1088, size: 64 };
-const ZMM_HI256: Part = Part { bit: 6, offset: 1152, size: 512 };
-const HI16_ZMM: Part = Part { bit: 7, offset: 1664, size: 1024 };
-const PKRU: Part = Part { bit: 9, offset: 2688, size: 8 };
+const YMM: Part = Part { bit: 2, size: 256 };
+const BNDREGS: Part = Part { bit: 3, size: 64 };
+const BNDCSR: Part = Part { bit: 4, size: 64 };
+const OPMASK: Part = Part { bit: 5, size: 64 };
+const ZMM_HI256: Part = Part { bit: 6, size: 512 };
+const HI16_ZMM: Part = Part { bit: 7, size: 1024 };
+const PKRU: Part = Part { bit: 9, size: 8 };
+
+/// Where this CPU has a part: a function of its feature bit, so that tests can be another CPU.
+type Places<'a> = &'a dyn Fn(u32) -> Option<(usize, usize)>;
+
+impl Part {
+    fn range(self, places: Places<'_>, area: usize) -> Option<std::ops::Range<usize>> {
+        let (offset, size) = places(self.bit)?;
+        (size >= self.size && offset + self.size <= area).then(|| offset..offset + self.size)
+    }
+}
 /// Features the image format has a place for (x87, SSE and the parts above).
 const KNOWN: u64 = 0b10_1111_1111;
 
@@ -63,6 +74,15 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 /// # Errors
 /// The area is shorter than FXSAVE, or a feature is in use that the format cannot hold (AMX tiles).
 pub fn survey(regs: &Registers, xsave: &[u8], tid_address: u64) -> Result<ThreadInfoX86, Problem> {
+    survey_at(regs, xsave, tid_address, &xsave_component)
+}
+
+fn survey_at(
+    regs: &Registers,
+    xsave: &[u8],
+    tid_address: u64,
+    places: Places<'_>,
+) -> Result<ThreadInfoX86, Problem> {
     if xsave.len() < LEGACY {
         return Err(Problem::new("FPU registers", format!("{} bytes are too few", xsave.len())));
     }
@@ -89,7 +109,7 @@ pub fn survey(regs: &Registers, xsave: &[u8], tid_address: u64) -> Result<Thread
                 format!("the CPU features {unknown:#x} are in use, for which the image format has no place"),
             ));
         }
-        let part = |p: &Part| xsave.get(p.offset..p.offset + p.size).unwrap_or(&[]);
+        let part = |p: &Part| p.range(places, xsave.len()).map_or(&[][..], |range| &xsave[range]);
         fp.xsave = Some(UserX86XsaveEntry {
             xstate_bv: features,
             ymmh_space: words32(part(&YMM)),
@@ -223,6 +243,15 @@ pub fn restore_xsave(
     format: XsaveFormat,
     check: bool,
 ) -> Result<Vec<u8>, Problem> {
+    restore_xsave_at(info, format, check, &xsave_component)
+}
+
+fn restore_xsave_at(
+    info: &ThreadInfoX86,
+    format: XsaveFormat,
+    check: bool,
+    places: Places<'_>,
+) -> Result<Vec<u8>, Problem> {
     let fp = &info.fpregs;
     let wrong = |part: &str, have: usize, want: usize| {
         Problem::new("FPU registers", format!("{part} has {have} words instead of {want}"))
@@ -276,10 +305,11 @@ pub fn restore_xsave(
         if bytes.is_empty() || format.features & x.xstate_bv & (1 << part.bit) == 0 {
             continue;
         }
-        if bytes.len() != part.size || part.offset + part.size > format.size {
+        let range = part.range(places, format.size).filter(|_| bytes.len() == part.size);
+        let Some(range) = range else {
             return Err(wrong(name, bytes.len() / 4, part.size / 4));
-        }
-        put(part.offset, &bytes);
+        };
+        put(range.start, &bytes);
     }
     Ok(area)
 }
@@ -290,6 +320,14 @@ mod tests {
 
     #[test]
     fn xsave_survives_the_image() {
+        let intel = |bit| match bit {
+            2 => Some((576, 256)),
+            5 => Some((1088, 64)),
+            6 => Some((1152, 512)),
+            7 => Some((1664, 1024)),
+            9 => Some((2688, 8)),
+            _ => None,
+        };
         let mut area = vec![0u8; 2696];
         for (i, byte) in area.iter_mut().enumerate() {
             *byte = (i * 7 + 3) as u8;
@@ -300,10 +338,21 @@ mod tests {
         area[520..576].fill(0);
         area[832..1088].fill(0); // alignment gap, and MPX, which this machine lacks
         let format = XsaveFormat::of(&area);
-        let info = survey(&Registers::default(), &area, 0).unwrap();
-        let mut back = restore_xsave(&info, format, true).unwrap();
+        let info = survey_at(&Registers::default(), &area, 0, &intel).unwrap();
+        let mut back = restore_xsave_at(&info, format, true, &intel).unwrap();
         back[464..472].copy_from_slice(&area[464..472]);
         assert!(back == area);
+        // AMD's order is another, the contents are the same.
+        let amd = |bit| match bit {
+            2 => Some((576, 256)),
+            5 => Some((832, 64)),
+            6 => Some((896, 512)),
+            7 => Some((1408, 1024)),
+            9 => Some((2432, 8)),
+            _ => None,
+        };
+        let there = restore_xsave_at(&info, XsaveFormat { size: 2440, ..format }, true, &amd).unwrap();
+        assert_eq!(there[896..1408], area[1152..1664]);
         let lacking = XsaveFormat { size: 832, features: 0b111 };
         assert!(restore_xsave(&info, lacking, true).unwrap_err().reason.contains("0x2e0"));
         assert!(restore_xsave(&info, lacking, false).is_ok());

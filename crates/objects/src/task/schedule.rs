@@ -9,8 +9,10 @@ use rewake_sys::sched::SchedAttr;
 /// `SCHED_FLAG_RESET_ON_FORK` and the bit that stands for it in a policy.
 const RESET_FLAG: u64 = 1;
 const RESET_POLICY: u32 = 0x4000_0000;
+const SCHED_OTHER: u32 = 0;
 const SCHED_FIFO: u32 = 1;
 const SCHED_RR: u32 = 2;
+const SCHED_BATCH: u32 = 3;
 const SCHED_DEADLINE: u32 = 6;
 
 /// Puts what the kernel says of a thread into its image entry.
@@ -52,8 +54,8 @@ pub fn restore(
         (attr.runtime, attr.deadline, attr.period) = (*runtime, *deadline, *period);
         attr.flags |= *flags;
     }
-    // Real-time policies keep a nice value in the background, which sched_setattr does not set.
-    if nice != had.nice && matches!(attr.policy, SCHED_FIFO | SCHED_RR | SCHED_DEADLINE) {
+    // Other policies than these two keep a nice value in the background, which sched_setattr does not set.
+    if nice != had.nice && !matches!(attr.policy, SCHED_OTHER | SCHED_BATCH) {
         steps.must(
             Label::Text("setting the nice value"),
             Op::new(libc::SYS_setpriority, &[0, 0, nice as u64]),
