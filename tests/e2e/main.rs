@@ -96,7 +96,7 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     for program in programs::all() {
         for &(flavour, word) in Flavour::ALL {
             let (p, t) = (program.clone(), tool.clone());
-            let reason = if tool.is_criu { program.criu_reason(word) } else { None };
+            let reason = if tool.is_criu { program.criu_reason(word) } else { program.gap };
             trials.push(trial(format!("{}::{word}", program.name), move || match reason {
                 Some(why) => Ok(skip(format!("CRIU cannot: {why}"))),
                 None => flavours::run(&p, &t, flavour),

@@ -40,6 +40,8 @@ pub const FLAG_STOP: u32 = 1 << 16;
 pub const FLAG_CLONE: u32 = 1 << 17;
 /// The low 32 bits of the result are also stored at the address in argument 5.
 pub const FLAG_STORE: u32 = 1 << 18;
+/// The result must equal argument 5; otherwise the agent leaves as if the controller were gone.
+pub const FLAG_EXPECT: u32 = 1 << 20;
 /// In [`Header::wait`]: a result of zero or below means that the controller is gone.
 pub const FLAG_HANGUP: u32 = 1 << 19;
 
@@ -152,6 +154,14 @@ impl Op {
     pub fn arg_deref(mut self, i: usize, address: u64) -> Op {
         self.flags |= deref_flag(i);
         self.args[i] = address;
+        self
+    }
+
+    /// Has the agent leave if the result is not `value`.
+    #[must_use]
+    pub fn expect(mut self, value: u64) -> Op {
+        self.flags |= FLAG_EXPECT;
+        self.args[5] = value;
         self
     }
 

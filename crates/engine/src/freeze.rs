@@ -129,6 +129,8 @@ impl Tree {
             Err(Seize::Gone) => return Err(gone(&"it ended while it was being stopped")),
             Err(Seize::Failed(e)) => return Err(e),
         };
+        // It may have executed another program since its stat was read.
+        let stat = dir.stat(buffer).map_err(|e| gone(&e))?;
         let life = match threads.first().and_then(Stopped::group_stop) {
             Some(signal) => Life::Stopped(signal),
             None => Life::Alive,
@@ -181,7 +183,7 @@ impl Tree {
         for task in &mut self.tasks {
             for thread in task.threads.drain(..) {
                 let tid = thread.tid();
-                if let Err(e) = release_thread(thread) {
+                if let Err(e) = thread.detach(0) {
                     log::debug!("thread {tid} is gone before it could be released: {e}");
                 }
             }
@@ -195,15 +197,16 @@ impl Drop for Tree {
     }
 }
 
-/// Detaches a thread; a system call that our stop cut short is made again.
-fn release_thread(thread: Stopped) -> rewake_inject::Result<()> {
+/// A system call that our stop cut short with `EINTR` is made again. Done at once, so that it holds even if we are
+/// killed.
+fn mend(thread: &Stopped) {
     if thread.group_stop().is_none()
         && let Ok(regs) = thread.registers()
         && let Some(mended) = mend_interrupted(&regs)
+        && let Err(e) = thread.set_registers(&mended)
     {
-        thread.set_registers(&mended)?;
+        log::debug!("thread {} is gone: {e}", thread.tid());
     }
-    thread.detach(0)
 }
 
 enum Seize {
@@ -248,7 +251,10 @@ fn seize_all(dir: &ProcDir, stat: &Stat, deadline: Option<Instant>) -> std::resu
             for running in pending {
                 let tid = running.tid();
                 match running.wait_stop_until(deadline) {
-                    Ok(thread) => stopped.push(thread),
+                    Ok(thread) => {
+                        mend(&thread);
+                        stopped.push(thread);
+                    }
                     Err(e) if e.is_gone() && tid != pid => {}
                     Err(e) if e.is_gone() => return Err(Seize::Gone),
                     Err(e) => return Err(fail(&e)),
@@ -270,7 +276,7 @@ fn seize_all(dir: &ProcDir, stat: &Stat, deadline: Option<Instant>) -> std::resu
         }
         Err(e) => {
             for thread in stopped {
-                let _ = release_thread(thread);
+                let _ = thread.detach(0);
             }
             Err(e)
         }

@@ -206,6 +206,14 @@ impl ImageDir {
         Ghost::read(&path, file, size, header)
     }
 
+    /// Compares the sizes of the files with the manifest's, but for those that `read_anyway` names: reading does the
+    /// same and more. To be called before anything is made of the images.
+    pub fn check_complete(&self, read_anyway: impl Fn(&str) -> bool) -> Result<()> {
+        let Some(manifest) = &self.manifest else { return Ok(()) };
+        let names = manifest.names().filter(|name| !read_anyway(name));
+        names.into_iter().try_for_each(|name| self.open_file(name).map(drop))
+    }
+
     /// Opens a file without messages. Its size is compared with the manifest's.
     pub fn open_raw(&self, name: &str) -> Result<File> {
         match self.open_file(name)? {

@@ -421,8 +421,25 @@ impl Start<'_> {
         leader.set_registers(&Registers { rip, orig_rax: u64::MAX, ..*original })
     }
 
+    /// A thread that is still in the entry of an agent whose controller was killed, on its way back to where it was, is
+    /// let out of it first.
+    fn let_out(&self, mut leader: Stopped) -> Result<Stopped> {
+        let room = self.room.address..self.room.address + self.boot.len(self.room.visitors) as u64;
+        for _ in 0..1000 {
+            if !room.contains(&leader.registers()?.rip) {
+                return Ok(leader);
+            }
+            let running = leader.resume()?;
+            std::thread::sleep(Duration::from_micros(100));
+            running.interrupt()?;
+            leader = running.wait_stop()?;
+        }
+        Err(Error::Unexpected { tid: leader.tid(), stop: "it does not leave an old agent's entry".into() })
+    }
+
     /// To the exit from the first system call, after which all signals are blocked.
     fn block_signals(&self, mut leader: Stopped) -> Result<(Stopped, Registers, u64)> {
+        leader = self.let_out(leader)?;
         loop {
             let tid = leader.tid();
             let original = after_rseq(tid, &self.memory, &leader.registers()?);

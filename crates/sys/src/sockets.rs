@@ -165,3 +165,13 @@ pub fn unshare_directory() -> Result<()> {
     unsafe { call::syscall("unshare", libc::SYS_unshare, [libc::CLONE_FS as usize, 0, 0, 0, 0, 0]) }
         .map(drop)
 }
+
+/// Gives the calling thread a network namespace of its own (unshare(2) with `CLONE_NEWNET`).
+///
+/// # Errors
+/// `EPERM` without `CAP_SYS_ADMIN`.
+pub fn unshare_network() -> Result<()> {
+    // SAFETY: no pointer; descriptors keep working.
+    unsafe { call::syscall("unshare", libc::SYS_unshare, [libc::CLONE_NEWNET as usize, 0, 0, 0, 0, 0]) }
+        .map(drop)
+}

@@ -74,7 +74,14 @@ pub fn survey(task: &mut Task, outside: &Outside, pidfd: &OwnedFd, cure: bool) -
             asked = Some((actions, timers, limits, attributes, clocks));
             script
         })
-        .of(pid, &comm)?;
+        .map_err(|e| match e {
+            rewake_inject::Error::Inside { errno: rewake_sys::Errno::MFILE, .. } => crate::Error::new(format!(
+                "process {pid} ({}): its table of descriptors is full; such a process cannot be saved yet",
+                rewake_objects::problem::text(&comm)
+            ))
+            .hint(format!("let it have some more: prlimit --pid {pid} --nofile=…")),
+            e => crate::Error::new(format!("process {pid} ({}): {e}", rewake_objects::problem::text(&comm))),
+        })?;
         // The closure ran: the batch was executed.
         let Some((actions, timers_asked, limits_asked, attributes_asked, clocks)) = asked else {
             return Err(crate::Error::new("the agent ran without a script"));
@@ -202,17 +209,35 @@ fn for_image(regs: &Registers, extra: &mut RewakeThreadEntry, outside: &Outside)
 }
 
 /// The number of the call that has a restart block. If it was restarted before, the registers name restart_syscall(2);
-/// what it was then stands in the code: C libraries load the number right before the instruction at `back`.
+/// what it was then stands in the code, for C libraries load the number right before the instruction at `back`, or can
+/// be told from the arguments, if it was a sleep.
 fn interrupted_call(regs: &Registers, back: u64, outside: &Outside) -> u64 {
     const MOV_EAX: u8 = 0xb8;
+    const CLOCKS: u64 = 16;
+    const LOWEST_POINTER: u64 = 1 << 16;
     if regs.orig_rax != libc::SYS_restart_syscall as u64 {
         return regs.orig_rax;
     }
     let mut code = [0u8; 5];
     let read = outside.memory.read_exact_at(&mut code, back.wrapping_sub(5));
-    match (read, code) {
-        (Ok(()), [MOV_EAX, a, b, c, d]) => u64::from(u32::from_le_bytes([a, b, c, d])),
-        _ => regs.orig_rax,
+    if let (Ok(()), [MOV_EAX, a, b, c, d]) = (read, code) {
+        return u64::from(u32::from_le_bytes([a, b, c, d]));
+    }
+    let is_time = |address: u64| {
+        let mut bytes = [0u8; 16];
+        let read = outside.memory.read_exact_at(&mut bytes, address);
+        let nanoseconds = u64::from_ne_bytes([
+            bytes[8], bytes[9], bytes[10], bytes[11], bytes[12], bytes[13], bytes[14], bytes[15],
+        ]);
+        read.is_ok() && bytes != [0; 16] && nanoseconds < 1_000_000_000
+    };
+    let pointer_or_null = |v: u64| v == 0 || v >= LOWEST_POINTER;
+    if regs.rdi < CLOCKS && regs.rsi == 0 && is_time(regs.rdx) && pointer_or_null(regs.r10) {
+        libc::SYS_clock_nanosleep as u64
+    } else if pointer_or_null(regs.rsi) && is_time(regs.rdi) {
+        libc::SYS_nanosleep as u64
+    } else {
+        regs.orig_rax
     }
 }
 

@@ -19,10 +19,10 @@ use rewake_image::ImageWriter;
 use rewake_inject::live::Live;
 use rewake_objects::files::collect::{Collector, Contents, Options};
 use rewake_objects::problem::text;
-use rewake_objects::sockets::lock::Lock;
+use rewake_objects::sockets::lock::{self, Lock};
 use rewake_sys::wait::{self, Status};
 use rewake_sys::signal;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// A living task, surveyed.
 #[derive(Debug)]
@@ -76,6 +76,33 @@ type Agents = Vec<Option<Live>>;
 
 fn deadline(options: &DumpOptions) -> Option<Instant> {
     options.timeout.map(|t| Instant::now() + t)
+}
+
+/// Freezes the tree; if the agent of a dump that was killed is still on its way out of a task, lets it go first.
+fn freeze(options: &DumpOptions) -> Result<Tree> {
+    let give_up = Instant::now() + Duration::from_secs(5);
+    loop {
+        let mut tree = Tree::freeze(options.root, deadline(options))?;
+        let mut buffer = Vec::new();
+        let guest = tree.tasks.iter().find(|task| {
+            let maps = task.dir.read("maps", &mut buffer).unwrap_or(b"");
+            !task.threads.is_empty() && contains(maps, b"/memfd:rewake (deleted)")
+        });
+        let Some(guest) = guest.map(|t| (t.pid(), text(t.comm()))) else { return Ok(tree) };
+        tree.release();
+        if Instant::now() > give_up {
+            let (pid, comm) = guest;
+            return Err(Error::new(format!(
+                "process {pid} ({comm}) has another dump's agent inside, or memory that looks like it"
+            ))
+            .hint("wait for the other dump to end"));
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn contains(text: &[u8], what: &[u8]) -> bool {
+    text.windows(what.len()).any(|w| w == what)
 }
 
 /// Surveys a frozen tree. With `cure` the agents are taken out again at once.
@@ -168,7 +195,7 @@ fn sessions(tree: &Tree, options: &DumpOptions) -> Vec<Obstacle> {
 /// The survey itself could not be made (no such process, no permission…).
 pub fn check_tree(options: &DumpOptions) -> Result<Vec<Obstacle>> {
     refuse_ourselves(options.root)?;
-    let mut tree = Tree::freeze(options.root, deadline(options))?;
+    let mut tree = freeze(options)?;
     let (surveyed, _) = survey(&mut tree, options, true)?;
     tree.release();
     Ok(surveyed.obstacles)
@@ -199,7 +226,7 @@ pub fn dump(options: &DumpOptions, hooks: &mut dyn Hooks) -> Result<DumpReport> 
     let images = ImageWriter::create(&options.images_dir)?;
     hooks.run(Action::PreDump, Some(options.root)).map_err(Error::new)?;
     let start = Instant::now();
-    let mut tree = Tree::freeze(options.root, deadline(options))?;
+    let mut tree = freeze(options)?;
     let frozen = Instant::now();
     log::info!("{} tasks frozen in {:?}", tree.tasks.len(), frozen - start);
 
@@ -208,7 +235,7 @@ pub fn dump(options: &DumpOptions, hooks: &mut dyn Hooks) -> Result<DumpReport> 
     let surveyed_at = Instant::now();
     log::info!("surveyed in {:?}", surveyed_at - frozen);
     let result = finish_images(images, options, hooks, surveyed);
-    let Finished { mut report, written_at, lock, sockets } = match result {
+    let Finished { mut report, written_at, mut lock, sockets } = match result {
         Ok(done) => done,
         Err(e) => {
             cure(&mut tree, agents);
@@ -221,13 +248,22 @@ pub fn dump(options: &DumpOptions, hooks: &mut dyn Hooks) -> Result<DumpReport> 
 
     if dies && report.post_dump_failed.is_none() {
         // Connections must end without a word to their peers, whom the restored end will answer.
-        let silenced = sockets.silence();
-        kill(&mut tree, agents);
-        if let Ok(guard) = silenced {
-            guard.keep();
-        }
-        if let Some(lock) = lock {
-            lock.keep().map_err(|p| Error::new(p.to_string()))?;
+        let silenced = lock
+            .as_mut()
+            .map_or(Ok(()), |lock| lock.stay(&sockets))
+            .and_then(|()| sockets.silence());
+        match silenced {
+            Ok(guard) => {
+                kill(&mut tree, agents);
+                guard.keep();
+                if let Some(lock) = lock {
+                    lock.leave();
+                }
+            }
+            Err(problem) => {
+                cure(&mut tree, agents);
+                return Err(Error::new(format!("the images are complete, but the tree runs on: {problem}")));
+            }
         }
     } else {
         let stop = options.final_state == FinalState::Stopped && report.post_dump_failed.is_none();
@@ -284,8 +320,9 @@ fn finish_images(
         threads: surveyed.threads(),
         ..DumpReport::default()
     };
-    let locked = lock.is_some() && options.final_state == FinalState::Dead;
-    images.commit(&write::inventory(options.tcp.close, locked, run_id))?;
+    let dies = options.final_state == FinalState::Dead;
+    let method = if dies { lock::method(&surveyed.files.sockets) } else { lock::SKIP };
+    images.commit(&write::inventory(options.tcp.close, method, run_id))?;
     if let Err(e) = hooks.run(Action::PostDump, Some(options.root)) {
         report.post_dump_failed = Some(e);
     }
@@ -301,7 +338,7 @@ fn lock_and_read(surveyed: &mut Surveyed, run_id: &str) -> Result<Option<Lock>> 
     let of_root = |p: rewake_objects::Problem| Error::new(p.to_string());
     let lock = Lock::take(&files.sockets, run_id).map_err(of_root)?;
     files.sockets.read(&mut files.entries).map_err(of_root)?;
-    Ok(lock)
+    Ok(Some(lock))
 }
 
 /// A random UUID in text form.

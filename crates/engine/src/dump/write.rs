@@ -279,7 +279,7 @@ fn write_pages(
 
 /// The inventory, which is written last.
 #[must_use]
-pub fn inventory(tcp_close: bool, locked: bool, run_id: String) -> InventoryEntry {
+pub fn inventory(tcp_close: bool, lock_method: u32, run_id: String) -> InventoryEntry {
     InventoryEntry {
         img_version: 2,
         fdinfo_per_id: Some(true),
@@ -288,8 +288,7 @@ pub fn inventory(tcp_close: bool, locked: bool, run_id: String) -> InventoryEntr
         root_cg_set: Some(1),
         lsmtype: Some(Lsmtype::NoLsm as i32),
         tcp_close: tcp_close.then_some(true),
-        // 1: nftables; 2: nothing is locked.
-        network_lock_method: Some(if locked { 1 } else { 2 }),
+        network_lock_method: Some(lock_method),
         plugins_entry: Some(PluginsEntry::default()),
         dump_criu_run_id: Some(run_id.into_bytes()),
         ..InventoryEntry::default()

@@ -59,6 +59,8 @@ pub struct Environment {
     pub personality: u32,
     /// Can the kernel be told the ids of POSIX timers?
     pub timer_ids: bool,
+    /// Who the root's parent is: the controller, or its parent with `--restore-sibling`.
+    pub root_parent: i32,
     /// Is this the root directory of the images too? (by file id, from the opener)
     pub plain_root: bool,
 }
@@ -203,7 +205,7 @@ fn plan_node(
             messages: Vec::new(),
         };
         let group = lineage.joins.iter().find(|(i, _)| *i == index).map(|(_, group)| *group);
-        builder.build(group, same_vdso(alive)?, &threads, &headers)?;
+        builder.build(group, node.orphan, same_vdso(alive)?, &threads, &headers)?;
         let Builder { steps: build, warnings, messages, .. } = builder;
         let mut finish = Steps::new(base);
         let groups: Vec<i32> = node
@@ -241,8 +243,7 @@ fn birth_steps(
 ) {
     let node = &lineage.nodes[at];
     if !node.orphan {
-        let kill = op(libc::SYS_prctl, &[PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0, 0, 0]);
-        steps.must(Label::Text("asking to die with the parent"), kill);
+        die_with(steps, parent_of(lineage, at, env));
     }
     if at == 0 {
         strip_steps(steps, env);
@@ -290,6 +291,26 @@ fn birth_steps(
         }
         Role::Task(i) if tasks[i].alive.is_none() => zombie_steps(steps, &tasks[i]),
         Role::Task(_) | Role::Group => {}
+    }
+}
+
+/// Asks to be killed when the parent dies; if that happened already, ends at once.
+fn die_with(steps: &mut Steps, parent: Option<i32>) {
+    let kill = op(libc::SYS_prctl, &[PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0, 0, 0]);
+    steps.must(Label::Text("asking to die with the parent"), kill);
+    if let Some(parent) = parent {
+        let own = op(libc::SYS_getppid, &[]).expect(parent as u64);
+        steps.may(Label::Text("looking for the parent"), own);
+    }
+}
+
+/// The parent a node has when it is born, if its pid is known.
+fn parent_of(lineage: &Lineage, at: usize, env: &Environment) -> Option<i32> {
+    let node = &lineage.nodes[at];
+    match node.cloner {
+        None => Some(env.root_parent),
+        Some(cloner) if node.sibling => parent_of(lineage, cloner, env),
+        Some(cloner) => lineage.nodes[cloner].pid,
     }
 }
 
@@ -422,11 +443,15 @@ impl Builder<'_> {
     fn build(
         &mut self,
         group: Option<i32>,
+        orphan: bool,
         same_vdso: bool,
         threads: &[ThreadPlan],
         headers: &[u64],
     ) -> Result<()> {
         let steps = &mut self.steps;
+        if orphan {
+            die_with(steps, Some(self.task.ppid));
+        }
         if let Some(group) = group {
             steps.must(Label::Text("joining the process group"), op(libc::SYS_setpgid, &[0, group as u64]));
         }

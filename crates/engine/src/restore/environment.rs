@@ -49,6 +49,7 @@ pub fn gather(
     arena: (u64, u64),
     plain_root: bool,
     needs_timer_ids: bool,
+    sibling: bool,
 ) -> Result<Environment> {
     raise_open_files();
     let failed = |e: &dyn std::fmt::Display| Error::new(format!("own state: {e}"));
@@ -94,6 +95,7 @@ pub fn gather(
         timer_ids: needs_timer_ids
             && crate::features::find("timer_cr_ids")
                 .is_some_and(|f| f.probe() == crate::features::Verdict::Present),
+        root_parent: if sibling { status.ppid } else { status.pid },
         plain_root,
     })
 }

@@ -52,6 +52,8 @@ pub fn restore(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<Restor
     refuse_unsupported(options)?;
     let start = Instant::now();
     let images = ImageDir::open(&options.images_dir)?;
+    let per_task = ["core-", "ids-", "mm-", "fs-", "fdinfo-", "pagemap-"];
+    images.check_complete(|name| per_task.iter().any(|p| name.starts_with(p)))?;
     let checkpoint = read::read(&images, options)?;
     log::info!("images read in {:?}", start.elapsed());
     let lineage = Lineage::plan(&members(&checkpoint), options.shell_job)?;
@@ -75,7 +77,7 @@ pub fn restore(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<Restor
         .tasks
         .iter()
         .any(|t| t.tc.timers.as_ref().is_some_and(|timers| !timers.posix.is_empty()));
-    let mut env = environment::gather(&own, hop, (base, base), plain_root, timers)?;
+    let mut env = environment::gather(&own, hop, (base, base), plain_root, timers, options.sibling)?;
     let tasks = checkpoint.tasks.iter().filter_map(|t| Some((t.pid, t.alive.as_ref()?.fds.as_slice())));
     let epolls = epoll::assign(&opener, tasks).map_err(|p| Error::new(p.to_string()))?;
     let (plans, arena_len) =

@@ -113,6 +113,8 @@ pub fn read(images: &ImageDir, options: &RestoreOptions) -> Result<Checkpoint> {
             extra.files.insert(file.id, file);
         }
     }
+    // Read for its checksum: tasks with filters are refused one by one.
+    images.read_opt(kind::SECCOMP, ())?;
     let pstree = images.read_all(kind::PSTREE, ())?;
     check_tree(&pstree)?;
     let root_ids = inventory.root_ids.clone().unwrap_or_default();

@@ -62,6 +62,7 @@ fn watch_entry(
             watch.sdev.major(),
             watch.sdev.minor()
         ))
+        .remedy("end the watch for the time of the dump")
     };
     let Some(handle) = &watch.handle else {
         return Err(unknown("its file system has no file handles".into()));

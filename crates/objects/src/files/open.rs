@@ -155,10 +155,15 @@ impl<'a> Opener<'a> {
     ///
     /// # Errors
     /// The kernel refuses a seal or an owner.
-    pub fn settle(&self) -> Result<(), Problem> {
+    pub fn settle(&mut self) -> Result<(), Problem> {
+        // The other ends must not seem to be open: what watches a pipe now shall see its hangup.
+        self.pipes.clear();
+        self.fifos.clear();
         crate::memory::shared::seal(self)?;
         for (entry, fd) in self.all_opened() {
-            if let Some(owner) = owner_of(entry) {
+            // A FIFO's is in the entry of its path.
+            let path = entry.fifo.as_ref().and_then(|f| self.files.get(&f.regf_id.unwrap_or(f.id)));
+            if let Some(owner) = owner_of(path.unwrap_or(entry)) {
                 file::set_owner(fd, owner.pid_type as i32, owner.pid as i32).map_err(|e| {
                     Problem::new(
                         format!("file id {}", entry.id),

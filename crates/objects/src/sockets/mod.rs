@@ -28,8 +28,8 @@ use crate::problem::text;
 use rewake_image::messages::{FdTypes, SkPacketEntry};
 use rewake_image::{ImageWriter, kind};
 use rewake_netlink::{Error, Socket, diag};
-use rewake_sys::sockets::option_int;
-use rustix::fd::BorrowedFd;
+use rewake_sys::sockets::{option, option_int};
+use rustix::fd::{AsFd, BorrowedFd};
 use std::collections::{HashMap, HashSet};
 
 pub use repair::leave_repair;
@@ -50,6 +50,8 @@ pub struct Survey {
     pub(crate) unix: HashMap<u32, unix::Found>,
     /// `sk-queues.img`.
     pub(crate) packets: Vec<(SkPacketEntry, Vec<u8>)>,
+    /// `SO_NETNS_COOKIE` of the network namespace that we are in.
+    netns: Option<[u8; 8]>,
     diag: Option<Socket>,
     inet_tables: HashMap<Table, HashMap<u32, diag::Inet>>,
     unix_table: Option<HashMap<u32, diag::Unix>>,
@@ -62,6 +64,19 @@ impl Survey {
         }
         // It has just been put there.
         self.diag.as_mut().ok_or(Error::Unsteady)
+    }
+
+    /// Whether a socket belongs to the network namespace that we are in, where a restore would put it.
+    fn is_own_netns(&mut self, fd: BorrowedFd<'_>) -> Result<bool, String> {
+        let own = match self.netns {
+            Some(own) => own,
+            None => {
+                let own = netns_cookie(self.diag().map_err(|e| e.to_string())?.as_fd())?;
+                self.netns = Some(own);
+                own
+            }
+        };
+        Ok(netns_cookie(fd)? == own)
     }
 
     /// What sock_diag tells of an internet socket; nothing of one that is not bound.
@@ -83,6 +98,11 @@ impl Survey {
     }
 }
 
+fn netns_cookie(fd: BorrowedFd<'_>) -> Result<[u8; 8], String> {
+    let cookie = option::<8>(fd, libc::SOL_SOCKET, SO_NETNS_COOKIE);
+    cookie.map(|(cookie, _)| cookie).map_err(|e| e.to_string())
+}
+
 /// Surveys a socket of any family.
 ///
 /// # Errors
@@ -94,6 +114,17 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
     };
     let (family, kind, protocol) =
         (get(libc::SO_DOMAIN)?, get(libc::SO_TYPE)?, get(libc::SO_PROTOCOL)?);
+    match collector.sockets.is_own_netns(view.as_fd()) {
+        Ok(true) => {}
+        Ok(false) => {
+            return Err(view
+                .problem("sockets of another network namespace cannot be saved yet")
+                .remedy("run rewake in the network namespace of the tree"));
+        }
+        Err(e) => {
+            return Err(view.problem(format!("its network namespace cannot be told: {e}")));
+        }
+    }
     let refused = |what: &str| Err(view.problem(format!("{what} cannot be saved")));
     match family {
         libc::AF_INET | libc::AF_INET6 => inet::survey(collector, view, family, kind, protocol),
@@ -111,6 +142,9 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
         family => refused(&format!("sockets of address family {family}")),
     }
 }
+
+/// Which network namespace a socket belongs to (Linux 5.14).
+const SO_NETNS_COOKIE: i32 = 71;
 
 /// `AF_SMC`
 const SMC: i32 = 43;

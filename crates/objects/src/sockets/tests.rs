@@ -423,6 +423,44 @@ fn closed_connections_look_closed() {
 }
 
 #[test]
+fn a_call_that_is_not_answered_yet_goes_on() {
+    let scratch = Scratch::new();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    rustix::net::listen(&listener, 0).unwrap();
+    let first = TcpStream::connect(address).unwrap();
+    // The backlog is full: nobody answers.
+    let calling = rustix::net::socket(AF_INET, rustix::net::SocketType::STREAM, None).unwrap();
+    rustix::io::ioctl_fionbio(&calling, true).unwrap();
+    rustix::net::connect(&calling, &address).unwrap_err();
+    let state = |fd: &OwnedFd| u32::from(rewake_sys::tcp::info(fd.as_fd()).unwrap().state);
+    assert_eq!(state(&calling), inet::SYN_SENT);
+    let own = rustix::net::getsockname(&calling).unwrap();
+    let ids = save_and_close(&scratch.0, vec![calling]);
+    let fd = restored(&scratch.0, true, false, &ids).unwrap().pop().unwrap();
+    assert_eq!((state(&fd), rustix::net::getsockname(&fd).unwrap()), (inet::SYN_SENT, own));
+    drop((listener.accept().unwrap(), first));
+    let (mut server, _) = listener.accept().unwrap();
+    server.write_all(b"at last").unwrap();
+    rustix::io::ioctl_fionbio(&fd, false).unwrap();
+    let mut got = [0; 7];
+    TcpStream::from(fd).read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"at last");
+}
+
+#[test]
+fn sockets_of_another_network_namespace_are_refused() {
+    let elsewhere = std::thread::spawn(|| {
+        rewake_sys::sockets::unshare_network().ok()?;
+        Some(UdpSocket::bind("0.0.0.0:0").unwrap())
+    });
+    // Only root may make one.
+    let Some(socket) = elsewhere.join().unwrap() else { return };
+    let problem = collect(&mut Collector::new(options(false, false)), &socket).unwrap_err();
+    assert!(problem.reason.contains("another network namespace"), "{problem}");
+}
+
+#[test]
 fn datagram_sockets_come_back() {
     let scratch = Scratch::new();
     let bound = UdpSocket::bind("[::1]:0").unwrap();
@@ -571,6 +609,7 @@ fn relative_abstract_and_deleted_addresses_come_back() {
     assert!(problem.reason.contains("in use by process"), "{problem}");
 }
 
+const AF_INET: rustix::net::AddressFamily = rustix::net::AddressFamily::INET;
 const AF_UNIX: rustix::net::AddressFamily = rustix::net::AddressFamily::UNIX;
 
 #[test]
