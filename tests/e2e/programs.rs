@@ -283,16 +283,15 @@ pub fn all() -> Vec<Program> {
             .named("eventfd_large")
             .env(&[("ZOO_LARGE", "1")])
             .unless_criu("it cuts eventfd counters to 32 bits"),
-        program!(epoll).later(),
-        program!(timerfd).later(),
+        program!(epoll),
+        program!(timerfd),
         program!(timerfd)
-            .later()
             // Expirations that nobody has read are counted only when somebody asks.
             .loses(&["fd 3", "fd 8"])
             .named("timerfd_ticks")
             .env(&[("ZOO_TICKS", "1")])
             .unless_criu("it loses ticks of a periodic timerfd that were not read yet"),
-        program!(signalfd).later(),
+        program!(signalfd),
         program!(tcp_listen).probe(probes::echo),
         program!(tcp_pair)
             .options(&["--tcp-established"], &["--tcp-established"])

@@ -12,6 +12,8 @@ pub struct Error {
     pub hint: Option<String>,
     /// Obstacles found by the survey, when the dump was refused because of them.
     pub obstacles: Vec<Obstacle>,
+    /// Trying again soon may help.
+    pub(crate) transient: bool,
 }
 
 /// Result of the engine's operations.
@@ -20,7 +22,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 impl Error {
     /// An error without a known way out.
     pub fn new(message: impl Into<String>) -> Error {
-        Error { message: message.into(), hint: None, obstacles: Vec::new() }
+        Error { message: message.into(), hint: None, obstacles: Vec::new(), transient: false }
     }
 
     /// Adds the way out.
@@ -41,6 +43,7 @@ impl Error {
             ),
             hint: obstacle.remedy,
             obstacles: Vec::new(),
+            transient: false,
         }
     }
 
@@ -58,7 +61,7 @@ impl Error {
             message += &format!("\n… and {} more", obstacles.len() - 21);
         }
         let hint = obstacles.iter().find_map(|o| o.remedy.clone());
-        Error { message, hint, obstacles }
+        Error { message, hint, obstacles, transient: false }
     }
 }
 

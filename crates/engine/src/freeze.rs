@@ -248,17 +248,21 @@ fn seize_all(dir: &ProcDir, stat: &Stat, deadline: Option<Instant>) -> std::resu
                 // Gone already: waiting will tell.
                 let _ = running.interrupt();
             }
-            for running in pending {
-                let tid = running.tid();
-                match running.wait_stop_until(deadline) {
+            let mut leader_gone = false;
+            rewake_inject::tracee::wait_all(pending, deadline, |outcome| {
+                match outcome {
                     Ok(thread) => {
                         mend(&thread);
                         stopped.push(thread);
                     }
-                    Err(e) if e.is_gone() && tid != pid => {}
-                    Err(e) if e.is_gone() => return Err(Seize::Gone),
-                    Err(e) => return Err(fail(&e)),
+                    Err(rewake_inject::Error::Gone { tid, .. }) => leader_gone |= tid == pid,
+                    Err(e) => return Err(e),
                 }
+                Ok(())
+            })
+            .map_err(|e| fail(&e))?;
+            if leader_gone {
+                return Err(Seize::Gone);
             }
             if stat.num_threads == 1 && known.len() == 1 {
                 // It may have made a thread since its stat was read: now it stands still and one look suffices.

@@ -104,6 +104,63 @@ impl Running {
     }
 }
 
+/// Waits until all of `pending` stand in a `PTRACE_EVENT_STOP`, in whatever order they do, and calls `done` for each
+/// at once.
+///
+/// # Errors
+/// [`Error::Stuck`], or whatever `done` returns.
+pub fn wait_all(
+    pending: Vec<Running>,
+    deadline: Option<Instant>,
+    mut done: impl FnMut(Result<Stopped>) -> Result<()>,
+) -> Result<()> {
+    if let [_] = pending.as_slice() {
+        for running in pending {
+            done(running.wait_stop_until(deadline))?;
+        }
+        return Ok(());
+    }
+    let mut waiting: std::collections::HashSet<i32> = pending.iter().map(Running::tid).collect();
+    let mut looks = 0u32;
+    while let Some(&any) = waiting.iter().next() {
+        let failed = Error::syscall("waiting for threads to stop");
+        let Some((tid, status)) = wait::try_wait_any().map_err(failed)? else {
+            if deadline.is_some_and(|d| Instant::now() >= d) {
+                return Err(Error::Stuck { tid: any });
+            }
+            if looks < 1000 {
+                std::thread::yield_now();
+            } else {
+                std::thread::sleep(Duration::from_micros(200));
+            }
+            looks += 1;
+            continue;
+        };
+        looks = 0;
+        if !waiting.contains(&tid) {
+            continue;
+        }
+        let outcome = match status {
+            Status::Stop(Stop::Event) => Ok(Stopped { tid, group_stop: None }),
+            Status::Stop(Stop::Group(signal)) => Ok(Stopped { tid, group_stop: Some(signal) }),
+            Status::Stop(Stop::Signal(signal)) => {
+                ptrace::cont(tid, signal).map_err(Error::syscall("delivering a signal"))?;
+                continue;
+            }
+            Status::Stop(Stop::Syscall | Stop::Other(_)) => {
+                ptrace::cont(tid, 0).map_err(Error::syscall("continuing a thread"))?;
+                continue;
+            }
+            Status::Continued => continue,
+            Status::Exited(code) => Err(Error::Gone { tid, how: format!("exit code {code}") }),
+            Status::Killed(signal) => Err(Error::Gone { tid, how: format!("signal {signal}") }),
+        };
+        waiting.remove(&tid);
+        done(outcome)?;
+    }
+    Ok(())
+}
+
 impl Stopped {
     /// Takes a thread that is known to stand in a stop.
     #[must_use]

@@ -119,11 +119,8 @@ pub fn unix(socket: &mut Socket) -> Result<HashMap<u32, Unix>, Error> {
     let mut request = [0u8; 24];
     request[0] = libc::AF_UNIX as u8;
     request[4..8].copy_from_slice(&u32::MAX.to_ne_bytes());
-    let show = UDIAG_SHOW_NAME
-        | UDIAG_SHOW_VFS
-        | UDIAG_SHOW_PEER
-        | UDIAG_SHOW_ICONS
-        | UDIAG_SHOW_RQLEN;
+    let show =
+        UDIAG_SHOW_NAME | UDIAG_SHOW_VFS | UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS | UDIAG_SHOW_RQLEN;
     request[12..16].copy_from_slice(&show.to_ne_bytes());
     socket.dump(SOCK_DIAG_BY_FAMILY, &request, |table: &mut HashMap<u32, Unix>, message| {
         if let Some((inode, record)) = unix_record(message.body) {
@@ -140,7 +137,8 @@ fn unix_record(body: &[u8]) -> Option<(u32, Unix)> {
             UNIX_DIAG_VFS => record.file = u32_at(value, 4).map(device).zip(u32_at(value, 0)),
             UNIX_DIAG_PEER => record.peer = u32_at(value, 0),
             UNIX_DIAG_ICONS => {
-                record.waiting = (0..value.len() / 4).filter_map(|i| u32_at(value, i * 4)).collect();
+                record.waiting =
+                    (0..value.len() / 4).filter_map(|i| u32_at(value, i * 4)).collect();
             }
             UNIX_DIAG_RQLEN => {
                 record.receive_queue = u32_at(value, 0)?;
@@ -212,7 +210,10 @@ mod tests {
         assert_eq!(record.file, Some((stat.st_dev, stat.st_ino as u32)));
         assert_eq!(record.name.split_last().unwrap(), (&0, path.as_os_str().as_encoded_bytes()));
         assert_eq!((record.state, record.waiting.as_slice()), (10, &[inode(&waiting)][..]));
-        assert_eq!(table[&inode(&unbound)], Unix { kind: 2, state: 7, ..record_of_nothing(&table[&inode(&unbound)]) });
+        assert_eq!(
+            table[&inode(&unbound)],
+            Unix { kind: 2, state: 7, ..record_of_nothing(&table[&inode(&unbound)]) }
+        );
     }
 
     fn record_of_nothing(record: &Unix) -> Unix {

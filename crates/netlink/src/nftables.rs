@@ -106,24 +106,32 @@ impl<'a> Batch<'a> {
     fn new(socket: &'a mut Socket) -> Batch<'a> {
         let first = socket.next_sequence();
         let mut builder = Builder::new();
-        builder
-            .begin(BATCH_BEGIN, libc::NLM_F_REQUEST as u16, first)
-            .bytes(&[0, 0, 0, SUBSYSTEM as u8]);
+        builder.begin(BATCH_BEGIN, libc::NLM_F_REQUEST as u16, first).bytes(&[
+            0,
+            0,
+            0,
+            SUBSYSTEM as u8,
+        ]);
         Batch { socket, builder, first: first + 1, next: first + 1 }
     }
 
     /// Begins a message; `flags` besides those that every one has.
     fn message(&mut self, kind: u16, family: u8, flags: i32) -> &mut Builder {
         let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | flags;
-        self.builder.begin(SUBSYSTEM << 8 | kind, flags as u16, self.next).bytes(&[family, 0, 0, 0]);
+        self.builder
+            .begin(SUBSYSTEM << 8 | kind, flags as u16, self.next)
+            .bytes(&[family, 0, 0, 0]);
         self.next += 1;
         &mut self.builder
     }
 
     fn commit(mut self) -> Result<(), Error> {
-        self.builder
-            .begin(BATCH_END, libc::NLM_F_REQUEST as u16, self.next)
-            .bytes(&[0, 0, 0, SUBSYSTEM as u8]);
+        self.builder.begin(BATCH_END, libc::NLM_F_REQUEST as u16, self.next).bytes(&[
+            0,
+            0,
+            0,
+            SUBSYSTEM as u8,
+        ]);
         self.socket.transact(self.builder.as_bytes(), self.first, self.next)
     }
 }
@@ -148,8 +156,22 @@ fn block(
         .attribute(2, &number(flags));
     let keys: Vec<Vec<u8>> = connections.iter().map(key).collect();
     let families = [
-        Family { proto: NFPROTO_IPV4, set: "conns4", address: 4, source: 12, destination: 16, id: 1 },
-        Family { proto: NFPROTO_IPV6, set: "conns6", address: 16, source: 8, destination: 24, id: 2 },
+        Family {
+            proto: NFPROTO_IPV4,
+            set: "conns4",
+            address: 4,
+            source: 12,
+            destination: 16,
+            id: 1,
+        },
+        Family {
+            proto: NFPROTO_IPV6,
+            set: "conns6",
+            address: 16,
+            source: 8,
+            destination: 24,
+            id: 2,
+        },
     ];
     for family in &families {
         let set = text(family.set);
@@ -238,8 +260,11 @@ impl Family {
         compare(to, EQUAL, &[self.proto]);
         meta(to, META_L4PROTO);
         compare(to, EQUAL, &[libc::IPPROTO_TCP as u8]);
-        let (own, peer) =
-            if incoming { (self.destination, self.source) } else { (self.source, self.destination) };
+        let (own, peer) = if incoming {
+            (self.destination, self.source)
+        } else {
+            (self.source, self.destination)
+        };
         let (own_port, peer_port) = if incoming { (2, 0) } else { (0, 2) };
         let mut register = REGISTER;
         for (base, offset, len) in [
@@ -305,9 +330,10 @@ pub fn remove_criu_rules(connections: &[Connection]) -> Result<usize, Error> {
         request.attribute(1, &text("filter"));
         let mut body = vec![family, 0, 0, 0];
         body.extend_from_slice(request.as_bytes());
-        let rules = socket.dump(SUBSYSTEM << 8 | GET_RULE, &body, |rules: &mut Vec<Rule>, message| {
-            rules.extend(Rule::parse(message.body));
-        });
+        let rules =
+            socket.dump(SUBSYSTEM << 8 | GET_RULE, &body, |rules: &mut Vec<Rule>, message| {
+                rules.extend(Rule::parse(message.body));
+            });
         match rules {
             Ok(rules) => found.extend(
                 rules.into_iter().filter(|r| r.blocks(connections)).map(|rule| (family, rule)),
@@ -366,7 +392,9 @@ impl Rule {
 
     fn expression(&mut self, element: &[u8], loaded: &mut Option<(u32, u32)>) {
         let get = |within: &[u8], wanted| {
-            attributes(within).find_map(|(k, v)| (k == wanted).then(|| v.to_vec())).unwrap_or_default()
+            attributes(within)
+                .find_map(|(k, v)| (k == wanted).then(|| v.to_vec()))
+                .unwrap_or_default()
         };
         let word = |bytes: &[u8]| bytes.first_chunk().map(|b| u32::from_be_bytes(*b));
         let (name, data) = (get(element, 1), get(element, 2));
@@ -535,9 +563,8 @@ mod tests {
     #[test]
     fn many_connections_are_one_transaction() {
         let peer = SocketAddr::from(([127, 0, 0, 9], 9));
-        let all: Vec<Connection> = (0..20_000u16)
-            .map(|port| (SocketAddr::from(([127, 0, 0, 8], port)), peer))
-            .collect();
+        let all: Vec<Connection> =
+            (0..20_000u16).map(|port| (SocketAddr::from(([127, 0, 0, 8], port)), peer)).collect();
         match Block::new(&format!("rewake-test-many-{}", std::process::id()), &all) {
             Err(Error::Refused(Errno::PERM)) => {}
             block => drop(block.unwrap()),

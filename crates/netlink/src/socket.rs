@@ -50,8 +50,8 @@ impl Socket {
     /// The kernel does not have the protocol.
     pub fn open(protocol: i32) -> Result<Socket, Error> {
         // 0 is NETLINK_ROUTE, and what rustix calls no protocol.
-        let protocol = rustix::net::RawProtocol::new(protocol as u32)
-            .map(rustix::net::Protocol::from_raw);
+        let protocol =
+            rustix::net::RawProtocol::new(protocol as u32).map(rustix::net::Protocol::from_raw);
         let fd = rustix::net::socket_with(
             AddressFamily::NETLINK,
             SocketType::RAW,
@@ -102,7 +102,10 @@ impl Socket {
         let room = i32::try_from(bytes.len()).unwrap_or(i32::MAX).saturating_mul(2);
         if room > 1 << 17 {
             // Without the capability the send says whether it was too much.
-            let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(self.fd.as_fd(), room as usize);
+            let _ = rustix::net::sockopt::set_socket_send_buffer_size_force(
+                self.fd.as_fd(),
+                room as usize,
+            );
         }
         self.send(bytes)?;
         let mut missing = to - from;

@@ -116,7 +116,8 @@ pub fn scan(
                 _ => regions.push(*region),
             }
         }
-        if arg.walk_end <= at {
+        // walk_end is only worth something if the vector was full.
+        if got < chunk.len() || arg.walk_end <= at {
             break;
         }
         at = arg.walk_end;

@@ -108,3 +108,47 @@ pub fn nice(tid: i32) -> Result<i32> {
     unsafe { syscall("getpriority", libc::SYS_getpriority, [0, pid_arg(tid), 0, 0, 0, 0]) }
         .map(|value| 20 - value as i32)
 }
+
+/// Keeps the calling thread on chosen CPUs for a while: talking to a stopped thread costs a third of the time if it does
+/// not take a wake-up of another CPU. Dropping it gives the thread its old CPU set back.
+#[derive(Debug)]
+pub struct Pin {
+    before: Vec<u64>,
+    now: Option<usize>,
+}
+
+impl Pin {
+    /// Pins nothing yet.
+    #[must_use]
+    pub fn new() -> Pin {
+        Pin { before: affinity(0).unwrap_or_default(), now: None }
+    }
+
+    /// Moves the calling thread to `cpu`, if it may run there at all.
+    pub fn to(&mut self, cpu: usize) {
+        let allowed = self.before.get(cpu / 64).is_some_and(|word| word & (1 << (cpu % 64)) != 0);
+        if self.now == Some(cpu) || !allowed {
+            return;
+        }
+        let mut words = vec![0u64; cpu / 64 + 1];
+        words[cpu / 64] = 1 << (cpu % 64);
+        if set_affinity(0, &words).is_ok() {
+            self.now = Some(cpu);
+        }
+    }
+}
+
+impl Default for Pin {
+    fn default() -> Pin {
+        Pin::new()
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        if self.now.is_some() {
+            // A CPU of the old set may be gone; then the kernel's choice is as good as ours.
+            let _ = set_affinity(0, &self.before);
+        }
+    }
+}

@@ -7,12 +7,17 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 ///
 /// # Errors
 /// `ENOPROTOOPT` if the socket has no such option.
-pub fn option<const N: usize>(fd: BorrowedFd<'_>, level: i32, name: i32) -> Result<([u8; N], usize)> {
+pub fn option<const N: usize>(
+    fd: BorrowedFd<'_>,
+    level: i32,
+    name: i32,
+) -> Result<([u8; N], usize)> {
     let mut value = [0u8; N];
     let mut len = N as libc::socklen_t;
     // SAFETY: value is live for `len` bytes.
-    let result =
-        unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut len) };
+    let result = unsafe {
+        libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut len)
+    };
     if result < 0 {
         return Err(SyscallError::new("getsockopt", last_errno()));
     }
@@ -34,7 +39,13 @@ pub fn option_int(fd: BorrowedFd<'_>, level: i32, name: i32) -> Result<i32> {
 pub fn set_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: &[u8]) -> Result<()> {
     // SAFETY: value is live for its length; the kernel only reads it.
     let result = unsafe {
-        libc::setsockopt(fd.as_raw_fd(), level, name, value.as_ptr().cast(), value.len() as libc::socklen_t)
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            name,
+            value.as_ptr().cast(),
+            value.len() as libc::socklen_t,
+        )
     };
     if result < 0 {
         return Err(SyscallError::new("setsockopt", last_errno()));
@@ -80,7 +91,11 @@ pub fn bound_file(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
     const SIOCUNIXFILE: usize = 0x89e0;
     // SAFETY: the request takes no pointer.
     let opened = unsafe {
-        call::syscall("SIOCUNIXFILE", libc::SYS_ioctl, [fd.as_raw_fd() as usize, SIOCUNIXFILE, 0, 0, 0, 0])
+        call::syscall(
+            "SIOCUNIXFILE",
+            libc::SYS_ioctl,
+            [fd.as_raw_fd() as usize, SIOCUNIXFILE, 0, 0, 0, 0],
+        )
     }?;
     // SAFETY: the kernel has just made it for us.
     Ok(unsafe { OwnedFd::from_raw_fd(opened as i32) })
@@ -172,6 +187,8 @@ pub fn unshare_directory() -> Result<()> {
 /// `EPERM` without `CAP_SYS_ADMIN`.
 pub fn unshare_network() -> Result<()> {
     // SAFETY: no pointer; descriptors keep working.
-    unsafe { call::syscall("unshare", libc::SYS_unshare, [libc::CLONE_NEWNET as usize, 0, 0, 0, 0, 0]) }
-        .map(drop)
+    unsafe {
+        call::syscall("unshare", libc::SYS_unshare, [libc::CLONE_NEWNET as usize, 0, 0, 0, 0, 0])
+    }
+    .map(drop)
 }

@@ -11,6 +11,9 @@ use core::arch::global_asm;
 //   rbp current op   r12 return address of `exec`   r13 ops left   r14 flags of the op   r15 ops executed
 global_asm!(
     ".pushsection .rodata.rewake_agent, \"a\", @progbits",
+    // Visible to the other units that link-time optimisation makes, and to nobody else.
+    ".globl rewake_executor_start", ".hidden rewake_executor_start",
+    ".globl rewake_executor_end", ".hidden rewake_executor_end",
     ".balign 16",
     "rewake_executor_start:",
     "2:", // run a batch
@@ -168,6 +171,24 @@ pub const VISITORS: usize = 2;
 //   r12 memfd   rbx header (mapping + 4096) or 0
 global_asm!(
     ".pushsection .rodata.rewake_bootstrap, \"a\", @progbits",
+    ".globl rewake_bootstrap_start", ".hidden rewake_bootstrap_start",
+    ".globl rewake_bootstrap_saved", ".hidden rewake_bootstrap_saved",
+    ".globl rewake_bootstrap_mask", ".hidden rewake_bootstrap_mask",
+    ".globl rewake_bootstrap_size", ".hidden rewake_bootstrap_size",
+    ".globl rewake_bootstrap_memfd_flags", ".hidden rewake_bootstrap_memfd_flags",
+    ".globl rewake_bootstrap_entry", ".hidden rewake_bootstrap_entry",
+    ".globl rewake_bootstrap_map", ".hidden rewake_bootstrap_map",
+    ".globl rewake_bootstrap_run", ".hidden rewake_bootstrap_run",
+    ".globl rewake_bootstrap_depart", ".hidden rewake_bootstrap_depart",
+    ".globl rewake_bootstrap_leave", ".hidden rewake_bootstrap_leave",
+    ".globl rewake_bootstrap_unmapped", ".hidden rewake_bootstrap_unmapped",
+    ".globl rewake_bootstrap_end", ".hidden rewake_bootstrap_end",
+    ".globl rewake_visitor0_saved", ".hidden rewake_visitor0_saved",
+    ".globl rewake_visitor0_entry", ".hidden rewake_visitor0_entry",
+    ".globl rewake_visitor0_end", ".hidden rewake_visitor0_end",
+    ".globl rewake_visitor1_saved", ".hidden rewake_visitor1_saved",
+    ".globl rewake_visitor1_entry", ".hidden rewake_visitor1_entry",
+    ".globl rewake_visitor1_end", ".hidden rewake_visitor1_end",
     ".balign 16",
     ".macro rewake_restore slot",
     "lea rsp, [rip + \\slot + 18*8]",

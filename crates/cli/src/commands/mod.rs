@@ -53,7 +53,7 @@ mod tests {
     use rewake_engine::Obstacle;
 
     fn error(message: &str) -> Error {
-        Error { message: message.into(), hint: Some("h".into()), obstacles: vec![] }
+        Error::new(message).hint("h")
     }
 
     #[test]

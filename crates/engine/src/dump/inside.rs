@@ -14,7 +14,7 @@ use rewake_objects::memory::vma::status;
 use rewake_objects::task::attributes::{self, Attributes};
 use rewake_objects::task::{credentials, limits, registers, schedule, signals, timers};
 use rewake_sys::ptrace::{self, Registers};
-use rewake_sys::sched;
+use rewake_sys::sched::{self, Pin};
 use rewake_sys::task::robust_list;
 use rustix::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -48,11 +48,18 @@ struct Answers {
 ///
 /// # Errors
 /// The task is gone, or the agent could not be put in.
-pub fn survey(task: &mut Task, outside: &Outside, pidfd: &OwnedFd, cure: bool) -> Result<(Inside, Option<Live>)> {
+pub fn survey(
+    task: &mut Task,
+    outside: &Outside,
+    pidfd: &OwnedFd,
+    pin: &mut Pin,
+    cure: bool,
+) -> Result<(Inside, Option<Live>)> {
     let (pid, comm) = (task.pid(), task.comm().to_vec());
     let mut xsave = vec![0u8; registers::XSAVE_MAX];
     let mut threads: Vec<Stopped> = std::mem::take(&mut task.threads);
     let result = (|| {
+        pin.to(task.stat.processor as usize);
         let leader = threads.remove(0);
         let group_stop = leader.group_stop();
         let leader_regs = leader.registers().of(pid, &comm)?;
@@ -71,7 +78,9 @@ pub fn survey(task: &mut Task, outside: &Outside, pidfd: &OwnedFd, cure: bool) -
                 let to = clocks.address + i as u64 * 16;
                 script.push(rewake_agent::layout::Op::new(libc::SYS_clock_gettime, &[clock as u64, to]));
             }
-            asked = Some((actions, timers, limits, attributes, clocks));
+            let room = rewake_inject::live::OPS - script.ops.len();
+            let flags = ask_cloexec(&mut script, &outside.fds[..outside.fds.len().min(room)]);
+            asked = Some((actions, timers, limits, attributes, clocks, flags));
             script
         })
         .map_err(|e| match e {
@@ -83,7 +92,7 @@ pub fn survey(task: &mut Task, outside: &Outside, pidfd: &OwnedFd, cure: bool) -
             e => crate::Error::new(format!("process {pid} ({}): {e}", rewake_objects::problem::text(&comm))),
         })?;
         // The closure ran: the batch was executed.
-        let Some((actions, timers_asked, limits_asked, attributes_asked, clocks)) = asked else {
+        let Some((actions, timers_asked, limits_asked, attributes_asked, clocks, flags)) = asked else {
             return Err(crate::Error::new("the agent ran without a script"));
         };
         let first = outside.timers.len().min(32);
@@ -101,21 +110,25 @@ pub fn survey(task: &mut Task, outside: &Outside, pidfd: &OwnedFd, cure: bool) -
             let results = live.run(&script).of(pid, &comm)?;
             answers.timers.posix.extend(timers::read(&results, &asked, chunk).posix);
         }
-        let mut cloexec = Vec::with_capacity(outside.fds.len());
-        for chunk in outside.fds.chunks(rewake_inject::live::OPS) {
+        let mut cloexec: Vec<bool> = flags.map(|i| results.or_zero(i) & 1 != 0).collect();
+        for chunk in outside.fds[cloexec.len()..].chunks(rewake_inject::live::OPS) {
             let mut script = Script::new(live.data_base());
-            for fd in chunk {
-                script.push(rewake_agent::layout::Op::new(
-                    libc::SYS_fcntl,
-                    &[*fd as u64, libc::F_GETFD as u64],
-                ));
-            }
+            let flags = ask_cloexec(&mut script, chunk);
             let results = live.run(&script).of(pid, &comm)?;
-            cloexec.extend((0..chunk.len()).map(|i| results.or_zero(i) & 1 != 0));
+            cloexec.extend(flags.map(|i| results.or_zero(i) & 1 != 0));
         }
         let mut states = vec![(pid, leader_state)];
         let mut visited = Vec::with_capacity(threads.len());
+        // By CPU, so that we move seldom.
+        let mut buffer = Vec::new();
+        let mut by_cpu: Vec<(u32, Stopped)> = Vec::with_capacity(threads.len());
         for thread in threads.drain(..) {
+            let stat = task.dir.task(thread.tid()).and_then(|dir| dir.stat(&mut buffer));
+            by_cpu.push((stat.map_or(0, |s| s.processor), thread));
+        }
+        by_cpu.sort_by_key(|(cpu, thread)| (*cpu, thread.tid()));
+        for (cpu, thread) in by_cpu {
+            pin.to(cpu as usize);
             let tid = thread.tid();
             let regs = thread.registers().of(pid, &comm)?;
             let (thread, result) = live.visit(thread, &regs, 0).of(pid, &comm)?;
@@ -126,7 +139,10 @@ pub fn survey(task: &mut Task, outside: &Outside, pidfd: &OwnedFd, cure: bool) -
             states.push((tid, state));
             visited.push(thread);
         }
+        visited.sort_by_key(Stopped::tid);
+        states[1..].sort_by_key(|(tid, _)| *tid);
         threads = visited;
+        pin.to(task.stat.processor as usize);
         let inside = build(task, outside, answers, states, cloexec)?;
         if cure {
             let mut leader = live.cure().of(pid, &comm)?;
@@ -139,6 +155,16 @@ pub fn survey(task: &mut Task, outside: &Outside, pidfd: &OwnedFd, cure: bool) -
     })();
     task.threads = threads;
     result
+}
+
+/// Adds the questions for the close-on-exec flags of `fds`; returns their indices.
+fn ask_cloexec(script: &mut Script, fds: &[i32]) -> std::ops::Range<usize> {
+    let first = script.ops.len();
+    for fd in fds {
+        let args = [*fd as u64, libc::F_GETFD as u64];
+        script.push(rewake_agent::layout::Op::new(libc::SYS_fcntl, &args));
+    }
+    first..script.ops.len()
 }
 
 /// Executable private mappings with room for the agent's entry: the vdso first.

@@ -21,6 +21,7 @@ use rewake_objects::files::collect::{Collector, Contents, Options};
 use rewake_objects::problem::text;
 use rewake_objects::sockets::lock::{self, Lock};
 use rewake_sys::wait::{self, Status};
+use rewake_sys::sched::Pin;
 use rewake_sys::signal;
 use std::time::{Duration, Instant};
 
@@ -118,18 +119,22 @@ fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<(Surveye
         tcp_close: options.tcp.close,
         skip_in_flight: options.tcp.skip_in_flight,
     });
+    collector.pids = tree.tasks.iter().map(Task::pid).collect();
     let mut obstacles = sessions(tree, options);
     let mut tasks = Vec::with_capacity(tree.tasks.len());
     let mut agents: Agents = Vec::new();
-    for task in &mut tree.tasks {
-        let alive = if task.threads.is_empty() {
-            agents.push(None);
-            None
-        } else {
+    // Nobody has an agent inside yet, so all of /proc shows the tasks as they are.
+    let outsides = survey_outsides(&tree.tasks, &own)?;
+    let mut pin = Pin::new();
+    for (task, outside) in tree.tasks.iter_mut().zip(outsides) {
+        let alive = if let Some(outside) = outside {
             let (alive, agent) =
-                survey_task(task, &mut collector, &own, &mut obstacles, cure)?;
+                survey_task(task, outside, &mut collector, &mut obstacles, &mut pin, cure)?;
             agents.push(agent);
             Some(alive)
+        } else {
+            agents.push(None);
+            None
         };
         tasks.push(TaskSurvey {
             pid: task.pid(),
@@ -148,15 +153,41 @@ fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<(Surveye
     Ok((Surveyed { tasks, files: collector, obstacles }, agents))
 }
 
+/// Reads `/proc` of all living tasks, as many at a time as there are CPUs.
+fn survey_outsides(tasks: &[Task], own: &Own) -> Result<Vec<Option<Outside>>> {
+    let survey = |task: &Task| match task.threads.as_slice() {
+        [] => Ok(None),
+        _ => outside::survey(task, &own.namespaces, &own.vdso).map(Some),
+    };
+    let workers =
+        std::thread::available_parallelism().map_or(1, usize::from).min(tasks.len().div_ceil(8));
+    if workers <= 1 {
+        return tasks.iter().map(survey).collect();
+    }
+    let share = tasks.len().div_ceil(workers);
+    std::thread::scope(|scope| {
+        let running: Vec<_> = tasks
+            .chunks(share)
+            .map(|chunk| scope.spawn(move || chunk.iter().map(survey).collect::<Result<Vec<_>>>()))
+            .collect();
+        let mut all = Vec::with_capacity(tasks.len());
+        for worker in running {
+            let part = worker.join().map_err(|_| Error::new("a thread that reads /proc died"))?;
+            all.extend(part?);
+        }
+        Ok(all)
+    })
+}
+
 fn survey_task(
     task: &mut Task,
+    mut outside: Outside,
     collector: &mut Collector,
-    own: &Own,
     obstacles: &mut Vec<Obstacle>,
+    pin: &mut Pin,
     cure: bool,
 ) -> Result<(Alive, Option<Live>)> {
     let (pid, comm) = (task.pid(), task.comm().to_vec());
-    let mut outside = outside::survey(task, &own.namespaces, &own.vdso)?;
     let raw = rustix::process::Pid::from_raw(pid)
         .ok_or_else(|| Error::new(format!("{pid} is no process id")))?;
     let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())
@@ -168,7 +199,7 @@ fn survey_task(
             rewake_sys::ptrace::set_options(thread.tid(), options).of(pid, &comm)?;
         }
     }
-    let (inside, agent) = inside::survey(task, &outside, &pidfd, cure)?;
+    let (inside, agent) = inside::survey(task, &outside, &pidfd, pin, cure)?;
     let mut problems = std::mem::take(&mut outside.problems);
     let files = files::survey(collector, task, &outside, &inside, &pidfd, &mut problems)?;
     obstacles.extend(problems.into_iter().map(|p| p.of(pid, &comm)));

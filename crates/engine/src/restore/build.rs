@@ -198,7 +198,6 @@ fn plan_node(
             task: &tasks[index],
             alive,
             env,
-            epolls: epolls.get(&tasks[index].pid).map_or(&[], Vec::as_slice),
             socket: socket.1,
             steps: Steps::new(base),
             warnings: Vec::new(),
@@ -215,6 +214,10 @@ fn plan_node(
             .filter(|n| n.role == Role::Group)
             .filter_map(|n| n.pid)
             .collect();
+        // Only now: as long as the controller holds pipe ends too, a pipe does not tell that its other end is closed.
+        for (number, entry) in epolls.get(&tasks[index].pid).into_iter().flatten() {
+            epoll::restore_items(&mut finish, *number, entry);
+        }
         finish_steps(&mut finish, &tasks[index], alive, env, &groups);
         task = Some(TaskPlan {
             index,
@@ -428,7 +431,6 @@ struct Builder<'a> {
     task: &'a Task,
     alive: &'a Alive,
     env: &'a Environment,
-    epolls: &'a [epoll::Adder],
     socket: i32,
     steps: Steps,
     warnings: Vec<String>,
@@ -468,9 +470,6 @@ impl Builder<'_> {
             );
         }
         self.descriptors()?;
-        for (number, entry) in self.epolls {
-            epoll::restore_items(&mut self.steps, *number, entry);
-        }
         self.process();
         self.threads(threads, headers);
         Ok(())
@@ -544,10 +543,12 @@ impl Builder<'_> {
             lock_on_fault: self.alive.extra.as_ref().map_or(&[], |e| &e.lock_on_fault),
         };
         let alive = self.alive;
-        mm::restore(&mut self.steps, &alive.mm, alive.pagemap.as_ref(), &layout)
-            .map_err(|p| self.of(p))?;
+        // Before anything is mapped: the kernel does not change the executable while the old one, ours, is mapped, and
+        // the program may be rewake itself.
         let exe = descriptor(alive.mm.exe_file_id).map_err(|p| self.of(p))?;
         mm::restore_map(&mut self.steps, &alive.mm, exe);
+        mm::restore(&mut self.steps, &alive.mm, alive.pagemap.as_ref(), &layout)
+            .map_err(|p| self.of(p))?;
         let mdwe = alive.extra.as_ref().and_then(|e| e.mdwe).unwrap_or(0);
         let thp_disabled = alive.mm.thp_disabled.unwrap_or(false);
         attributes::restore_memory_policy(&mut self.steps, thp_disabled, mdwe);

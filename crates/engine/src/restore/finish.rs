@@ -9,6 +9,8 @@ use rewake_inject::stub::{find_syscall_instruction, interrupted_syscall, remote_
 use rewake_inject::tracee::{Running, Stopped};
 use rewake_objects::task::registers::{self, XSAVE_MAX, XsaveFormat};
 use rewake_sys::ptrace::{self, Registers, SudConfig};
+use rewake_proc::read::ProcDir;
+use rewake_sys::sched::Pin;
 use rewake_sys::signal;
 
 const EINTR: u64 = -4i64 as u64;
@@ -128,12 +130,16 @@ pub fn make_ready<'a>(seized: Vec<Seized<'a>>, last: &Final<'_>) -> Result<Ready
     }
     let mut tasks = Vec::with_capacity(seized.len());
     let mut format = None;
+    let mut pin = Pin::new();
+    let mut buffer = Vec::new();
     for Seized { task, threads } in seized {
         let (pid, comm) = (task.pid, &task.comm);
         let mut stopped = Vec::with_capacity(threads.len());
         for (thread, running) in threads {
             stopped.push((thread, running.wait_stop().of(pid, comm)?));
         }
+        let stat = ProcDir::open(pid).and_then(|dir| dir.stat(&mut buffer));
+        pin.to(stat.map_or(0, |s| s.processor) as usize);
         let (leader, stub) = stopped.remove(0);
         let gadget = last.gadgets.get(&pid).copied().unwrap_or(0);
         let args = [last.arena.0, last.arena.1 as u64, 0, 0, 0, 0];

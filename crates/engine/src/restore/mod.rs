@@ -50,6 +50,20 @@ const ARENA_SPACE: u64 = 1 << 34;
 /// Anything that stops the restore; nothing is left behind then.
 pub fn restore(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreReport> {
     refuse_unsupported(options)?;
+    let give_up = Instant::now() + Duration::from_secs(1);
+    loop {
+        match attempt(options, hooks) {
+            // A task that has just died keeps its pid for some milliseconds after it is gone from /proc.
+            Err(e) if e.transient && Instant::now() < give_up => {
+                log::debug!("{e}; trying again");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            result => return result,
+        }
+    }
+}
+
+fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreReport> {
     let start = Instant::now();
     let images = ImageDir::open(&options.images_dir)?;
     let per_task = ["core-", "ids-", "mm-", "fs-", "fdinfo-", "pagemap-"];
@@ -736,8 +750,11 @@ fn clone_error(pid: Pid, errno: Errno) -> Error {
                 format!("by process {pid} ({}){dead}", text(&stat.comm))
             },
         );
-        return Error::new(format!("pid {pid} of the images is taken, {holder}"))
+        let nobody = rewake_proc::read::ProcDir::open(pid).is_err();
+        let mut error = Error::new(format!("pid {pid} of the images is taken, {holder}"))
             .hint("end that process, or restore in another PID namespace");
+        error.transient = nobody;
+        return error;
     }
     let error = Error::new(format!("creating process {pid}: {errno}"));
     if errno == Errno::PERM {

@@ -15,6 +15,9 @@ use std::os::fd::AsRawFd;
 /// What may be asked for: events and how to watch. The kernel adds bits of its own.
 const ASKABLE: u32 = libc::IN_ALL_EVENTS | libc::IN_EXCL_UNLINK | libc::IN_ONESHOT;
 
+/// Numbers that are passed over at most, at some microseconds each: more than any program gets to.
+const MOST_SKIPPED: i32 = 1 << 24;
+
 /// Words of a handle in the image.
 const HANDLE_WORDS: usize = descriptors::MAX_HANDLE / 8;
 
@@ -141,9 +144,13 @@ pub fn open(entry: &InotifyFileEntry) -> Result<OwnedFd, Problem> {
     let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(failed)?;
     let mut watches: Vec<&InotifyWdEntry> = entry.wd.iter().collect();
     watches.sort_by_key(|w| w.wd);
+    // Watched to use up numbers: a file that nobody else watches and that costs nothing to watch.
+    let memfd =
+        rustix::fs::memfd_create("rewake", rustix::fs::MemfdFlags::CLOEXEC).map_err(failed)?;
+    let filler = format!("/proc/self/fd/{}", memfd.as_raw_fd());
     let mut last = 0;
     for watch in watches {
-        last = add(&fd, watch, last).map_err(|reason| Problem::new(object(), reason))?;
+        last = add(&fd, watch, last, &filler).map_err(|reason| Problem::new(object(), reason))?;
     }
     // What the numbers skipped above left behind (IN_IGNORED), and nothing else that anybody waits for.
     let mut buffer = [0; 4096];
@@ -153,26 +160,28 @@ pub fn open(entry: &InotifyFileEntry) -> Result<OwnedFd, Problem> {
 }
 
 /// Adds `watch` after the one with number `last`; returns its number.
-fn add(fd: &OwnedFd, watch: &InotifyWdEntry, last: i32) -> Result<i32, String> {
+fn add(fd: &OwnedFd, watch: &InotifyWdEntry, last: i32, filler: &str) -> Result<i32, String> {
     let wanted = i32::try_from(watch.wd).map_err(|_| format!("watch {} is no number", watch.wd))?;
+    if wanted - last > MOST_SKIPPED {
+        return Err(format!("watch {wanted} has a number that cannot be reached"));
+    }
+    let failed = |e: rustix::io::Errno| format!("watch {wanted} cannot be added: {e}");
+    let taken = |got| format!("watch {wanted} got the number {got}");
+    // Numbers count up (idr_alloc_cyclic), also over those that are free again.
+    for skipped in last + 1..wanted {
+        let got = inotify::add_watch(fd, filler, WatchFlags::OPEN).map_err(failed)?;
+        if got != skipped {
+            return Err(taken(got));
+        }
+        inotify::remove_watch(fd, got).map_err(failed)?;
+    }
     let target = target(watch)?;
     let path = format!("/proc/self/fd/{}", target.as_raw_fd());
     let flags = WatchFlags::from_bits_retain(watch.mask & ASKABLE);
-    loop {
-        let got = inotify::add_watch(fd, &path, flags)
-            .map_err(|e| format!("watch {wanted} cannot be added: {e}"))?;
-        if got <= last {
-            return Err(format!("watches {got} and {wanted} are of the same file now"));
-        }
-        if got == wanted {
-            return Ok(got);
-        }
-        // Numbers count up (idr_alloc_cyclic), also over those that are free again.
-        if got > wanted {
-            return Err(format!("watch {wanted} got the number {got}"));
-        }
-        inotify::remove_watch(fd, got)
-            .map_err(|e| format!("watch {wanted} cannot be added: {e}"))?;
+    match inotify::add_watch(fd, &path, flags).map_err(failed)? {
+        got if got == wanted => Ok(got),
+        got if got <= last => Err(format!("watches {got} and {wanted} are of the same file now")),
+        got => Err(taken(got)),
     }
 }
 

@@ -4,8 +4,9 @@ use super::collect::{Collector, View};
 use super::open::Opener;
 use crate::Problem;
 use rewake_image::messages::{FdTypes, FileEntry, PidfdEntry};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::OwnedFd;
 use rustix::process::{Pid, PidfdFlags};
+use std::collections::hash_map::Entry;
 
 /// Surveys a pidfd.
 ///
@@ -51,14 +52,15 @@ pub fn open(opener: &mut Opener<'_>, entry: &PidfdEntry) -> Result<OwnedFd, Prob
     let object = format!("pidfd {}", entry.id);
     if entry.nspid <= 0 {
         // All pidfds of one dead process are of one dead process again.
-        if !opener.dead.contains_key(&entry.ino) {
-            let fd = rewake_sys::descriptors::dead_process().map_err(|e| {
-                Problem::new(object.clone(), format!("no dead process can be made: {e}"))
-            })?;
-            opener.dead.insert(entry.ino, fd);
-        }
-        let dead = opener.dead[&entry.ino].as_fd();
-        return dead.try_clone_to_owned().map_err(|e| Problem::new(object, e.to_string()));
+        let dead = match opener.dead.entry(entry.ino) {
+            Entry::Occupied(dead) => dead.into_mut(),
+            Entry::Vacant(none) => {
+                none.insert(rewake_sys::descriptors::dead_process().map_err(|e| {
+                    Problem::new(object.clone(), format!("no dead process can be made: {e}"))
+                })?)
+            }
+        };
+        return dead.try_clone().map_err(|e| Problem::new(object, e.to_string()));
     }
     let failed = |e: rustix::io::Errno| {
         Problem::new(object.clone(), format!("process {} cannot be referred to: {e}", entry.nspid))

@@ -53,16 +53,18 @@ pub fn survey(
     match protocol as u32 {
         TCP => {}
         MPTCP => {
-            return Err(view
-                .problem("multipath TCP sockets cannot be saved")
-                .remedy("run the program with multipath TCP switched off (sysctl net.mptcp.enabled=0)"));
+            return Err(view.problem("multipath TCP sockets cannot be saved").remedy(
+                "run the program with multipath TCP switched off (sysctl net.mptcp.enabled=0)",
+            ));
         }
         _ if matches!(protocol, libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE) => {}
         _ if protocol == libc::IPPROTO_SCTP => {
             return Err(view.problem("SCTP sockets cannot be saved"));
         }
         _ if kind == libc::SOCK_RAW => {
-            return Err(view.problem(format!("raw sockets (IP protocol {protocol}) cannot be saved yet")));
+            return Err(
+                view.problem(format!("raw sockets (IP protocol {protocol}) cannot be saved yet"))
+            );
         }
         _ if matches!(protocol, libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6) => {
             return Err(view.problem("ICMP echo (ping) sockets cannot be saved yet"));
@@ -90,10 +92,7 @@ pub fn survey(
         dst_port: destination.map_or(0, |d| d.port().into()),
         flags: view.flags,
         src_addr: words(source.ip(), family),
-        dst_addr: words(
-            destination.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |d| d.ip()),
-            family,
-        ),
+        dst_addr: words(destination.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |d| d.ip()), family),
         fown: view.owner()?,
         opts: options::survey(view, false)?,
         ip_opts: Some(ip_options(view, family)?),
@@ -119,8 +118,14 @@ pub fn survey(
         let at = collector.entries.len();
         let peer = ip_of(entry.family, &entry.dst_addr).unwrap_or(Ipv4Addr::UNSPECIFIED.into());
         let peer = SocketAddr::new(peer, entry.dst_port as u16);
-        let connection =
-            stream::Connection::new(held, view.object(), at, &entry, source, destination.unwrap_or(peer));
+        let connection = stream::Connection::new(
+            held,
+            view.object(),
+            at,
+            &entry,
+            source,
+            destination.unwrap_or(peer),
+        );
         collector.sockets.connections.push(connection);
     }
     collector.push(FileEntry {
@@ -212,7 +217,8 @@ fn scope(view: &View<'_>, source: SocketAddr) -> Result<Option<Vec<u8>>, Problem
 /// Its address is in use or does not exist here, or it is a connection and no option says what to do with it.
 pub fn open(opener: &mut Opener<'_>, entry: &InetSkEntry) -> Result<OwnedFd, Problem> {
     let object = describe(entry);
-    let damaged = |what: &str| Problem::new(object.clone(), format!("the image has no valid {what}"));
+    let damaged =
+        |what: &str| Problem::new(object.clone(), format!("the image has no valid {what}"));
     let family = AddressFamily::from_raw(
         u16::try_from(entry.family)
             .ok()

@@ -9,8 +9,8 @@ use super::{Survey, inet};
 use crate::Problem;
 use crate::files::open::Opener;
 use rewake_image::messages::InventoryEntry;
-use rewake_netlink::nftables::{self, Block, Connection};
 use rewake_netlink::Error;
+use rewake_netlink::nftables::{self, Block, Connection};
 use std::net::SocketAddr;
 
 /// `InventoryEntry::network_lock_method`: rules of iptables.
@@ -82,7 +82,10 @@ impl Drop for Lock {
         if self.stays
             && let Err(e) = release(&self.run_id)
         {
-            log::error!("the network lock cannot be removed (nft delete table inet {}): {e}", table(&self.run_id));
+            log::error!(
+                "the network lock cannot be removed (nft delete table inet {}): {e}",
+                table(&self.run_id)
+            );
         }
         // Connections to the outside are free only now.
         drop(self.block.take());

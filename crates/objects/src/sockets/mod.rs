@@ -80,7 +80,12 @@ impl Survey {
     }
 
     /// What sock_diag tells of an internet socket; nothing of one that is not bound.
-    fn inet(&mut self, family: u32, protocol: u32, inode: u32) -> Result<Option<diag::Inet>, Error> {
+    fn inet(
+        &mut self,
+        family: u32,
+        protocol: u32,
+        inode: u32,
+    ) -> Result<Option<diag::Inet>, Error> {
         let key = (family, protocol);
         if !self.inet_tables.contains_key(&key) {
             let table = diag::inet(self.diag()?, family as u8, protocol as u8)?;

@@ -1,8 +1,8 @@
 //! Netlink sockets: netlink(7). They hold no connection: bound to their address and groups again, they are what they were,
 //! but for messages that waited.
 
-use super::options::{self, Making};
 use super::SOCKETS_NETNS;
+use super::options::{self, Making};
 use crate::Problem;
 use crate::files::collect::{Collector, View};
 use rewake_image::messages::{FdTypes, FileEntry, NetlinkSkEntry};
@@ -97,7 +97,8 @@ fn has_message(view: &View<'_>) -> bool {
 /// Its address is in use, or the kernel lacks its protocol.
 pub fn open(entry: &NetlinkSkEntry) -> Result<OwnedFd, Problem> {
     let object = format!("netlink socket ({})", protocol_name(entry.protocol as i32));
-    let failed = |what: &str, e: Errno| Problem::new(object.clone(), format!("cannot be {what}: {e}"));
+    let failed =
+        |what: &str, e: Errno| Problem::new(object.clone(), format!("cannot be {what}: {e}"));
     let fd = rustix::net::socket_with(
         AddressFamily::NETLINK,
         SocketType::RAW,

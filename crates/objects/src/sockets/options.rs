@@ -4,9 +4,7 @@ use crate::Problem;
 use crate::files::collect::View;
 use crate::problem::text;
 use rewake_image::messages::SkOptsEntry;
-use rewake_sys::sockets::{
-    attach_filter, filter, option, option_int, set_option, set_option_int,
-};
+use rewake_sys::sockets::{attach_filter, filter, option, option_int, set_option, set_option_int};
 use rewake_sys::{Errno, SyscallError};
 use rustix::fd::BorrowedFd;
 
@@ -143,7 +141,9 @@ pub fn apply_before_bind(
             let device = text(device);
             if e.errno == Errno::NODEV {
                 return making
-                    .problem(format!("it was bound to the network interface {device}, which does not exist here"))
+                    .problem(format!(
+                        "it was bound to the network interface {device}, which does not exist here"
+                    ))
                     .remedy("create the interface, or restore in a network namespace that has it");
             }
             making.refused("SO_BINDTODEVICE", device, &e)

@@ -35,8 +35,7 @@ impl Fin {
         let to = SocketAddr::new(self.to.ip().to_canonical(), self.to.port());
         let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let raw = RawProtocol::new(libc::IPPROTO_RAW as u32).map(Protocol::from_raw);
-        let socket =
-            rustix::net::socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, raw)?;
+        let socket = rustix::net::socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, raw)?;
         rewake_sys::sockets::set_option_int(
             std::os::fd::AsFd::as_fd(&socket),
             libc::SOL_SOCKET,

@@ -2,8 +2,8 @@
 
 use crate::Problem;
 use crate::files::collect::View;
-use rewake_sys::sockets::{option_int, set_option_int};
 use rewake_sys::SyscallError;
+use rewake_sys::sockets::{option_int, set_option_int};
 use rustix::fd::BorrowedFd;
 use rustix::io::{Errno, IoSliceMut};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags};
@@ -127,12 +127,8 @@ fn peek(view: &View<'_>, buffer: &mut [u8]) -> Result<Peeked, Problem> {
     let mut room = [MaybeUninit::uninit(); 256];
     let mut control = RecvAncillaryBuffer::new(&mut room);
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::CMSG_CLOEXEC;
-    let received = rustix::net::recvmsg(
-        view.as_fd(),
-        &mut [IoSliceMut::new(buffer)],
-        &mut control,
-        flags,
-    );
+    let received =
+        rustix::net::recvmsg(view.as_fd(), &mut [IoSliceMut::new(buffer)], &mut control, flags);
     let received = match received {
         Ok(received) => received,
         Err(Errno::AGAIN) => return Ok(Peeked::Nothing),

@@ -7,8 +7,8 @@
 
 use super::inet::{self, CLOSE_WAIT, CLOSING, SYN_SENT};
 use super::options::{self, Making};
-use super::stream::{fin_received, fin_sent};
 use super::packet::Fin;
+use super::stream::{fin_received, fin_sent};
 use super::{holder, lock};
 use crate::Problem;
 use crate::files::open::Opener;
@@ -56,13 +56,15 @@ pub(super) fn open(
     }
     if closed_at_dump {
         return Err(making
-            .problem("the checkpoint was made with --tcp-close, so that its connections cannot go on")
+            .problem(
+                "the checkpoint was made with --tcp-close, so that its connections cannot go on",
+            )
             .remedy("use --tcp-close, which has them closed"));
     }
     if !opener.options.tcp_established {
-        return Err(making.problem("it cannot be restored without an option").remedy(
-            "--tcp-established restores it; --tcp-close has it closed",
-        ));
+        return Err(making
+            .problem("it cannot be restored without an option")
+            .remedy("--tcp-established restores it; --tcp-close has it closed"));
     }
     let image = opener
         .images
@@ -74,16 +76,17 @@ pub(super) fn open(
     let unsent = connect(making, entry, stream, data, source, destination)?;
     let fd = making.fd.try_clone_to_owned().map_err(|e| making.problem(e.to_string()))?;
     // A peer in the tree closes again by itself.
-    let fin = (fin_received(entry.state) && !peer_in_tree(opener, source, destination)).then(|| Fin {
-        from: destination,
-        to: source,
-        sequence: stream.inq_seq.wrapping_sub(1),
-        acknowledged: stream
-            .outq_seq
-            .wrapping_sub(fin_sent(entry.state).into())
-            .wrapping_sub(stream.outq_len),
-        window: (stream.snd_wnd.unwrap_or(0) >> stream.snd_wscale.min(14)) as u16,
-    });
+    let fin =
+        (fin_received(entry.state) && !peer_in_tree(opener, source, destination)).then(|| Fin {
+            from: destination,
+            to: source,
+            sequence: stream.inq_seq.wrapping_sub(1),
+            acknowledged: stream
+                .outq_seq
+                .wrapping_sub(fin_sent(entry.state).into())
+                .wrapping_sub(stream.outq_len),
+            window: (stream.snd_wnd.unwrap_or(0) >> stream.snd_wscale.min(14)) as u16,
+        });
     opener.sockets.connections.push(Pending {
         fd,
         object: making.object.to_owned(),
@@ -126,13 +129,11 @@ fn connect(
     let fd = making.fd;
     let failed = |e: SyscallError| making.problem(format!("it cannot be repaired: {e}"));
     let damaged = || making.problem(format!("tcp-stream-{:x}.img contradicts itself", entry.ino));
-    let (received, queued) =
-        data.split_at_checked(stream.inq_len as usize).ok_or_else(damaged)?;
+    let (received, queued) = data.split_at_checked(stream.inq_len as usize).ok_or_else(damaged)?;
     let queued = queued.get(..stream.outq_len as usize).ok_or_else(damaged)?;
     // CRIU's restore needs the length of the unsent part as well.
     let unsent = stream.unsq_len.unwrap_or(0) as usize;
-    let (sent, unsent) =
-        queued.split_at(queued.len().checked_sub(unsent).ok_or_else(damaged)?);
+    let (sent, unsent) = queued.split_at(queued.len().checked_sub(unsent).ok_or_else(damaged)?);
 
     inet::apply_ip_before_bind(making, entry)?;
     options::apply_before_bind(making, &entry.opts, true)?;
@@ -152,7 +153,8 @@ fn connect(
     tcp::choose_queue(fd, Queue::Send).map_err(failed)?;
     if entry.state == SYN_SENT {
         // The SYN takes a place too.
-        tcp::set_sequence(fd, send_end.wrapping_sub(stream.outq_len).wrapping_sub(1)).map_err(failed)?;
+        tcp::set_sequence(fd, send_end.wrapping_sub(stream.outq_len).wrapping_sub(1))
+            .map_err(failed)?;
         return Ok(unsent.to_vec());
     }
     tcp::set_sequence(fd, send_end.wrapping_sub(stream.outq_len)).map_err(failed)?;
@@ -175,8 +177,7 @@ fn connect(
     fill(fd, received)
         .map_err(|e| making.problem(format!("its receive queue cannot be filled: {e}")))?;
     tcp::choose_queue(fd, Queue::Send).map_err(failed)?;
-    fill(fd, sent)
-        .map_err(|e| making.problem(format!("its send queue cannot be filled: {e}")))?;
+    fill(fd, sent).map_err(|e| making.problem(format!("its send queue cannot be filled: {e}")))?;
     // Before packets come, or more would be let in than there was room for.
     options::apply_receive_buffer(making, &entry.opts)?;
     if let Some(window) = window(stream, receive_end) {
@@ -230,9 +231,7 @@ fn connect_problem(
                 .problem(format!("this very connection exists already{by}"))
                 .remedy("end the process the checkpoint was made of, or use --tcp-close")
         }
-        Errno::NETUNREACH | Errno::HOSTUNREACH => {
-            making.problem("there is no route to its peer")
-        }
+        Errno::NETUNREACH | Errno::HOSTUNREACH => making.problem("there is no route to its peer"),
         e => making.problem(format!("cannot be connected: {e}")),
     }
 }

@@ -12,9 +12,9 @@
 //! receive queue. All send queues are read before all receive queues, so that whatever moved meanwhile is in both, and
 //! nothing is in neither; TCP itself discards what comes twice.
 
+use super::Survey;
 use super::inet::{self, CLOSE, CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2};
 use super::inet::{LAST_ACK, LISTEN, SYN_SENT};
-use super::Survey;
 use crate::Problem;
 use crate::files::collect::{Collector, View};
 use rewake_image::messages::{FileEntry, InetSkEntry, SkShutdown, TcpStreamEntry};
@@ -148,7 +148,9 @@ fn survey_connected(
     }
     if let Some(name) = inet::upper_protocol(fd) {
         return Err(view
-            .problem(format!("{what} has the protocol {name} on top (TCP_ULP), which cannot be saved"))
+            .problem(format!(
+                "{what} has the protocol {name} on top (TCP_ULP), which cannot be saved"
+            ))
             .remedy("--tcp-close has it closed after the restore"));
     }
     if ready(fd).contains(PollFlags::PRI) {
@@ -219,7 +221,8 @@ impl Connection {
     }
 
     fn problem(&self, what: &str, e: impl std::fmt::Display) -> Problem {
-        let object = format!("{}: TCP connection {} to {}", self.object, self.source, self.destination);
+        let object =
+            format!("{}: TCP connection {} to {}", self.object, self.source, self.destination);
         Problem::new(object, format!("{what}: {e}"))
     }
 
@@ -236,13 +239,14 @@ impl Connection {
     /// the kernel would take for sent what a timer makes it try to send.
     fn read_send_side(&mut self, scratch: &mut Vec<u8>) -> Result<u32, Problem> {
         let fd = self.fd.as_fd();
-        let read = || -> Result<(u32, u32, usize, usize), SyscallError> {
+        let read = || -> Result<(tcp::Info, u32, usize, usize), SyscallError> {
             let info = tcp::info(fd)?;
             tcp::choose_queue(fd, Queue::Send)?;
             let end = tcp::sequence(fd)?;
-            Ok((info.state.into(), end, queue_length(fd, SIOCOUTQ)?, queue_length(fd, SIOCOUTQNSD)?))
+            Ok((info, end, queue_length(fd, SIOCOUTQ)?, queue_length(fd, SIOCOUTQNSD)?))
         };
-        let (state, end, queued, unsent) = read().map_err(|e| self.failed(e))?;
+        let (info, end, queued, unsent) = read().map_err(|e| self.failed(e))?;
+        let state = u32::from(info.state);
         let fin = usize::from(fin_queued(state));
         let queued = queued.saturating_sub(fin);
         if queued != 0 {
@@ -256,6 +260,11 @@ impl Connection {
             self.unacknowledged.extend_from_slice(&scratch[start..got]);
         }
         tcp::choose_queue(fd, Queue::Receive).map_err(|e| self.failed(e))?;
+        let options = u32::from(info.options) & (tcp::TIMESTAMPS | tcp::SACK | tcp::WINDOW_SCALE);
+        self.stream.opt_mask = options;
+        self.stream.snd_wscale = info.send_scale.into();
+        self.stream.rcv_wscale =
+            (options & tcp::WINDOW_SCALE != 0).then_some(info.receive_scale.into());
         self.stream.outq_seq = end;
         self.stream.outq_len = queued as u32;
         self.stream.unsq_len = Some(unsent.saturating_sub(fin).min(queued) as u32);
@@ -267,7 +276,6 @@ impl Connection {
         let fd = self.fd.as_fd();
         let read = || -> Result<_, SyscallError> {
             Ok((
-                tcp::info(fd)?,
                 tcp::sequence(fd)?,
                 queue_length(fd, SIOCINQ)?,
                 tcp::window(fd)?,
@@ -275,7 +283,7 @@ impl Connection {
                 option_int(fd, libc::IPPROTO_TCP, libc::TCP_MAXSEG)?,
             ))
         };
-        let (info, end, waiting, window, timestamp, mss) = read().map_err(|e| self.failed(e))?;
+        let (end, waiting, window, timestamp, mss) = read().map_err(|e| self.failed(e))?;
         if waiting != 0 {
             let got = peek(fd, scratch, waiting)
                 .map_err(|e| self.problem("its receive queue cannot be read", e))?;
@@ -287,15 +295,11 @@ impl Connection {
             }
             self.received.extend_from_slice(&scratch[..got]);
         }
-        let options = u32::from(info.options) & (tcp::TIMESTAMPS | tcp::SACK | tcp::WINDOW_SCALE);
         let stream = &mut self.stream;
         stream.inq_seq = end;
         stream.inq_len = waiting as u32;
-        stream.opt_mask = options;
-        stream.snd_wscale = info.send_scale.into();
-        stream.rcv_wscale = (options & tcp::WINDOW_SCALE != 0).then_some(info.receive_scale.into());
         stream.mss_clamp = mss as u32;
-        stream.timestamp = (options & tcp::TIMESTAMPS != 0).then_some(timestamp);
+        stream.timestamp = (stream.opt_mask & tcp::TIMESTAMPS != 0).then_some(timestamp);
         stream.snd_wl1 = Some(window.snd_wl1);
         stream.snd_wnd = Some(window.snd_wnd);
         stream.max_window = Some(window.max_window);
@@ -364,8 +368,8 @@ impl<'a> Guard<'a> {
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
         for (fd, reuse) in &self.connections {
-            let off = tcp::repair(*fd, Repair::OffSilent)
-                .and_then(|()| inet::restore_reuse(*fd, *reuse));
+            let off =
+                tcp::repair(*fd, Repair::OffSilent).and_then(|()| inet::restore_reuse(*fd, *reuse));
             if let Err(e) = off {
                 log::error!("a TCP connection cannot be taken out of repair mode: {e}");
             }
@@ -419,7 +423,8 @@ impl Survey {
             .map(|c| (ends(c.source, c.destination), c.stream.inq_seq))
             .collect();
         for connection in &mut self.connections {
-            let Some(received) = by_ends.get(&ends(connection.destination, connection.source)) else {
+            let Some(received) = by_ends.get(&ends(connection.destination, connection.source))
+            else {
                 continue;
             };
             let stream = &mut connection.stream;

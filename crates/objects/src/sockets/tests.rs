@@ -69,8 +69,12 @@ fn save(path: &Path, collector: &mut Collector, closed: bool) {
     let images = ImageWriter::create(path).unwrap();
     images.write_all(kind::FILES, (), &collector.entries).unwrap();
     write(&images, &collector.sockets).unwrap();
-    let inventory =
-        InventoryEntry { img_version: 2, tcp_close: closed.then_some(true), network_lock_method: Some(lock::SKIP), ..Default::default() };
+    let inventory = InventoryEntry {
+        img_version: 2,
+        tcp_close: closed.then_some(true),
+        network_lock_method: Some(lock::SKIP),
+        ..Default::default()
+    };
     images.commit(&inventory).unwrap();
 }
 
@@ -298,7 +302,8 @@ fn outside_peers_notice_nothing(address: &str, close_first: bool) {
     let mut collector = Collector::new(options(true, false));
     let ids = [&inner, &left].map(|fd| collect(&mut collector, fd).unwrap());
     assert_eq!(collector.sockets.outside().len(), 2);
-    let run_id = format!("{:021}-{}", std::process::id(), address.len() * 2 + usize::from(close_first));
+    let run_id =
+        format!("{:021}-{}", std::process::id(), address.len() * 2 + usize::from(close_first));
     let run_id = run_id.chars().rev().collect::<String>();
     let mut lock = lock::Lock::take(&collector.sockets, &run_id).unwrap();
     save(&scratch.0, &mut collector, false);
@@ -543,8 +548,7 @@ fn unix_servers_and_clients_come_back() {
     sender.send(b"packet").unwrap();
     let images = scratch.0.join("images");
     std::fs::create_dir(&images).unwrap();
-    let fds =
-        vec![owned(listener), owned(client), owned(server), owned(receiver), owned(sender)];
+    let fds = vec![owned(listener), owned(client), owned(server), owned(receiver), owned(sender)];
     // The clients first: each brings the server it needs.
     let ids = save_and_close(&images, fds);
     let order = [ids[1], ids[4], ids[2], ids[3], ids[0]];
@@ -564,7 +568,8 @@ fn unix_servers_and_clients_come_back() {
     assert_eq!(receiver.recv(&mut got).unwrap(), 6);
     sender.send(b"again").unwrap();
     assert_eq!(receiver.recv(&mut got).unwrap(), 5);
-    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions());
+    let mode =
+        std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions());
     assert_eq!(mode & 0o777, 0o640);
     let _new = UnixStream::connect(&path).unwrap();
     listener.accept().unwrap();

@@ -69,8 +69,7 @@ pub fn survey(
     let id = entry.id;
     if record.state != LISTEN && (kind == libc::SOCK_DGRAM || record.state == ESTABLISHED) {
         for data in queue::read(view, kind)? {
-            let packet =
-                SkPacketEntry { id_for: id, length: data.len() as u32, scm: Vec::new() };
+            let packet = SkPacketEntry { id_for: id, length: data.len() as u32, scm: Vec::new() };
             collector.sockets.packets.push((packet, data));
         }
     }
@@ -111,7 +110,8 @@ fn check(collector: &Collector, view: &View<'_>, record: &diag::Unix) -> Result<
 
 /// The file a socket is bound to: owner and mode, whether it is still there, and from where it was named.
 fn survey_file(view: &View<'_>, entry: &mut UnixSkEntry) -> Result<(), Problem> {
-    let failed = |e: String| view.problem(format!("the file it is bound to cannot be examined: {e}"));
+    let failed =
+        |e: String| view.problem(format!("the file it is bound to cannot be examined: {e}"));
     let file = bound_file(view.as_fd()).map_err(|e| failed(e.to_string()))?;
     let stat = rustix::fs::fstat(&file).map_err(|e| failed(e.to_string()))?;
     entry.file_perms =

@@ -65,7 +65,10 @@ fn pair(entry: &UnixSkEntry) -> Result<(OwnedFd, OwnedFd), Problem> {
 pub fn open(opener: &mut Opener<'_>, entry: &UnixSkEntry) -> Result<OwnedFd, Problem> {
     load(opener)?;
     if entry.uflags & 1 != 0 {
-        return Err(problem(entry, "it is connected to a socket outside the tree, which cannot be restored yet"));
+        return Err(problem(
+            entry,
+            "it is connected to a socket outside the tree, which cannot be restored yet",
+        ));
     }
     if !matches!(entry.r#type as i32, libc::SOCK_STREAM | libc::SOCK_DGRAM | libc::SOCK_SEQPACKET) {
         return Err(problem(entry, format!("the image has an impossible type {}", entry.r#type)));
@@ -269,10 +272,9 @@ impl Restore {
         if entry.peer == 0 {
             return Ok(());
         }
-        let peer = self
-            .entry(entry.peer)
-            .cloned()
-            .ok_or_else(|| problem(entry, "it is connected to a socket that the image does not have"))?;
+        let peer = self.entry(entry.peer).cloned().ok_or_else(|| {
+            problem(entry, "it is connected to a socket that the image does not have")
+        })?;
         self.make(peer.ino)?;
         if peer.name.is_empty() {
             return Err(problem(
@@ -289,8 +291,9 @@ impl Restore {
         let fd = self.unix.get(&entry.ino).and_then(|state| state.made.as_ref());
         let Some(fd) = fd.map(AsFd::as_fd) else { return Ok(()) };
         unix_path::at(&peer, |address| {
-            rustix::net::connect(fd, address)
-                .map_err(|e| problem(entry, format!("cannot be connected to {}: {e}", shown(&peer.name))))
+            rustix::net::connect(fd, address).map_err(|e| {
+                problem(entry, format!("cannot be connected to {}: {e}", shown(&peer.name)))
+            })
         })
     }
 
@@ -388,8 +391,7 @@ fn connect_and_accept(
     }
     rustix::net::connect(&calling, address).map_err(failed)?;
     loop {
-        let accepted =
-            rustix::net::accept_with(listener, SocketFlags::CLOEXEC).map_err(failed)?;
+        let accepted = rustix::net::accept_with(listener, SocketFlags::CLOEXEC).map_err(failed)?;
         // The address is there for everyone: a stranger may have been faster. It will call again.
         let caller = rustix::net::sockopt::socket_peercred(&accepted).map_err(failed)?;
         if caller.pid == rustix::process::getpid() {

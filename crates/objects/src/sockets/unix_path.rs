@@ -63,7 +63,8 @@ pub fn bind(
             meanwhile(&address)
         });
         if entry.deleted == Some(true) && bound.is_ok() {
-            rustix::fs::unlink(path).map_err(|e| problem(entry, format!("cannot be unlinked: {e}")))?;
+            rustix::fs::unlink(path)
+                .map_err(|e| problem(entry, format!("cannot be unlinked: {e}")))?;
         }
         if let Some(aside) = aside {
             rustix::fs::rename(&aside, path)

@@ -95,20 +95,14 @@ pub fn restore_queue(steps: &mut Steps, queue: &SignalQueueEntry, pid: i32, tid:
 
 /// `SS_ONSTACK`: reported while the thread runs on the stack; not a setting.
 const SS_ONSTACK: u32 = 1;
-/// `SS_DISABLE`.
-const SS_DISABLE: u32 = 2;
-
 /// The image's form of an alternate stack.
 #[must_use]
 pub fn alternate_stack(sp: u64, size: u64, flags: u32) -> ThreadSasEntry {
     ThreadSasEntry { ss_sp: sp, ss_size: size, ss_flags: flags }
 }
 
-/// Sets the thread's alternate stack. The agent's stack pointer is 0, so the kernel never thinks it is in use.
+/// Sets the thread's alternate stack, or that it has none: a stub inherits that of the controller. The agent's stack pointer is 0, so the kernel never thinks it is in use.
 pub fn restore_alternate_stack(steps: &mut Steps, stack: &ThreadSasEntry) {
-    if stack.ss_flags & SS_DISABLE != 0 {
-        return;
-    }
     let flags = stack.ss_flags & !SS_ONSTACK;
     let data = steps.words(&[stack.ss_sp, u64::from(flags), stack.ss_size]);
     steps.must(
