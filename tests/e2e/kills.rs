@@ -158,11 +158,31 @@ fn dump_running(tool: &Tool, name: &str) -> Result<(), NotReady> {
     // It can still be dumped and restored as if nothing had been.
     run.dump(tool, &run.images(2)?, &["--leave-running"])?;
     run.check(&before)?;
-    program.judge_eintr(&run, tool, false)?;
+    judge_eintr_of_killed(&run, tool)?;
     println!(
         "kill::dump_running::{name}: {in_flight} of {} kills met the dump, which takes {whole:?}",
         kills()
     );
+    Ok(())
+}
+
+/// A thread in one of the few system calls that the kernel itself does not restart sees `EINTR` if the controller is
+/// killed in the microseconds between stopping it and mending that. Nothing else, and no more often than that explains.
+fn judge_eintr_of_killed(run: &Run, tool: &Tool) -> Result<(), Fail> {
+    if tool.is_criu {
+        return Ok(());
+    }
+    let noted = fs::read_to_string(run.dir.join("eintr")).unwrap_or_default();
+    let (excused, bad): (Vec<&str>, Vec<&str>) = noted
+        .split(['\n', ' '])
+        .filter(|l| !l.is_empty())
+        .partition(|l| l.starts_with("sigtimedwait") || l.starts_with("epoll"));
+    if !bad.is_empty() || excused.len() as u64 > kills() / 8 {
+        return Err(run.fail(format!(
+            "system calls felt the killed checkpoints (EINTR): {bad:?}, and {} that the kernel does not restart",
+            excused.len()
+        )));
+    }
     Ok(())
 }
 

@@ -98,7 +98,7 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
             let (p, t) = (program.clone(), tool.clone());
             let reason = if tool.is_criu { program.criu_reason(word) } else { program.gap };
             trials.push(trial(format!("{}::{word}", program.name), move || match reason {
-                Some(why) => Ok(skip(format!("CRIU cannot: {why}"))),
+                Some(why) => Ok(skip(why.to_owned())),
                 None => flavours::run(&p, &t, flavour),
             }));
         }

@@ -149,11 +149,15 @@ impl Tree {
     fn zombie(&mut self, dir: ProcDir, stat: Stat, root: bool) -> Result<()> {
         let name = format!("process {} ({})", stat.pid, text(&stat.comm));
         if root {
-            return Err(Error::new(format!("{name} is dead: a zombie has nothing to save but its exit code")));
+            return Err(Error::new(format!(
+                "{name} is dead: a zombie has nothing to save but its exit code"
+            )));
         }
         if stat.num_threads > 1 {
-            return Err(Error::new(format!("{name}: its first thread has ended while others run on"))
-                .hint("such a process cannot be saved yet"));
+            return Err(Error::new(format!(
+                "{name}: its first thread has ended while others run on"
+            ))
+            .hint("such a process cannot be saved yet"));
         }
         let status = stat.exit_code;
         self.tasks.push(Task { dir, stat, life: Life::Zombie(status), threads: Vec::new() });
@@ -162,7 +166,8 @@ impl Tree {
 
     /// Parents before children, children by pid.
     fn order(&mut self) {
-        let mut rest: Vec<Option<Task>> = std::mem::take(&mut self.tasks).into_iter().map(Some).collect();
+        let mut rest: Vec<Option<Task>> =
+            std::mem::take(&mut self.tasks).into_iter().map(Some).collect();
         let index: Vec<(i32, i32)> =
             rest.iter().flatten().map(|t| (t.stat.pid, t.stat.ppid)).collect();
         let mut stack: Vec<usize> = if index.is_empty() { vec![] } else { vec![0] };
@@ -214,7 +219,11 @@ enum Seize {
     Failed(Error),
 }
 
-fn seize_all(dir: &ProcDir, stat: &Stat, deadline: Option<Instant>) -> std::result::Result<Vec<Stopped>, Seize> {
+fn seize_all(
+    dir: &ProcDir,
+    stat: &Stat,
+    deadline: Option<Instant>,
+) -> std::result::Result<Vec<Stopped>, Seize> {
     let pid = stat.pid;
     let mut stopped: Vec<Stopped> = Vec::new();
     let mut known: HashSet<i32> = HashSet::new();

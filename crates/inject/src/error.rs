@@ -22,7 +22,9 @@ pub enum Error {
         how: String,
     },
     /// The thread did not stop in time.
-    #[error("thread {tid} does not stop: it is in uninterruptible sleep, or the machine is very busy")]
+    #[error(
+        "thread {tid} does not stop: it is in uninterruptible sleep, or the machine is very busy"
+    )]
     Stuck {
         /// The thread.
         tid: i32,
@@ -52,7 +54,9 @@ pub enum Error {
         errno: rewake_sys::Errno,
     },
     /// There is no room for the bootstrap in the target.
-    #[error("no executable mapping with {needed} unused bytes at its end to put the agent's entry into")]
+    #[error(
+        "no executable mapping with {needed} unused bytes at its end to put the agent's entry into"
+    )]
     NoRoom {
         /// Bytes needed.
         needed: usize,
@@ -82,7 +86,10 @@ impl Error {
     }
 
     /// As [`Error::syscall`], for rustix's bare `errno`.
-    pub fn errno(doing: &'static str, call: &'static str) -> impl FnOnce(rewake_sys::Errno) -> Error {
+    pub fn errno(
+        doing: &'static str,
+        call: &'static str,
+    ) -> impl FnOnce(rewake_sys::Errno) -> Error {
         move |errno| Error::Syscall { doing, source: SyscallError::new(call, errno) }
     }
 

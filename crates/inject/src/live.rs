@@ -143,8 +143,8 @@ fn fetch(pidfd: BorrowedFd<'_>, fd: u64) -> Result<OwnedFd> {
 pub struct Visited {
     /// Alternate stack, thread id's address, parent-death signal.
     pub result: VisitorResult,
-    /// `PR_GET_SECUREBITS`.
-    pub securebits: u32,
+    /// `PR_GET_SECUREBITS`, if it was asked for.
+    pub securebits: Option<u32>,
 }
 
 /// An agent that waits for batches inside a live process.
@@ -161,6 +161,8 @@ pub struct Live {
     map: Arc<SharedMap>,
     /// A stop signal (SIGSTOP cannot be blocked) that came while the agent was in: given back when it is out.
     deferred_stop: std::cell::Cell<i32>,
+    /// Was a signal delivered on the way? Its frame is new on some stack.
+    delivered: std::cell::Cell<bool>,
 }
 
 impl Live {
@@ -236,8 +238,12 @@ impl Live {
                 Err(Error::Timeout { pid: self.pid, seconds: PATIENCE.as_secs() })
             }
             None | Some(Status::Continued) => Ok(()),
-            Some(Status::Exited(code)) => Err(Error::Gone { tid, how: format!("exit code {code}") }),
-            Some(Status::Killed(signal)) => Err(Error::Gone { tid, how: format!("signal {signal}") }),
+            Some(Status::Exited(code)) => {
+                Err(Error::Gone { tid, how: format!("exit code {code}") })
+            }
+            Some(Status::Killed(signal)) => {
+                Err(Error::Gone { tid, how: format!("signal {signal}") })
+            }
             Some(Status::Stop(Stop::Signal(libc::SIGSTOP))) => {
                 self.deferred_stop.set(libc::SIGSTOP);
                 ptrace::cont(tid, 0).map_err(Error::syscall("continuing the agent"))
@@ -250,6 +256,13 @@ impl Live {
         }
     }
 
+    /// Was a signal delivered to a thread while the agent came in or visited? Then its stack holds a frame that it did
+    /// not have before.
+    #[must_use]
+    pub fn delivered_signals(&self) -> bool {
+        self.delivered.get()
+    }
+
     /// How many threads can be visited.
     #[must_use]
     pub fn can_visit(&self) -> bool {
@@ -257,26 +270,31 @@ impl Live {
     }
 
     /// Asks another thread of the process, which stands in an event stop, what only it can tell. It stands in an
-    /// event stop with its registers unchanged afterwards.
+    /// event stop with its registers unchanged afterwards. Securebits are only asked for if `with_securebits` says so.
     ///
     /// # Errors
     /// The thread is gone.
-    pub fn visit(&self, thread: Stopped, regs: &Registers, slot: usize) -> Result<(Stopped, Visited)> {
+    pub fn visit(
+        &self,
+        thread: Stopped,
+        regs: &Registers,
+        with_securebits: bool,
+    ) -> Result<(Stopped, Visited)> {
+        let slot = 0;
         let (saved, entry, _) = self.boot.visitors[slot];
-        let result_at = PAGE
-            + Ring::size_for(OPS, DATA)
-            + size_of::<Op>()
-            + slot * size_of::<VisitorResult>();
+        let result_at =
+            PAGE + Ring::size_for(OPS, DATA) + size_of::<Op>() + slot * size_of::<VisitorResult>();
         let tid = thread.tid();
         let group_stop = thread.group_stop();
         let mut regs = *regs;
         let mut thread = thread;
         loop {
             regs = after_rseq(tid, &self.memory, &regs);
-            let words: Vec<u8> = self_resuming(&regs).words().iter().flat_map(|w| w.to_ne_bytes()).collect();
-            self.memory
-                .write_all_at(&words, self.room.address + saved as u64)
-                .map_err(|_| Error::Inside { what: "saving registers", errno: rewake_sys::Errno::FAULT })?;
+            let words: Vec<u8> =
+                self_resuming(&regs).words().iter().flat_map(|w| w.to_ne_bytes()).collect();
+            self.memory.write_all_at(&words, self.room.address + saved as u64).map_err(|_| {
+                Error::Inside { what: "saving registers", errno: rewake_sys::Errno::FAULT }
+            })?;
             let here = self.ring.header_address() - PAGE as u64 + result_at as u64;
             thread.set_registers(&Registers {
                 rip: self.room.address + entry as u64,
@@ -285,8 +303,8 @@ impl Live {
                 ..regs
             })?;
             let mut interrupted = None;
-            // sigaltstack and three prctl, in and out
-            for _ in 0..8 {
+            // sigaltstack and two or three prctl, in and out
+            for _ in 0..if with_securebits { 8 } else { 6 } {
                 match thread.to_syscall_stop() {
                     Ok(stopped) => thread = stopped,
                     Err(Error::Signal { signal, .. }) => {
@@ -299,10 +317,12 @@ impl Live {
             }
             if let Some(signal) = interrupted {
                 thread = deliver(thread, &regs, signal)?;
+                self.delivered.set(true);
                 regs = thread.registers()?;
                 continue;
             }
-            let securebits = thread.registers()?.rax as u32;
+            let securebits =
+                if with_securebits { Some(thread.registers()?.rax as u32) } else { None };
             let mut stopped = thread.to_event_stop()?;
             stopped.set_registers(&regs)?;
             stopped.set_group_stop(group_stop);
@@ -336,7 +356,8 @@ impl Live {
         }
         // The kernel mends interrupted system calls only on the way out of a get_signal stop.
         leader = leader.to_event_stop()?;
-        ptrace::set_signal_mask(tid, self.mask).map_err(Error::syscall("restoring the signal mask"))?;
+        ptrace::set_signal_mask(tid, self.mask)
+            .map_err(Error::syscall("restoring the signal mask"))?;
         leader.set_registers(&mend_interrupted(&self.original).unwrap_or(self.original))?;
         let zeros = vec![0u8; self.boot.len(self.room.visitors)];
         let _ = self.memory.write_all_at(&zeros, self.room.address);
@@ -434,12 +455,16 @@ impl Start<'_> {
             running.interrupt()?;
             leader = running.wait_stop()?;
         }
-        Err(Error::Unexpected { tid: leader.tid(), stop: "it does not leave an old agent's entry".into() })
+        Err(Error::Unexpected {
+            tid: leader.tid(),
+            stop: "it does not leave an old agent's entry".into(),
+        })
     }
 
     /// To the exit from the first system call, after which all signals are blocked.
-    fn block_signals(&self, mut leader: Stopped) -> Result<(Stopped, Registers, u64)> {
+    fn block_signals(&self, mut leader: Stopped) -> Result<(Stopped, Registers, u64, bool)> {
         leader = self.let_out(leader)?;
+        let mut delivered = false;
         loop {
             let tid = leader.tid();
             let original = after_rseq(tid, &self.memory, &leader.registers()?);
@@ -447,10 +472,11 @@ impl Start<'_> {
                 ptrace::signal_mask(tid).map_err(Error::syscall("reading the signal mask"))?;
             self.enter(&leader, &original, mask)?;
             match leader.to_syscall_stop().and_then(Stopped::to_syscall_stop) {
-                Ok(stopped) => return Ok((stopped, original, mask)),
+                Ok(stopped) => return Ok((stopped, original, mask, delivered)),
                 // Delivered to the thread as it was; then once more.
                 Err(Error::Signal { signal, .. }) => {
                     leader = deliver(Stopped::assume(tid), &original, signal)?;
+                    delivered = true;
                 }
                 Err(e) => return Err(e),
             }
@@ -459,7 +485,7 @@ impl Start<'_> {
 
     fn go(self, leader: Stopped, first: impl FnOnce(u64) -> Script) -> Result<(Live, Results)> {
         let pid = leader.tid();
-        let (mut leader, original, mask) = self.block_signals(leader)?;
+        let (mut leader, original, mask, delivered) = self.block_signals(leader)?;
         let Start { pidfd, boot, room, map_len, memory } = self;
         let at = |part: usize| room.address + part as u64;
         // memfd_create in, out
@@ -496,15 +522,14 @@ impl Start<'_> {
         let sockets: [i32; 2] = unsafe { map.get(PAGE + offset::SOCKETS) };
         let socket = fetch(pidfd, u64::from(sockets[1] as u32))?;
 
-        let ring =
-            Ring::new(
-                map.clone(),
-                PAGE,
-                Ring::size_for(OPS, DATA),
-                DATA,
-                header,
-                Doorbell::Socket(socket),
-            );
+        let ring = Ring::new(
+            map.clone(),
+            PAGE,
+            Ring::size_for(OPS, DATA),
+            DATA,
+            header,
+            Doorbell::Socket(socket),
+        );
         let undo_at = PAGE + Ring::size_for(OPS, DATA);
         let recv = Op::new(libc::SYS_recvfrom, &[0, header + UNUSED, 1, 0, 0, 0]);
         ring.initialise(&Header {
@@ -521,7 +546,10 @@ impl Start<'_> {
             ),
             ..Header::EMPTY
         });
-        map.put(undo_at, &Op::new(libc::SYS_close, &[0]).arg_deref(0, header + offset::SOCKETS as u64));
+        map.put(
+            undo_at,
+            &Op::new(libc::SYS_close, &[0]).arg_deref(0, header + offset::SOCKETS as u64),
+        );
         let script = first(ring.data_base());
         let number = ring.load(&script)?;
         leader.set_registers(&Registers { rip: at(boot.run), orig_rax: u64::MAX, ..regs })?;
@@ -537,6 +565,7 @@ impl Start<'_> {
             ring,
             map,
             deferred_stop: std::cell::Cell::new(0),
+            delivered: std::cell::Cell::new(delivered),
         };
         let results = live.finish(&script, number)?;
         Ok((live, results))
@@ -549,7 +578,10 @@ const UNUSED: u64 = std::mem::offset_of!(Header, reserved2) as u64;
 fn inside(what: &'static str, rax: u64) -> Result<()> {
     let value = rax as i64;
     if (-4095..0).contains(&value) {
-        return Err(Error::Inside { what, errno: rewake_sys::Errno::from_raw_os_error(-value as i32) });
+        return Err(Error::Inside {
+            what,
+            errno: rewake_sys::Errno::from_raw_os_error(-value as i32),
+        });
     }
     Ok(())
 }

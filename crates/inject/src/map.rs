@@ -51,7 +51,8 @@ impl SharedMap {
     pub fn create_at(address: u64, len: usize) -> Result<Option<SharedMap>> {
         let file = rustix::fs::memfd_create("rewake", rustix::fs::MemfdFlags::CLOEXEC)
             .map_err(Error::errno("creating the arena", "memfd_create"))?;
-        rustix::fs::ftruncate(&file, len as u64).map_err(Error::errno("sizing the arena", "ftruncate"))?;
+        rustix::fs::ftruncate(&file, len as u64)
+            .map_err(Error::errno("sizing the arena", "ftruncate"))?;
         // SAFETY: MAP_FIXED_NOREPLACE never replaces an existing mapping.
         let mapped = unsafe {
             mmap(
@@ -64,7 +65,9 @@ impl SharedMap {
             )
         };
         match mapped {
-            Ok(base) if base as u64 == address => Ok(Some(SharedMap { base: base.cast(), len, file })),
+            Ok(base) if base as u64 == address => {
+                Ok(Some(SharedMap { base: base.cast(), len, file }))
+            }
             Ok(base) => {
                 // SAFETY: just mapped, nobody knows of it yet.
                 let _ = unsafe { munmap(base, len) };
@@ -82,8 +85,14 @@ impl SharedMap {
     pub fn make_code(&self, len: usize) -> Result<()> {
         assert!(len <= self.len, "code lies inside the mapping");
         // SAFETY: the range is inside our own mapping; nobody writes code after this.
-        unsafe { mprotect(self.base.cast(), len, rustix::mm::MprotectFlags::READ | rustix::mm::MprotectFlags::EXEC) }
-            .map_err(Error::errno("making the agent executable", "mprotect"))
+        unsafe {
+            mprotect(
+                self.base.cast(),
+                len,
+                rustix::mm::MprotectFlags::READ | rustix::mm::MprotectFlags::EXEC,
+            )
+        }
+        .map_err(Error::errno("making the agent executable", "mprotect"))
     }
 
     /// The file behind the mapping.
@@ -112,7 +121,11 @@ impl SharedMap {
 
     fn at(&self, offset: usize, len: usize) -> *mut u8 {
         let end = offset.checked_add(len).expect("offset in the mapping");
-        assert!(end <= self.len, "access at {offset}+{len} beyond the mapping's {} bytes", self.len);
+        assert!(
+            end <= self.len,
+            "access at {offset}+{len} beyond the mapping's {} bytes",
+            self.len
+        );
         // SAFETY: checked just above.
         unsafe { self.base.add(offset) }
     }

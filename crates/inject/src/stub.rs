@@ -94,7 +94,11 @@ impl Arena {
     ///
     /// # Errors
     /// `EEXIST` if the pid is taken; others as clone3(2).
-    pub fn clone_root(&self, args: &CloneArgs, ring: &Ring) -> std::result::Result<i32, rewake_sys::SyscallError> {
+    pub fn clone_root(
+        &self,
+        args: &CloneArgs,
+        ring: &Ring,
+    ) -> std::result::Result<i32, rewake_sys::SyscallError> {
         assert!(args.flags & libc::CLONE_VM as u64 == 0, "the stub has its own address space");
         // SAFETY: the arena is MAP_SHARED with the executor at its start, the ring's header is filled, and the flag
         // was checked just above.
@@ -108,7 +112,12 @@ impl Arena {
 ///
 /// # Errors
 /// The stub died.
-pub fn remote_syscall(stub: Stopped, gadget: u64, number: i64, args: [u64; 6]) -> Result<(Stopped, i64)> {
+pub fn remote_syscall(
+    stub: Stopped,
+    gadget: u64,
+    number: i64,
+    args: [u64; 6],
+) -> Result<(Stopped, i64)> {
     aim(&stub, gadget, number, args)?;
     let stub = stub.to_syscall_stop()?.to_syscall_stop()?;
     let result = stub.registers()?.rax as i64;

@@ -82,12 +82,15 @@ impl Running {
     pub fn wait_stop_until(self, deadline: Option<Instant>) -> Result<Stopped> {
         loop {
             match wait_status(self.tid, deadline)? {
-                Status::Stop(Stop::Event) => return Ok(Stopped { tid: self.tid, group_stop: None }),
+                Status::Stop(Stop::Event) => {
+                    return Ok(Stopped { tid: self.tid, group_stop: None });
+                }
                 Status::Stop(Stop::Group(signal)) => {
                     return Ok(Stopped { tid: self.tid, group_stop: Some(signal) });
                 }
                 Status::Stop(Stop::Signal(signal)) => {
-                    ptrace::cont(self.tid, signal).map_err(Error::syscall("delivering a signal"))?;
+                    ptrace::cont(self.tid, signal)
+                        .map_err(Error::syscall("delivering a signal"))?;
                 }
                 Status::Stop(Stop::Syscall | Stop::Other(_)) => {
                     ptrace::cont(self.tid, 0).map_err(Error::syscall("continuing a thread"))?;
@@ -224,7 +227,8 @@ impl Stopped {
             match wait::wait(self.tid).map_err(Error::syscall("waiting for a system call"))? {
                 Status::Stop(Stop::Syscall) => return Ok(Stopped { tid: self.tid, group_stop }),
                 Status::Stop(Stop::Group(_) | Stop::Event) => {
-                    ptrace::cont_syscall(self.tid).map_err(Error::syscall("continuing a thread"))?;
+                    ptrace::cont_syscall(self.tid)
+                        .map_err(Error::syscall("continuing a thread"))?;
                 }
                 Status::Exited(code) => {
                     return Err(Error::Gone { tid: self.tid, how: format!("exit code {code}") });
@@ -232,13 +236,18 @@ impl Stopped {
                 Status::Killed(signal) => {
                     return Err(Error::Gone { tid: self.tid, how: format!("signal {signal}") });
                 }
-                Status::Stop(Stop::Signal(signal)) => return Err(Error::Signal { tid: self.tid, signal }),
+                Status::Stop(Stop::Signal(signal)) => {
+                    return Err(Error::Signal { tid: self.tid, signal });
+                }
                 other => {
                     return Err(Error::Unexpected { tid: self.tid, stop: format!("{other:?}") });
                 }
             }
         }
-        Err(Error::Unexpected { tid: self.tid, stop: "it stops for its group again and again".into() })
+        Err(Error::Unexpected {
+            tid: self.tid,
+            stop: "it stops for its group again and again".into(),
+        })
     }
 
     /// From any stop to a `PTRACE_EVENT_STOP` without an instruction of user code in between.

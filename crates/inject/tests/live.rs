@@ -11,7 +11,10 @@ use std::time::Instant;
 fn sleeper() -> Child {
     let child = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().expect("sleep runs");
     // Wait until it sleeps, past exec and the dynamic loader.
-    while !read_to_string(format!("/proc/{}/syscall", child.id())).unwrap_or_default().starts_with("230 ") {
+    while !read_to_string(format!("/proc/{}/syscall", child.id()))
+        .unwrap_or_default()
+        .starts_with("230 ")
+    {
         std::thread::yield_now();
     }
     child
@@ -55,23 +58,19 @@ fn an_agent_works_and_leaves_no_trace() {
     for _ in 0..50 {
         let leader = freeze(pid);
         let start = Instant::now();
-        let memory = File::options().read(true).write(true).open(format!("/proc/{pid}/mem")).expect("mem");
+        let memory =
+            File::options().read(true).write(true).open(format!("/proc/{pid}/mem")).expect("mem");
         let mut name = None;
-        let (live, results) = Live::inject(
-            leader,
-            std::os::fd::AsFd::as_fd(&pidfd),
-            memory,
-            &[vdso(pid)],
-            |base| {
+        let (live, results) =
+            Live::inject(leader, std::os::fd::AsFd::as_fd(&pidfd), memory, &[vdso(pid)], |base| {
                 let mut script = Script::new(base);
                 script.push(Op::new(libc::SYS_getpid, &[]));
                 let data = script.space(16);
                 script.push(Op::new(libc::SYS_prctl, &[16, data.address]));
                 name = Some(data);
                 script
-            },
-        )
-        .expect("inject");
+            })
+            .expect("inject");
         assert_eq!(results.value(0), Ok(i64::from(pid)));
         assert_eq!(&results.bytes(name.expect("built"))[..6], b"sleep\0");
         let mut script = Script::new(live.data_base());
@@ -86,7 +85,10 @@ fn an_agent_works_and_leaves_no_trace() {
         eprintln!("agent in and out: {:?}", start.elapsed());
         leader.detach(0).expect("detach");
     }
-    while !read_to_string(format!("/proc/{pid}/syscall")).expect("syscall").starts_with(|c: char| c.is_ascii_digit()) {}
+    while !read_to_string(format!("/proc/{pid}/syscall"))
+        .expect("syscall")
+        .starts_with(|c: char| c.is_ascii_digit())
+    {}
     assert_eq!(view(pid), before);
     let syscall = read_to_string(format!("/proc/{pid}/syscall")).expect("syscall");
     // clock_nanosleep (230) itself or restart_syscall (219)

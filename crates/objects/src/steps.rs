@@ -37,7 +37,9 @@ impl std::fmt::Display for Label {
             Label::Clone(pid) => write!(f, "creating task {pid}"),
             Label::Timer(id) => write!(f, "POSIX timer {id}"),
             Label::Limit(which) => write!(f, "resource limit {which}"),
-            Label::Watch(epoll, fd) => write!(f, "watching descriptor {fd} by epoll descriptor {epoll}"),
+            Label::Watch(epoll, fd) => {
+                write!(f, "watching descriptor {fd} by epoll descriptor {epoll}")
+            }
         }
     }
 }

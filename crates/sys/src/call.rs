@@ -31,7 +31,11 @@ pub type Result<T> = std::result::Result<T, SyscallError>;
 ///
 /// # Safety
 /// The arguments must be valid for the call: pointers live and of the right type for what the kernel reads or writes.
-pub(crate) unsafe fn syscall(call: &'static str, nr: libc::c_long, args: [usize; 6]) -> Result<usize> {
+pub(crate) unsafe fn syscall(
+    call: &'static str,
+    nr: libc::c_long,
+    args: [usize; 6],
+) -> Result<usize> {
     // SAFETY: the caller vouches for the arguments.
     let result = unsafe { libc::syscall(nr, args[0], args[1], args[2], args[3], args[4], args[5]) };
     if result == -1 {

@@ -25,7 +25,8 @@ pub enum Kind {
 
 fn kcmp(a: i32, b: i32, kind: usize, x: usize, y: usize) -> Result<Ordering> {
     // SAFETY: for these kinds the arguments are numbers; EPOLL_TFD passes a live struct, see below.
-    let order = unsafe { syscall("kcmp", libc::SYS_kcmp, [pid_arg(a), pid_arg(b), kind, x, y, 0]) }?;
+    let order =
+        unsafe { syscall("kcmp", libc::SYS_kcmp, [pid_arg(a), pid_arg(b), kind, x, y, 0]) }?;
     Ok(match order {
         0 => Ordering::Equal,
         1 => Ordering::Less,

@@ -26,7 +26,14 @@ pub fn read_remote(pid: i32, ranges: &[RemoteRange], buffer: &mut [u8]) -> Resul
         syscall(
             "process_vm_readv",
             libc::SYS_process_vm_readv,
-            [pid_arg(pid), (&raw const local) as usize, 1, remote.as_ptr() as usize, remote.len(), 0],
+            [
+                pid_arg(pid),
+                (&raw const local) as usize,
+                1,
+                remote.as_ptr() as usize,
+                remote.len(),
+                0,
+            ],
         )
     }
 }

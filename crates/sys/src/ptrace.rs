@@ -34,7 +34,13 @@ pub const NT_PRFPREG: u32 = 2;
 /// `NT_X86_XSTATE`: XSAVE area in its standard form.
 pub const NT_X86_XSTATE: u32 = 0x202;
 
-fn request(name: &'static str, request: usize, tid: i32, addr: usize, data: usize) -> Result<usize> {
+fn request(
+    name: &'static str,
+    request: usize,
+    tid: i32,
+    addr: usize,
+    data: usize,
+) -> Result<usize> {
     // SAFETY: used below only with requests whose `data` points to memory that the caller of this private function
     // keeps alive and correctly sized, or is a plain number.
     unsafe { syscall(name, libc::SYS_ptrace, [request, pid_arg(tid), addr, data, 0, 0]) }
@@ -127,14 +133,38 @@ impl Registers {
     #[must_use]
     pub fn words(&self) -> [u64; 20] {
         [
-            self.r15, self.r14, self.r13, self.r12, self.rbp, self.rbx, self.r11, self.r10, self.r9, self.r8,
-            self.rax, self.rcx, self.rdx, self.rsi, self.rdi, self.orig_rax, self.rip, self.cs, self.eflags,
+            self.r15,
+            self.r14,
+            self.r13,
+            self.r12,
+            self.rbp,
+            self.rbx,
+            self.r11,
+            self.r10,
+            self.r9,
+            self.r8,
+            self.rax,
+            self.rcx,
+            self.rdx,
+            self.rsi,
+            self.rdi,
+            self.orig_rax,
+            self.rip,
+            self.cs,
+            self.eflags,
             self.rsp,
         ]
     }
 }
 
-fn iovec_call(name: &'static str, req: usize, tid: i32, set: u32, base: *mut u8, len: usize) -> Result<usize> {
+fn iovec_call(
+    name: &'static str,
+    req: usize,
+    tid: i32,
+    set: u32,
+    base: *mut u8,
+    len: usize,
+) -> Result<usize> {
     let mut iov = libc::iovec { iov_base: base.cast(), iov_len: len };
     request(name, req, tid, set as usize, (&raw mut iov) as usize)?;
     Ok(iov.iov_len)
@@ -147,7 +177,8 @@ fn iovec_call(name: &'static str, req: usize, tid: i32, set: u32, base: *mut u8,
 pub fn registers(tid: i32) -> Result<Registers> {
     let mut regs = Registers::default();
     let size = size_of::<Registers>();
-    let got = iovec_call("PTRACE_GETREGSET", GETREGSET, tid, NT_PRSTATUS, (&raw mut regs).cast(), size)?;
+    let got =
+        iovec_call("PTRACE_GETREGSET", GETREGSET, tid, NT_PRSTATUS, (&raw mut regs).cast(), size)?;
     if got != size {
         return Err(crate::SyscallError::new("PTRACE_GETREGSET", crate::Errno::IO));
     }
@@ -333,11 +364,19 @@ pub fn set_sud_config(tid: i32, config: &SudConfig) -> Result<()> {
 pub fn seccomp_filter(tid: i32, index: usize) -> Result<Option<Vec<u8>>> {
     let count = match request("PTRACE_SECCOMP_GET_FILTER", SECCOMP_GET_FILTER, tid, index, 0) {
         Ok(count) => count,
-        Err(e) if e.errno == crate::Errno::NOENT || e.errno == crate::Errno::INVAL => return Ok(None),
+        Err(e) if e.errno == crate::Errno::NOENT || e.errno == crate::Errno::INVAL => {
+            return Ok(None);
+        }
         Err(e) => return Err(e),
     };
     let mut code = vec![0u8; count * 8];
-    request("PTRACE_SECCOMP_GET_FILTER", SECCOMP_GET_FILTER, tid, index, code.as_mut_ptr() as usize)?;
+    request(
+        "PTRACE_SECCOMP_GET_FILTER",
+        SECCOMP_GET_FILTER,
+        tid,
+        index,
+        code.as_mut_ptr() as usize,
+    )?;
     Ok(Some(code))
 }
 
@@ -347,6 +386,12 @@ pub fn seccomp_filter(tid: i32, index: usize) -> Result<Option<Vec<u8>>> {
 /// As [`seccomp_filter`].
 pub fn seccomp_metadata(tid: i32, index: usize) -> Result<u64> {
     let mut data = [index as u64, 0u64];
-    request("PTRACE_SECCOMP_GET_METADATA", SECCOMP_GET_METADATA, tid, 16, data.as_mut_ptr() as usize)?;
+    request(
+        "PTRACE_SECCOMP_GET_METADATA",
+        SECCOMP_GET_METADATA,
+        tid,
+        16,
+        data.as_mut_ptr() as usize,
+    )?;
     Ok(data[1])
 }

@@ -8,8 +8,10 @@ use crate::call::{Result, pid_arg, syscall};
 /// `ESRCH`.
 pub fn policy(tid: i32) -> Result<u32> {
     // SAFETY: numbers only.
-    unsafe { syscall("sched_getscheduler", libc::SYS_sched_getscheduler, [pid_arg(tid), 0, 0, 0, 0, 0]) }
-        .map(|p| p as u32)
+    unsafe {
+        syscall("sched_getscheduler", libc::SYS_sched_getscheduler, [pid_arg(tid), 0, 0, 0, 0, 0])
+    }
+    .map(|p| p as u32)
 }
 
 /// `struct sched_attr` (linux/sched/types.h), version 1.
@@ -38,14 +40,11 @@ pub fn attributes(tid: i32) -> Result<SchedAttr> {
     let size = size_of::<SchedAttr>();
     // SAFETY: attr is live and `size` bytes long.
     unsafe {
-        syscall("sched_getattr", libc::SYS_sched_getattr, [
-            pid_arg(tid),
-            (&raw mut attr) as usize,
-            size,
-            0,
-            0,
-            0,
-        ])
+        syscall(
+            "sched_getattr",
+            libc::SYS_sched_getattr,
+            [pid_arg(tid), (&raw mut attr) as usize, size, 0, 0, 0],
+        )
     }?;
     Ok(attr)
 }
@@ -58,16 +57,14 @@ pub fn affinity(tid: i32) -> Result<Vec<u64>> {
     let mut words = [0u64; 128];
     // SAFETY: the array is live and its size is passed.
     let bytes = unsafe {
-        syscall("sched_getaffinity", libc::SYS_sched_getaffinity, [
-            pid_arg(tid),
-            size_of_val(&words),
-            words.as_mut_ptr() as usize,
-            0,
-            0,
-            0,
-        ])
+        syscall(
+            "sched_getaffinity",
+            libc::SYS_sched_getaffinity,
+            [pid_arg(tid), size_of_val(&words), words.as_mut_ptr() as usize, 0, 0, 0],
+        )
     }?;
-    let used = words[..(bytes / 8).min(128)].iter().rposition(|w| *w != 0).map_or(0, |last| last + 1);
+    let used =
+        words[..(bytes / 8).min(128)].iter().rposition(|w| *w != 0).map_or(0, |last| last + 1);
     Ok(words[..used].to_vec())
 }
 
@@ -78,14 +75,11 @@ pub fn affinity(tid: i32) -> Result<Vec<u64>> {
 pub fn set_affinity(tid: i32, words: &[u64]) -> Result<()> {
     // SAFETY: the slice is live and its size is passed.
     unsafe {
-        syscall("sched_setaffinity", libc::SYS_sched_setaffinity, [
-            pid_arg(tid),
-            size_of_val(words),
-            words.as_ptr() as usize,
-            0,
-            0,
-            0,
-        ])
+        syscall(
+            "sched_setaffinity",
+            libc::SYS_sched_setaffinity,
+            [pid_arg(tid), size_of_val(words), words.as_ptr() as usize, 0, 0, 0],
+        )
     }
     .map(drop)
 }
@@ -96,7 +90,8 @@ pub fn set_affinity(tid: i32, words: &[u64]) -> Result<()> {
 /// `ESRCH`.
 pub fn io_priority(tid: i32) -> Result<u32> {
     // SAFETY: numbers only.
-    unsafe { syscall("ioprio_get", libc::SYS_ioprio_get, [1, pid_arg(tid), 0, 0, 0, 0]) }.map(|p| p as u32)
+    unsafe { syscall("ioprio_get", libc::SYS_ioprio_get, [1, pid_arg(tid), 0, 0, 0, 0]) }
+        .map(|p| p as u32)
 }
 
 /// The nice value of a thread, which real-time policies keep in the background (`getpriority(2)`).

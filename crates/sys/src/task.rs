@@ -39,7 +39,9 @@ pub fn own_rseq() -> Option<(u64, u32, u32)> {
     }
     let thread_pointer: u64;
     // SAFETY: %fs:0 holds the thread pointer itself in the x86-64 TLS ABI.
-    unsafe { std::arch::asm!("mov {}, fs:[0]", out(reg) thread_pointer, options(nostack, readonly)) };
+    unsafe {
+        std::arch::asm!("mov {}, fs:[0]", out(reg) thread_pointer, options(nostack, readonly))
+    };
     // The kernel wants the length that was registered: glibc registers 32 bytes unless the kernel's area is larger.
     Some((thread_pointer.wrapping_add_signed(offset as i64), size.max(32), 0x5305_3053))
 }
@@ -143,13 +145,19 @@ pub fn new_time_namespace(
     )
     .map_err(failed("open ns/time_for_children"))?;
     // SAFETY: a number; CLONE_NEWTIME only changes where future children go.
-    unsafe { syscall("unshare", libc::SYS_unshare, [libc::CLONE_NEWTIME as usize, 0, 0, 0, 0, 0]) }?;
+    unsafe {
+        syscall("unshare", libc::SYS_unshare, [libc::CLONE_NEWTIME as usize, 0, 0, 0, 0, 0])
+    }?;
     let text = format!(
         "monotonic {} {}\nboottime {} {}\n",
         monotonic.0, monotonic.1, boottime.0, boottime.1
     );
-    let offsets = rustix::fs::open("/proc/self/timens_offsets", OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(failed("open timens_offsets"))?;
+    let offsets = rustix::fs::open(
+        "/proc/self/timens_offsets",
+        OFlags::WRONLY | OFlags::CLOEXEC,
+        Mode::empty(),
+    )
+    .map_err(failed("open timens_offsets"))?;
     rustix::io::write(&offsets, text.as_bytes()).map_err(failed("write timens_offsets"))?;
     Ok(before)
 }
@@ -162,14 +170,11 @@ pub fn enter_time_namespace(ns: std::os::fd::BorrowedFd<'_>) -> Result<()> {
     use std::os::fd::AsRawFd;
     // SAFETY: numbers only.
     unsafe {
-        syscall("setns", libc::SYS_setns, [
-            ns.as_raw_fd() as usize,
-            libc::CLONE_NEWTIME as usize,
-            0,
-            0,
-            0,
-            0,
-        ])
+        syscall(
+            "setns",
+            libc::SYS_setns,
+            [ns.as_raw_fd() as usize, libc::CLONE_NEWTIME as usize, 0, 0, 0, 0],
+        )
     }
     .map(drop)
 }

@@ -47,12 +47,11 @@ pub fn survey(
     };
     let mut layout = mm::survey(&task.stat, &inside.attributes, &outside.auxv);
     let path = |c: &mut Collector, link: &[u8], flags: u32, open: &str| {
-        {
         let name = link.strip_suffix(b" (deleted)").unwrap_or(link);
         regular::of_path(c, pid, name, flags, u64::from(name != link), open)
-    }
     };
-    layout.exe_file_id = or_report(path(collector, &outside.links.exe, 0, &format!("/proc/{pid}/exe")));
+    layout.exe_file_id =
+        or_report(path(collector, &outside.links.exe, 0, &format!("/proc/{pid}/exe")));
     // Neighbouring mappings are mostly of one file: look it up once.
     let mut last: Option<((u32, u32), u64, Option<u32>, u32)> = None;
     layout.vmas = outside
@@ -90,8 +89,18 @@ pub fn survey(
     layout.vmas.extend_from_slice(&outside.guards);
     let directory = (libc::O_RDONLY | libc::O_DIRECTORY) as u32;
     let fs = FsEntry {
-        cwd_id: or_report(path(collector, &outside.links.cwd, directory, &format!("/proc/{pid}/cwd"))),
-        root_id: or_report(path(collector, &outside.links.root, directory, &format!("/proc/{pid}/root"))),
+        cwd_id: or_report(path(
+            collector,
+            &outside.links.cwd,
+            directory,
+            &format!("/proc/{pid}/cwd"),
+        )),
+        root_id: or_report(path(
+            collector,
+            &outside.links.root,
+            directory,
+            &format!("/proc/{pid}/root"),
+        )),
         umask: outside.status.umask,
     };
     let fds = descriptors(collector, task, outside, inside, pidfd, problems)?;
@@ -136,12 +145,8 @@ fn view<T>(
     let failed = |what: &str, e: &dyn std::fmt::Display| {
         Problem::new(format!("fd {number}"), format!("{what}: {e}"))
     };
-    let fd = rustix::process::pidfd_getfd(
-        pidfd,
-        number,
-        rustix::process::PidfdGetfdFlags::empty(),
-    )
-    .map_err(|e| failed("cannot be examined (pidfd_getfd)", &e))?;
+    let fd = rustix::process::pidfd_getfd(pidfd, number, rustix::process::PidfdGetfdFlags::empty())
+        .map_err(|e| failed("cannot be examined (pidfd_getfd)", &e))?;
     let link = task
         .dir
         .link(&format!("fd/{number}"), &mut buffer.borrow_mut())

@@ -13,6 +13,7 @@ use rewake_inject::tracee::Stopped;
 use rewake_objects::memory::vma::status;
 use rewake_objects::task::attributes::{self, Attributes};
 use rewake_objects::task::{credentials, limits, registers, schedule, signals, timers};
+use rewake_proc::status::Status;
 use rewake_sys::ptrace::{self, Registers};
 use rewake_sys::sched::{self, Pin};
 use rewake_sys::task::robust_list;
@@ -32,6 +33,8 @@ pub struct Inside {
     pub cloexec: Vec<bool>,
     /// `CLOCK_MONOTONIC` and `CLOCK_BOOTTIME` as the task sees them: seconds, nanoseconds.
     pub clocks: [(u64, u64); 2],
+    /// Was a signal delivered meanwhile? Its frame is new on some stack.
+    pub delivered_signals: bool,
 }
 
 struct Answers {
@@ -92,7 +95,8 @@ pub fn survey(
             e => crate::Error::new(format!("process {pid} ({}): {e}", rewake_objects::problem::text(&comm))),
         })?;
         // The closure ran: the batch was executed.
-        let Some((actions, timers_asked, limits_asked, attributes_asked, clocks, flags)) = asked else {
+        let Some((actions, timers_asked, limits_asked, attributes_asked, clocks, flags)) = asked
+        else {
             return Err(crate::Error::new("the agent ran without a script"));
         };
         let first = outside.timers.len().min(32);
@@ -131,11 +135,16 @@ pub fn survey(
             pin.to(cpu as usize);
             let tid = thread.tid();
             let regs = thread.registers().of(pid, &comm)?;
-            let (thread, result) = live.visit(thread, &regs, 0).of(pid, &comm)?;
+            let status =
+                task.dir.task(tid).and_then(|dir| dir.status(&mut buffer)).of(pid, &comm)?;
+            // Threads change their credentials together but in the rarest programs.
+            let alike = same_credentials(&status, &outside.status);
+            let (thread, result) = live.visit(thread, &regs, !alike).of(pid, &comm)?;
             // A signal may have been delivered meanwhile.
             let regs = thread.registers().of(pid, &comm)?;
             let mut state = thread_state(&thread, &regs, &mut xsave, task, outside, pid)?;
             state.visited(&result);
+            state.status = Some(status);
             states.push((tid, state));
             visited.push(thread);
         }
@@ -143,7 +152,8 @@ pub fn survey(
         states[1..].sort_by_key(|(tid, _)| *tid);
         threads = visited;
         pin.to(task.stat.processor as usize);
-        let inside = build(task, outside, answers, states, cloexec)?;
+        let mut inside = build(task, outside, answers, states, cloexec)?;
+        inside.delivered_signals = live.delivered_signals();
         if cure {
             let mut leader = live.cure().of(pid, &comm)?;
             leader.set_group_stop(group_stop);
@@ -155,6 +165,13 @@ pub fn survey(
     })();
     task.threads = threads;
     result
+}
+
+fn same_credentials(a: &Status, b: &Status) -> bool {
+    let facts = |s: &Status| {
+        (s.uid, s.gid, s.cap_inh, s.cap_prm, s.cap_eff, s.cap_bnd, s.cap_amb, s.no_new_privs)
+    };
+    facts(a) == facts(b) && a.groups == b.groups
 }
 
 /// Adds the questions for the close-on-exec flags of `fds`; returns their indices.
@@ -187,20 +204,19 @@ struct ThreadState {
     info: rewake_image::messages::ThreadInfoX86,
     extra: RewakeThreadEntry,
     mask: u64,
-    /// Of threads other than the leader.
+    /// Of threads other than the leader, if they have credentials of their own.
     securebits: Option<u32>,
+    /// Of threads other than the leader.
+    status: Option<Status>,
 }
 
 impl ThreadState {
     fn visited(&mut self, visited: &Visited) {
         let result = &visited.result;
-        self.securebits = Some(visited.securebits);
+        self.securebits = visited.securebits;
         self.info.clear_tid_addr = result.tid_address;
-        self.core.sas = Some(signals::alternate_stack(
-            result.ss_sp,
-            result.ss_size,
-            result.ss_flags as u32,
-        ));
+        self.core.sas =
+            Some(signals::alternate_stack(result.ss_sp, result.ss_size, result.ss_flags as u32));
         // The kernel stores an int.
         self.core.pdeath_sig = Some(result.pdeath_sig as u32).filter(|s| *s != 0);
     }
@@ -287,7 +303,8 @@ fn thread_state(
     let mut extra = RewakeThreadEntry { tid: tid as u32, ..RewakeThreadEntry::default() };
     let image_regs = for_image(&after_rseq(tid, &outside.memory, regs), &mut extra, outside);
     let mask = ptrace::signal_mask(tid).map_err(at("reading the signal mask")).of(pid, comm)?;
-    let queue = ptrace::queued_signals(tid, false).map_err(at("reading queued signals")).of(pid, comm)?;
+    let queue =
+        ptrace::queued_signals(tid, false).map_err(at("reading queued signals")).of(pid, comm)?;
     let (futex_rla, futex_rla_len) =
         robust_list(tid).map_err(at("reading the robust list")).of(pid, comm)?;
     let mut core = ThreadCoreEntry {
@@ -317,7 +334,7 @@ fn thread_state(
     }
     let info = registers::survey(&image_regs, &xsave[..len], 0)
         .map_err(|p| crate::Error::of(pid, comm, p))?;
-    Ok(ThreadState { core, info, extra, mask, securebits: None })
+    Ok(ThreadState { core, info, extra, mask, securebits: None, status: None })
 }
 
 fn build(
@@ -332,16 +349,9 @@ fn build(
     let mut cores = Vec::with_capacity(states.len());
     let mut extra = Vec::with_capacity(states.len());
     let mut buffer = Vec::new();
-    let single = states.len() == 1;
     for (tid, mut state) in states {
         let leader = tid == pid;
-        let own_status;
-        let status = if single || leader {
-            &outside.status
-        } else {
-            own_status = task.dir.task(tid).and_then(|d| d.status(&mut buffer)).of(pid, comm)?;
-            &own_status
-        };
+        let status = state.status.as_ref().unwrap_or(&outside.status);
         if leader {
             state.info.clear_tid_addr = attributes.tid_address;
             let (sp, flags, size) = attributes.alternate_stack;
@@ -396,7 +406,7 @@ fn build(
         ));
         extra.push(state.extra);
     }
-    Ok(Inside { cores, extra, attributes, cloexec, clocks })
+    Ok(Inside { cores, extra, attributes, cloexec, clocks, delivered_signals: false })
 }
 
 /// The thread's name, from `comm`, where nothing is escaped.

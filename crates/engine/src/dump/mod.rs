@@ -20,9 +20,9 @@ use rewake_inject::live::Live;
 use rewake_objects::files::collect::{Collector, Contents, Options};
 use rewake_objects::problem::text;
 use rewake_objects::sockets::lock::{self, Lock};
-use rewake_sys::wait::{self, Status};
 use rewake_sys::sched::Pin;
 use rewake_sys::signal;
+use rewake_sys::wait::{self, Status};
 use std::time::{Duration, Instant};
 
 /// A living task, surveyed.
@@ -109,7 +109,8 @@ fn contains(text: &[u8], what: &[u8]) -> bool {
 /// Surveys a frozen tree. With `cure` the agents are taken out again at once.
 fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<(Surveyed, Agents)> {
     files::refuse_sharing(&tree.tasks)?;
-    let own = Own { namespaces: outside::own_namespaces(), vdso: crate::own::AddressSpace::read()?.vdso };
+    let own =
+        Own { namespaces: outside::own_namespaces(), vdso: crate::own::AddressSpace::read()?.vdso };
     let mut collector = Collector::new(Options {
         ghost_limit: options.ghost_limit,
         link_remap: options.link_remap,
@@ -200,6 +201,7 @@ fn survey_task(
         }
     }
     let (inside, agent) = inside::survey(task, &outside, &pidfd, pin, cure)?;
+    outside.survey_pages(task, inside.delivered_signals)?;
     let mut problems = std::mem::take(&mut outside.problems);
     let files = files::survey(collector, task, &outside, &inside, &pidfd, &mut problems)?;
     obstacles.extend(problems.into_iter().map(|p| p.of(pid, &comm)));
@@ -293,7 +295,9 @@ pub fn dump(options: &DumpOptions, hooks: &mut dyn Hooks) -> Result<DumpReport> 
             }
             Err(problem) => {
                 cure(&mut tree, agents);
-                return Err(Error::new(format!("the images are complete, but the tree runs on: {problem}")));
+                return Err(Error::new(format!(
+                    "the images are complete, but the tree runs on: {problem}"
+                )));
             }
         }
     } else {
@@ -411,7 +415,8 @@ fn kill(tree: &mut Tree, agents: Agents) {
             continue;
         }
         // The leader dies last: its death is told when all other threads are reaped.
-        let tids: Vec<i32> = task.threads.drain(..).map(|t| t.tid()).filter(|t| *t != task.stat.pid).collect();
+        let tids: Vec<i32> =
+            task.threads.drain(..).map(|t| t.tid()).filter(|t| *t != task.stat.pid).collect();
         for tid in tids.into_iter().chain([task.stat.pid]) {
             while let Ok(status) = wait::wait(tid) {
                 if matches!(status, Status::Exited(_) | Status::Killed(_)) {

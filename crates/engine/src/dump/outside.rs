@@ -5,7 +5,7 @@ use crate::freeze::Task;
 use rewake_image::messages::VmaEntry;
 use rewake_objects::Problem;
 use rewake_objects::memory::pages::{self, Run};
-use rewake_objects::memory::vma::{self, Vma, status};
+use rewake_objects::memory::vma::{self, Backing, Vma, status};
 use rewake_proc::read::ProcDir;
 use rewake_proc::status::Status;
 use rewake_proc::timers::PosixTimer;
@@ -22,7 +22,7 @@ pub struct Outside {
     pub vmas: Vec<Vma>,
     /// Guard ranges.
     pub guards: Vec<VmaEntry>,
-    /// Runs of private pages that hold data.
+    /// Runs of private pages that hold data; see [`Outside::survey_pages`].
     pub runs: Vec<Run>,
     /// Contents of the vdso, taken before the agent's entry was put into its last page.
     pub vdso: Vec<u8>,
@@ -36,6 +36,8 @@ pub struct Outside {
     pub timers: Vec<PosixTimer>,
     /// `/proc/PID/mem`.
     pub memory: File,
+    /// `/proc/PID/pagemap`.
+    pub pagemap: File,
     /// Small values of `/proc`.
     pub values: Values,
     /// What cannot be saved.
@@ -82,7 +84,6 @@ pub fn survey(task: &Task, own_namespaces: &[Vec<u8>], own_vdso: &[u8]) -> Resul
     let text = dir.read("smaps", &mut buffer).of(pid, comm)?;
     let vmas = vma::survey(text, &mut problems).of(pid, comm)?;
     let pagemap = File::from(dir.open_file("pagemap", OFlags::RDONLY).of(pid, comm)?);
-    let runs = pages::survey(&pagemap, &vmas).of(pid, comm)?;
     let memory = File::from(dir.open_file("mem", OFlags::RDWR).of(pid, comm)?);
     let guards = pages::guards(&pagemap, &vmas).of(pid, comm)?;
     let vdso = read_vdso(&memory, &vmas, own_vdso);
@@ -116,7 +117,22 @@ pub fn survey(task: &Task, own_namespaces: &[Vec<u8>], own_vdso: &[u8]) -> Resul
         problems.push(Problem::new("shadow stack", "x86 shadow stacks cannot be saved yet"));
     }
     let values = values(dir, &mut buffer);
-    Ok(Outside { status, vmas, guards, runs, vdso, auxv, links, fds, timers, memory, values, problems })
+    let runs = Vec::new();
+    Ok(Outside {
+        status,
+        vmas,
+        guards,
+        runs,
+        pagemap,
+        vdso,
+        auxv,
+        links,
+        fds,
+        timers,
+        memory,
+        values,
+        problems,
+    })
 }
 
 /// The task's vdso. If a killed dump left its entry in the unused end of it, that is not saved.
@@ -130,6 +146,25 @@ fn read_vdso(memory: &File, vmas: &[Vma], own: &[u8]) -> Vec<u8> {
     }
     let used = own.len() - own.iter().rev().take_while(|b| **b == 0).count();
     if bytes.len() == own.len() && bytes[..used] == own[..used] { own.to_vec() } else { bytes }
+}
+
+impl Outside {
+    /// Looks which pages hold data: after everything that may still touch memory. If signals were delivered since
+    /// (`stacks_grew`), a stack may have grown, so the mappings are read again; the agent's own is not one of the task's.
+    ///
+    /// # Errors
+    /// The task is gone or `/proc` cannot be read.
+    pub fn survey_pages(&mut self, task: &Task, stacks_grew: bool) -> Result<()> {
+        let (pid, comm) = (task.pid(), task.comm());
+        if stacks_grew {
+            let mut buffer = Vec::new();
+            let text = task.dir.read("smaps", &mut buffer).of(pid, comm)?;
+            self.vmas = vma::survey(text, &mut Vec::new()).of(pid, comm)?;
+            self.vmas.retain(|v| v.backing != Backing::Memfd(b"rewake".to_vec()));
+        }
+        self.runs = pages::survey(&self.pagemap, &self.vmas).of(pid, comm)?;
+        Ok(())
+    }
 }
 
 fn values(dir: &ProcDir, buffer: &mut Vec<u8>) -> Values {

@@ -79,8 +79,9 @@ pub fn write(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -> 
         let others: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
         let mut result = work();
         for other in others {
-            let other =
-                other.join().unwrap_or_else(|_| Err(Error::new("a thread that writes images died")));
+            let other = other
+                .join()
+                .unwrap_or_else(|_| Err(Error::new("a thread that writes images died")));
             result = result.and(other);
         }
         result
@@ -121,7 +122,8 @@ fn write_files(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -
     images.write_all(kind::FILES, (), &files.entries)?;
     images.write_all(kind::REMAP_FPATH, (), &files.remaps)?;
     images.write_all(kind::TTY_INFO, (), &files.ttys)?;
-    for (kind, data) in [(kind::PIPES_DATA, &files.pipe_data), (kind::FIFO_DATA, &files.fifo_data)] {
+    for (kind, data) in [(kind::PIPES_DATA, &files.pipe_data), (kind::FIFO_DATA, &files.fifo_data)]
+    {
         let mut stream = images.stream(kind, ());
         for (entry, bytes) in data {
             stream.push(entry)?;
@@ -169,10 +171,12 @@ fn write_files(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -
                 .collect(),
         };
         extra.push(RewakeEntry { task: Some(entry), ..RewakeEntry::default() });
-        extra.extend(alive.inside.extra.iter().map(|thread| RewakeEntry {
-            thread: Some(thread.clone()),
-            ..RewakeEntry::default()
-        }));
+        extra.extend(
+            alive.inside.extra.iter().map(|thread| RewakeEntry {
+                thread: Some(thread.clone()),
+                ..RewakeEntry::default()
+            }),
+        );
     }
     extra.extend(
         files.extra.iter().map(|f| RewakeEntry { file: Some(f.clone()), ..RewakeEntry::default() }),

@@ -122,7 +122,13 @@ const WNOWAIT: u64 = 0x0100_0000;
 const WALL: u64 = 0x4000_0000;
 
 /// `clone3` of a node or thread that goes on as an agent on the ring at `header`.
-fn clone_op(steps: &mut Steps, pid: Option<i32>, flags: u64, exit_signal: u64, header: u64) -> usize {
+fn clone_op(
+    steps: &mut Steps,
+    pid: Option<i32>,
+    flags: u64,
+    exit_signal: u64,
+    header: u64,
+) -> usize {
     let tid = steps.words(&[pid.unwrap_or(0) as u64]);
     let set_tid = if pid.is_some() { (tid.address, 1) } else { (0, 0) };
     // struct clone_args: flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, set_tid, set_tid_size, cgroup
@@ -219,15 +225,8 @@ fn plan_node(
             epoll::restore_items(&mut finish, *number, entry);
         }
         finish_steps(&mut finish, &tasks[index], alive, env, &groups);
-        task = Some(TaskPlan {
-            index,
-            build,
-            finish,
-            threads,
-            messages,
-            socket: socket.0,
-            warnings,
-        });
+        task =
+            Some(TaskPlan { index, build, finish, threads, messages, socket: socket.0, warnings });
     }
     let scripts = [Some(&birth), task.as_ref().map(|t| &t.build), task.as_ref().map(|t| &t.finish)];
     let data = scripts.iter().flatten().map(|s| s.script.data_len()).max().unwrap_or(0);
@@ -265,8 +264,11 @@ fn birth_steps(
             let info = steps.data(&[0; 128]);
             steps.must(
                 Label::Text("waiting for a zombie to die"),
-                op(libc::SYS_waitid, &[1, 0, info.address, WEXITED | WNOWAIT, 0])
-                    .arg_result(1, result as u32, 0),
+                op(libc::SYS_waitid, &[1, 0, info.address, WEXITED | WNOWAIT, 0]).arg_result(
+                    1,
+                    result as u32,
+                    0,
+                ),
             );
         }
         if matches!(c.role, Role::Leader | Role::Orphaner) {
@@ -455,7 +457,10 @@ impl Builder<'_> {
             die_with(steps, Some(self.task.ppid));
         }
         if let Some(group) = group {
-            steps.must(Label::Text("joining the process group"), op(libc::SYS_setpgid, &[0, group as u64]));
+            steps.must(
+                Label::Text("joining the process group"),
+                op(libc::SYS_setpgid, &[0, group as u64]),
+            );
         }
         // The controller has taken its end (number 1: the pair got 0 and 1).
         steps.must(Label::Text("closing the controller's socket"), op(libc::SYS_close, &[1]));

@@ -1,8 +1,8 @@
 //! What stubs inherit from the controller, and what this machine can do.
 
 use super::build::Environment;
-use crate::own::AddressSpace;
 use crate::error::{Error, Result};
+use crate::own::AddressSpace;
 use rewake_objects::memory::{PAGE, TASK_SIZE};
 use rewake_objects::task::credentials;
 use rewake_objects::task::schedule::Inherited;
@@ -65,8 +65,7 @@ pub fn gather(
         .read_single("personality", &mut buffer)
         .ok()
         .and_then(|text| rewake_proc::single::personality(text).ok());
-    let securebits =
-        rustix::thread::capabilities_secure_bits().map_or(0, |bits| bits.bits());
+    let securebits = rustix::thread::capabilities_secure_bits().map_or(0, |bits| bits.bits());
     const CAP_SYS_RESOURCE: u64 = 1 << 24;
     let limits = RESOURCES
         .iter()

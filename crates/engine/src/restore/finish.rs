@@ -8,8 +8,8 @@ use crate::error::{Context, Error, Result};
 use rewake_inject::stub::{find_syscall_instruction, interrupted_syscall, remote_syscall};
 use rewake_inject::tracee::{Running, Stopped};
 use rewake_objects::task::registers::{self, XSAVE_MAX, XsaveFormat};
-use rewake_sys::ptrace::{self, Registers, SudConfig};
 use rewake_proc::read::ProcDir;
+use rewake_sys::ptrace::{self, Registers, SudConfig};
 use rewake_sys::sched::Pin;
 use rewake_sys::signal;
 
@@ -224,7 +224,10 @@ impl Ready<'_> {
             };
             if let Some(stop) = stop {
                 // Only SIGSTOP stops for certain: the others may have handlers, be blocked, or need a terminal.
-                let stop = if matches!(stop, libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU | libc::SIGSTOP) {
+                let stop = if matches!(
+                    stop,
+                    libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU | libc::SIGSTOP
+                ) {
                     libc::SIGSTOP
                 } else {
                     stop

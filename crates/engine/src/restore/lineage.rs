@@ -252,7 +252,10 @@ impl<'a> Planner<'a> {
             None => match self.leaders.get(&sid) {
                 Some(helper) if self.lineage.nodes[*helper].cloner == Some(by) => *helper,
                 Some(_) => {
-                    return Err(self.unexplained(i, "its leader is gone and its members have several parents"));
+                    return Err(self.unexplained(
+                        i,
+                        "its leader is gone and its members have several parents",
+                    ));
                 }
                 None => {
                     let helper = self.push(Self::helper(Role::Leader, Some(sid), by), true);
@@ -327,11 +330,17 @@ mod tests {
             pgid: i32,
         }
         let mut born: Vec<Option<State>> = lineage.nodes.iter().map(|_| None).collect();
-        fn birth(lineage: &Lineage, born: &mut Vec<Option<State>>, at: usize, from: (i32, i32, i32, i32)) {
+        fn birth(
+            lineage: &Lineage,
+            born: &mut Vec<Option<State>>,
+            at: usize,
+            from: (i32, i32, i32, i32),
+        ) {
             let node = &lineage.nodes[at];
             let (cloner, parent, sid, pgid) = from;
             let pid = node.pid.unwrap_or(90_000 + at as i32);
-            let mut state = State { pid, parent: if node.sibling { parent } else { cloner }, sid, pgid };
+            let mut state =
+                State { pid, parent: if node.sibling { parent } else { cloner }, sid, pgid };
             for early in &node.early {
                 birth(lineage, born, *early, (pid, state.parent, state.sid, state.pgid));
             }
@@ -367,7 +376,8 @@ mod tests {
             if member.ppid != 0 {
                 assert_eq!(parent, member.ppid, "parent of {}", member.pid);
             }
-            let joins = lineage.joins.iter().any(|(i, g)| members[*i] == *member && *g == member.pgid);
+            let joins =
+                lineage.joins.iter().any(|(i, g)| members[*i] == *member && *g == member.pgid);
             assert!(pgid == member.pgid || joins, "group of {}", member.pid);
         }
         lineage
@@ -375,7 +385,12 @@ mod tests {
 
     #[test]
     fn plain_children_and_groups() {
-        check(&[m(100, 0, 100, 100), m(101, 100, 101, 100), m(102, 101, 101, 100), m(103, 100, 103, 103)]);
+        check(&[
+            m(100, 0, 100, 100),
+            m(101, 100, 101, 100),
+            m(102, 101, 101, 100),
+            m(103, 100, 103, 103),
+        ]);
     }
 
     #[test]
@@ -389,7 +404,12 @@ mod tests {
         // 103 was a grandchild of 101 and fell to the subreaper 100.
         let lineage = check(&[m(100, 0, 100, 100), m(101, 100, 101, 101), m(103, 100, 101, 101)]);
         assert!(lineage.nodes.iter().any(|n| n.sibling), "the leader clones a sibling");
-        let deep = [m(100, 0, 100, 100), m(101, 100, 100, 100), m(102, 101, 102, 102), m(103, 100, 102, 102)];
+        let deep = [
+            m(100, 0, 100, 100),
+            m(101, 100, 100, 100),
+            m(102, 101, 102, 102),
+            m(103, 100, 102, 102),
+        ];
         let lineage = check(&deep);
         assert!(lineage.nodes[0].subreaper);
     }

@@ -15,10 +15,10 @@ mod read;
 
 use crate::error::{Context, Error, Result};
 use crate::options::{Action, FinalState, Hooks, Pid, RestoreOptions};
+use crate::own::AddressSpace;
 use crate::report::RestoreReport;
 use arena::Space;
 use build::{Environment, Handed, NodePlan, TaskPlan};
-use crate::own::AddressSpace;
 use lineage::{Lineage, Member, Role};
 use read::{Alive, Checkpoint, Task};
 use rewake_image::{ImageDir, kind};
@@ -82,7 +82,14 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
     let own = AddressSpace::read()?;
     let mut taken = own.maps.clone();
     for alive in checkpoint.tasks.iter().filter_map(|t| t.alive.as_ref()) {
-        taken.extend(alive.mm.vmas.iter().filter(|v| v.status & status::VSYSCALL == 0).map(|v| v.start..v.end));
+        taken.extend(
+            alive
+                .mm
+                .vmas
+                .iter()
+                .filter(|v| v.status & status::VSYSCALL == 0)
+                .map(|v| v.start..v.end),
+        );
     }
     let hole = arena::find_hole(taken, ARENA_SPACE)?;
     let (hop, base) = arena::place(&hole);
@@ -91,12 +98,17 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
         .tasks
         .iter()
         .any(|t| t.tc.timers.as_ref().is_some_and(|timers| !timers.posix.is_empty()));
-    let mut env = environment::gather(&own, hop, (base, base), plain_root, timers, options.sibling)?;
-    let tasks = checkpoint.tasks.iter().filter_map(|t| Some((t.pid, t.alive.as_ref()?.fds.as_slice())));
+    let mut env =
+        environment::gather(&own, hop, (base, base), plain_root, timers, options.sibling)?;
+    let tasks =
+        checkpoint.tasks.iter().filter_map(|t| Some((t.pid, t.alive.as_ref()?.fds.as_slice())));
     let epolls = epoll::assign(&opener, tasks).map_err(|p| Error::new(p.to_string()))?;
-    let (plans, arena_len) =
-        plan(&images, &checkpoint, &lineage, &mut env, base, &own, &epolls)?;
-    log::info!("planned in {:?}: {} nodes, arena of {arena_len} bytes", start.elapsed(), plans.len());
+    let (plans, arena_len) = plan(&images, &checkpoint, &lineage, &mut env, base, &own, &epolls)?;
+    log::info!(
+        "planned in {:?}: {} nodes, arena of {arena_len} bytes",
+        start.elapsed(),
+        plans.len()
+    );
 
     hooks.run(Action::PreRestore, None).map_err(Error::new)?;
     let Some(arena) = Arena::create(base, arena_len).map_err(|e| Error::new(e.to_string()))? else {
@@ -282,8 +294,12 @@ impl Run<'_> {
         hooks: &mut dyn Hooks,
         created: &mut Created,
     ) -> Result<RestoreReport> {
-        let mut warnings: Vec<String> =
-            self.plans.iter().filter_map(|p| p.task.as_ref()).flat_map(|t| t.warnings.clone()).collect();
+        let mut warnings: Vec<String> = self
+            .plans
+            .iter()
+            .filter_map(|p| p.task.as_ref())
+            .flat_map(|t| t.warnings.clone())
+            .collect();
         let _subreaper = Subreaper::become_one();
         let rings = self.load()?;
         let root = self.clone_root(&rings, created)?;
@@ -424,12 +440,21 @@ impl Run<'_> {
                     // A helper reports only if it could not do what it was made for.
                     let stuck = transient.iter().any(|t| rings[*t].is_done(1));
                     if stuck || waited > PATIENCE {
-                        return Err(rewake_inject::Error::Timeout { pid, seconds: waited.as_secs() });
+                        return Err(rewake_inject::Error::Timeout {
+                            pid,
+                            seconds: waited.as_secs(),
+                        });
                     }
                     self.still_there(pid)
                 })
                 .or_else(|e| self.helper_error(rings, &transient).and(Err(e).of(pid, &comm)))?;
-            self.check(&plan.birth, &rings[i].results(&plan.birth.script), pid, &comm, &mut Vec::new())?;
+            self.check(
+                &plan.birth,
+                &rings[i].results(&plan.birth.script),
+                pid,
+                &comm,
+                &mut Vec::new(),
+            )?;
             created.pids.extend(node.pid);
         }
         Ok(())
@@ -481,13 +506,17 @@ impl Run<'_> {
                 (Expect::Value(wanted), Ok(value)) => {
                     let what = match label {
                         Label::Fill(..) => {
-                            format!("only {value} of {wanted} bytes could be read: the pages file is too short")
+                            format!(
+                                "only {value} of {wanted} bytes could be read: the pages file is too short"
+                            )
                         }
                         _ => format!("{value:#x} instead of {wanted:#x}"),
                     };
                     return Err(Error::new(format!("{}: {label}: {what}", name())));
                 }
-                (Expect::Wish, Err(errno)) => warnings.push(format!("{}: {label}: {errno}", name())),
+                (Expect::Wish, Err(errno)) => {
+                    warnings.push(format!("{}: {label}: {errno}", name()))
+                }
                 (Expect::Success | Expect::Value(_), Err(errno)) => {
                     return Err(match label {
                         Label::Clone(child) => clone_error(*child, errno),
@@ -503,7 +532,12 @@ impl Run<'_> {
     }
 
     /// Hands descriptors over and has every task build itself, all at the same time.
-    fn build(&self, rings: &[Ring], opener: &mut Opener<'_>, warnings: &mut Vec<String>) -> Result<()> {
+    fn build(
+        &self,
+        rings: &[Ring],
+        opener: &mut Opener<'_>,
+        warnings: &mut Vec<String>,
+    ) -> Result<()> {
         let mut running = Vec::new();
         for (ring, plan) in rings.iter().zip(self.plans) {
             let Some(task) = &plan.task else { continue };
@@ -522,7 +556,12 @@ impl Run<'_> {
         Ok(())
     }
 
-    fn check_threads(&self, plan: &TaskPlan, task: &Task, warnings: &mut Vec<String>) -> Result<()> {
+    fn check_threads(
+        &self,
+        plan: &TaskPlan,
+        task: &Task,
+        warnings: &mut Vec<String>,
+    ) -> Result<()> {
         for thread in &plan.threads {
             let script = &thread.steps.script;
             let len = Ring::size_for(script.ops.len(), script.data_len());
@@ -539,7 +578,10 @@ impl Run<'_> {
     fn wait(&self, ring: &Ring, number: u32, task: &Task) -> Result<()> {
         ring.wait(number, |waited| {
             if waited > PATIENCE {
-                return Err(rewake_inject::Error::Timeout { pid: task.pid, seconds: waited.as_secs() });
+                return Err(rewake_inject::Error::Timeout {
+                    pid: task.pid,
+                    seconds: waited.as_secs(),
+                });
             }
             self.still_there(task.pid)
         })
@@ -547,13 +589,21 @@ impl Run<'_> {
     }
 
     /// Sends a task everything it is handed, as its scripts expect it.
-    fn hand_over(&self, ring: &Ring, plan: &NodePlan, task_plan: &TaskPlan, opener: &mut Opener<'_>) -> Result<()> {
+    fn hand_over(
+        &self,
+        ring: &Ring,
+        plan: &NodePlan,
+        task_plan: &TaskPlan,
+        opener: &mut Opener<'_>,
+    ) -> Result<()> {
         let task = self.task(task_plan);
         let (pid, comm) = (task.pid, &task.comm);
         let results = ring.results(&plan.birth.script);
         let numbers = [results.u32(task_plan.socket, 0), results.u32(task_plan.socket, 4)];
         if numbers != [0, 1] {
-            return Err(Error::new(format!("process {pid}: its first descriptors are {numbers:?}")));
+            return Err(Error::new(format!(
+                "process {pid}: its first descriptors are {numbers:?}"
+            )));
         }
         let raw = rustix::process::Pid::from_raw(pid)
             .ok_or_else(|| Error::new(format!("{pid} is no process id")))?;
@@ -660,7 +710,9 @@ impl Run<'_> {
             if self.lineage.nodes[i].role == Role::Group {
                 let mut script = Script::new(ring.data_base());
                 script.push(rewake_agent::layout::Op::new(libc::SYS_exit_group, &[0]));
-                ring.load(&script).and_then(|_| ring.ring()).map_err(|e| Error::new(e.to_string()))?;
+                ring.load(&script)
+                    .and_then(|_| ring.ring())
+                    .map_err(|e| Error::new(e.to_string()))?;
             }
         }
         let mut running = Vec::new();
@@ -719,7 +771,9 @@ fn send(
             }
             (Handed::Pages, Some(pages)) => fds.push(pages.as_fd()),
             (Handed::Pages, None) => {
-                return Err(Error::new(format!("process {pid}: there is no pages file to hand over")));
+                return Err(Error::new(format!(
+                    "process {pid}: there is no pages file to hand over"
+                )));
             }
         }
     }

@@ -3,9 +3,8 @@
 use crate::error::{Error, Result};
 use crate::options::RestoreOptions;
 use rewake_image::messages::{
-    CoreEntry, FdinfoEntry, FsEntry, March, MmEntry, PstreeEntry, RewakeFileEntry,
-    RewakeTaskEntry, RewakeThreadEntry, TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry,
-    TimensEntry,
+    CoreEntry, FdinfoEntry, FsEntry, March, MmEntry, PstreeEntry, RewakeFileEntry, RewakeTaskEntry,
+    RewakeThreadEntry, TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry, TimensEntry,
 };
 use rewake_image::{ImageDir, Pagemap, kind};
 use rewake_objects::memory::mm;
@@ -92,7 +91,8 @@ pub fn read(images: &ImageDir, options: &RestoreOptions) -> Result<Checkpoint> {
         .hint("restore the directory of the final dump"));
     }
     if inventory.tcp_close == Some(true) && !options.tcp.close {
-        return Err(Error::new("the images were made with --tcp-close").hint("give --tcp-close to restore too"));
+        return Err(Error::new("the images were made with --tcp-close")
+            .hint("give --tcp-close to restore too"));
     }
     let plugins = inventory.plugins_entry.as_ref().map_or(&[][..], |p| p.plugins.as_slice());
     if let Some(plugin) = plugins.first() {
@@ -137,7 +137,8 @@ struct Extra {
 const PID_MAX: u32 = 1 << 22;
 
 fn check_tree(pstree: &[PstreeEntry]) -> Result<()> {
-    let bad = |pid: u32, reason: &str| Err(Error::new(format!("pstree.img: process {pid}: {reason}")));
+    let bad =
+        |pid: u32, reason: &str| Err(Error::new(format!("pstree.img: process {pid}: {reason}")));
     if pstree.is_empty() {
         return Err(Error::new("pstree.img holds no process"));
     }
@@ -236,7 +237,9 @@ fn read_thread(tid: u32, mut core: CoreEntry, extra: &mut Extra) -> Result<Threa
         return Err(Error::new(format!("core-{tid}.img has no registers")));
     }
     if thread.seccomp_mode.unwrap_or(0) != 0 {
-        return Err(Error::new(format!("thread {tid} of the images: seccomp cannot be restored yet")));
+        return Err(Error::new(format!(
+            "thread {tid} of the images: seccomp cannot be restored yet"
+        )));
     }
     Ok(Thread { tid: tid as i32, core, thread, extra: extra.threads.remove(&tid) })
 }
@@ -256,8 +259,8 @@ fn refuse_namespaces(
     ];
     match pairs.iter().find(|(_, theirs, own)| theirs.is_some() && theirs != own) {
         None => Ok(()),
-        Some((name, ..)) => Err(format!(
-            "it was in a {name} namespace of its own, which cannot be restored yet"
-        )),
+        Some((name, ..)) => {
+            Err(format!("it was in a {name} namespace of its own, which cannot be restored yet"))
+        }
     }
 }

@@ -272,9 +272,14 @@ fn survey_kind(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdTyp
 fn anonymous(view: &View<'_>, name: &[u8]) -> Problem {
     let (kind, remedy) = match name {
         b"[fanotify]" => ("fanotify groups", "stop watching for the time of the dump"),
-        b"[io_uring]" => ("io_uring instances", "let the program use its other I/O backend (epoll, aio), if it has one"),
+        b"[io_uring]" => (
+            "io_uring instances",
+            "let the program use its other I/O backend (epoll, aio), if it has one",
+        ),
         b"[userfaultfd]" => ("userfaultfds", "close it for the time of the dump"),
-        b"[perf_event]" => ("performance counters (perf_event_open)", "stop the profiler for the time of the dump"),
+        b"[perf_event]" => {
+            ("performance counters (perf_event_open)", "stop the profiler for the time of the dump")
+        }
         b"bpf-map" | b"bpf-prog" | b"bpf_link" | b"bpf_iter" => {
             ("BPF objects", "close it for the time of the dump, or pin it and open it again")
         }

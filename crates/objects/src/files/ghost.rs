@@ -5,7 +5,9 @@ use super::collect::{Collector, Contents, View};
 use crate::Problem;
 use crate::problem::text;
 use rewake_image::ghost::Ghost;
-use rewake_image::messages::{GhostChunkEntry, GhostFileEntry, RemapFilePathEntry, RemapType, Timeval};
+use rewake_image::messages::{
+    GhostChunkEntry, GhostFileEntry, RemapFilePathEntry, RemapType, Timeval,
+};
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
 use std::os::unix::ffi::OsStrExt;
@@ -77,7 +79,10 @@ impl Drop for Named {
         let flags =
             if self.is_dir { rustix::fs::AtFlags::REMOVEDIR } else { rustix::fs::AtFlags::empty() };
         if let Err(e) = rustix::fs::unlinkat(rustix::fs::CWD, &self.path, flags) {
-            log::warn!("the name {} of a restored deleted file stays behind: {e}", self.path.display());
+            log::warn!(
+                "the name {} of a restored deleted file stays behind: {e}",
+                self.path.display()
+            );
         }
     }
 }
@@ -105,8 +110,12 @@ pub fn raise(ghost: &Ghost, path: &Path) -> Result<Raised, Problem> {
     let mode = Mode::from_raw_mode(entry.mode & 0o7777);
     if kind == libc::S_IFDIR {
         rustix::fs::mkdir(path, mode).map_err(|e| problem(path, "made again", e))?;
-        let file = rustix::fs::open(path, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(|e| problem(path, "made again", e))?;
+        let file = rustix::fs::open(
+            path,
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map_err(|e| problem(path, "made again", e))?;
         let _ = rustix::fs::fchown(
             &file,
             Some(rustix::fs::Uid::from_raw(entry.uid)),
@@ -116,7 +125,11 @@ pub fn raise(ghost: &Ghost, path: &Path) -> Result<Raised, Problem> {
         return Ok(Raised { file, is_dir: true, names });
     }
     if kind != libc::S_IFREG {
-        return Err(problem(path, "made again", "only regular files and directories can be so far"));
+        return Err(problem(
+            path,
+            "made again",
+            "only regular files and directories can be so far",
+        ));
     }
     let directory = path.parent().unwrap_or(Path::new("/"));
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
@@ -184,7 +197,8 @@ pub fn write(
     size: u64,
 ) -> Result<(), Problem> {
     const CHUNKED_FROM: u64 = 12_288;
-    let failed = |e: &dyn std::fmt::Display| Problem::new(format!("deleted file {id}"), e.to_string());
+    let failed =
+        |e: &dyn std::fmt::Display| Problem::new(format!("deleted file {id}"), e.to_string());
     let mut entry = entry.clone();
     let mut out = images.stream(rewake_image::kind::GHOST_FILE, id);
     let chunked = size >= CHUNKED_FROM;
@@ -197,7 +211,9 @@ pub fn write(
     let mut at = 0;
     while at < size {
         let (start, end) = if chunked {
-            let Ok(start) = rustix::fs::seek(&source, rustix::fs::SeekFrom::Data(at)) else { break };
+            let Ok(start) = rustix::fs::seek(&source, rustix::fs::SeekFrom::Data(at)) else {
+                break;
+            };
             let end = rustix::fs::seek(&source, rustix::fs::SeekFrom::Hole(start)).unwrap_or(size);
             let chunk = GhostChunkEntry { len: end - start, off: start };
             out.push_other(&chunk).map_err(|e| failed(&e))?;

@@ -1,8 +1,6 @@
 //! Opening the file descriptions of an image: each once, in the controller.
 
-use super::{
-    epoll, eventfd, fifo, ghost, inotify, pidfd, pipe, regular, signalfd, timerfd, tty,
-};
+use super::{epoll, eventfd, fifo, ghost, inotify, pidfd, pipe, regular, signalfd, timerfd, tty};
 use crate::Problem;
 use crate::problem::text;
 use crate::sockets;
@@ -198,7 +196,11 @@ impl<'a> Opener<'a> {
     ///
     /// # Errors
     /// It cannot be made, or the images tell of a remapping that is not supported.
-    pub fn place_ghost(&mut self, id: u32, path: &[u8]) -> Result<Option<std::path::PathBuf>, Problem> {
+    pub fn place_ghost(
+        &mut self,
+        id: u32,
+        path: &[u8],
+    ) -> Result<Option<std::path::PathBuf>, Problem> {
         let Some(remap) = self.remaps.get(&id) else { return Ok(None) };
         let path = Path::new(OsStr::from_bytes(path));
         // Images of old marked ghosts by the top bit.
@@ -213,9 +215,10 @@ impl<'a> Opener<'a> {
             ));
         }
         if !self.ghosts.contains_key(&number) {
-            let image = self.images.read_ghost(u64::from(number)).map_err(|e| {
-                Problem::new(text(path.as_os_str().as_bytes()), e.to_string())
-            })?;
+            let image = self
+                .images
+                .read_ghost(u64::from(number))
+                .map_err(|e| Problem::new(text(path.as_os_str().as_bytes()), e.to_string()))?;
             self.ghosts.insert(number, ghost::raise(&image, path)?);
         }
         match self.ghosts.get_mut(&number) {
@@ -228,9 +231,8 @@ impl<'a> Opener<'a> {
 /// The registry of kinds: who opens this entry?
 fn open_kind(opener: &mut Opener<'_>, entry: &FileEntry) -> Result<OwnedFd, Problem> {
     let kind = FdTypes::try_from(entry.r#type).unwrap_or(FdTypes::Und);
-    let absent = || {
-        Problem::new(format!("file id {}", entry.id), format!("its {kind:?} entry is missing"))
-    };
+    let absent =
+        || Problem::new(format!("file id {}", entry.id), format!("its {kind:?} entry is missing"));
     match kind {
         FdTypes::Reg => regular::open(opener, entry.reg.as_deref().ok_or_else(absent)?),
         FdTypes::Pipe => pipe::open(opener, entry.pipe.as_deref().ok_or_else(absent)?),
@@ -264,11 +266,9 @@ fn apply_common(entry: &FileEntry, fd: BorrowedFd<'_>) -> Result<(), Problem> {
     let failed = |e: rewake_sys::SyscallError| {
         Problem::new(format!("file id {}", entry.id), format!("attributes cannot be set: {e}"))
     };
-    let settable = (libc::O_APPEND
-        | libc::O_ASYNC
-        | libc::O_NONBLOCK
-        | libc::O_DIRECT
-        | libc::O_NOATIME) as u32;
+    let settable =
+        (libc::O_APPEND | libc::O_ASYNC | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME)
+            as u32;
     if flags & libc::O_PATH as u32 != 0 {
         return Ok(());
     }

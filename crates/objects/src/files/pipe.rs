@@ -57,13 +57,8 @@ pub(super) fn contents(view: &View<'_>) -> Result<(Vec<u8>, u32), Problem> {
         rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(failed)?;
     // One slot a buffer of the source, however little is in it.
     rustix::pipe::fcntl_setpipe_size(&copy_in, size).map_err(failed)?;
-    let got = rustix::pipe::tee(
-        &reader,
-        &copy_in,
-        size,
-        rustix::pipe::SpliceFlags::NONBLOCK,
-    )
-    .map_err(failed)?;
+    let got = rustix::pipe::tee(&reader, &copy_in, size, rustix::pipe::SpliceFlags::NONBLOCK)
+        .map_err(failed)?;
     if got as u64 != waiting {
         return Err(view.problem(format!("only {got} of its {waiting} bytes can be copied")));
     }
@@ -97,7 +92,8 @@ pub fn open(opener: &mut Opener<'_>, pipe: &PipeEntry) -> Result<OwnedFd, Proble
         let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
             .map_err(|e| failed("made", e))?;
         if let Some((data, contents)) = opener.pipe_data.get(&pipe.pipe_id) {
-            let default = rustix::pipe::fcntl_getpipe_size(&write).map_err(|e| failed("made", e))?;
+            let default =
+                rustix::pipe::fcntl_getpipe_size(&write).map_err(|e| failed("made", e))?;
             if let Some(size) = data.size.map(|s| s as usize).filter(|s| *s != default) {
                 rustix::pipe::fcntl_setpipe_size(&write, size)
                     .map_err(|e| failed(&format!("given its capacity of {size} bytes"), e))?;

@@ -21,8 +21,8 @@ pub fn is_plain_device(rdev: u64) -> bool {
 }
 
 /// The flags an image keeps: not those that only mattered while opening.
-const KEPT: u32 = !((libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY | libc::O_CLOEXEC)
-    as u32);
+const KEPT: u32 =
+    !((libc::O_CREAT | libc::O_EXCL | libc::O_TRUNC | libc::O_NOCTTY | libc::O_CLOEXEC) as u32);
 
 /// Surveys an open file.
 ///
@@ -57,12 +57,7 @@ fn entry(id: u32, flags: u32, pos: u64, fown: FownEntry, name: Vec<u8>, stat: &S
         mode: Some(stat.st_mode),
         ..RegFileEntry::default()
     };
-    FileEntry {
-        r#type: FdTypes::Reg as i32,
-        id,
-        reg: Some(Box::new(reg)),
-        ..FileEntry::default()
-    }
+    FileEntry { r#type: FdTypes::Reg as i32, id, reg: Some(Box::new(reg)), ..FileEntry::default() }
 }
 
 /// Finds the name under which a restore can open the file that the kernel calls `link`, making it a ghost if it has none.

@@ -115,7 +115,10 @@ pub fn validate(mm: &MmEntry, pagemap: Option<&Pagemap>) -> Result<(), Problem> 
     let mut last = PAGE;
     for vma in mm.vmas.iter().filter(|v| v.status & (status::VSYSCALL | status::GUARD) == 0) {
         let bad = |reason: &str| {
-            Err(Problem::new(format!("mapping {:#x}-{:#x} of the image", vma.start, vma.end), reason))
+            Err(Problem::new(
+                format!("mapping {:#x}-{:#x} of the image", vma.start, vma.end),
+                reason,
+            ))
         };
         if vma.start % PAGE != 0 || vma.end % PAGE != 0 || vma.start >= vma.end {
             return bad("its bounds are not those of a mapping");
@@ -171,13 +174,15 @@ pub fn restore(
     move_specials(steps, mm, layout)?;
     let plain_vdso = |v: &VmaEntry| v.status & status::VDSO != 0 && layout.same_vdso;
     let filled: Vec<bool> = touched(mm, pagemap);
-    for (vma, filled) in mm.vmas.iter().zip(&filled).filter(|(v, _)| is_mapped(v) && !plain_vdso(v)) {
+    for (vma, filled) in mm.vmas.iter().zip(&filled).filter(|(v, _)| is_mapped(v) && !plain_vdso(v))
+    {
         map(steps, vma, *filled, layout)?;
     }
     if let Some(pagemap) = pagemap {
         fill(steps, mm, pagemap, layout)?;
     }
-    for (vma, filled) in mm.vmas.iter().zip(&filled).filter(|(v, _)| is_mapped(v) && !plain_vdso(v)) {
+    for (vma, filled) in mm.vmas.iter().zip(&filled).filter(|(v, _)| is_mapped(v) && !plain_vdso(v))
+    {
         let (start, len) = (vma.start, vma.end - vma.start);
         let label = Label::Vma(vma.start, vma.end);
         if *filled && vma.prot & libc::PROT_WRITE as u32 == 0 {
@@ -258,11 +263,17 @@ fn move_specials(steps: &mut Steps, mm: &MmEntry, layout: &Layout<'_>) -> Result
     Ok(())
 }
 
-fn map(steps: &mut Steps, vma: &VmaEntry, filled: bool, layout: &Layout<'_>) -> Result<(), Problem> {
+fn map(
+    steps: &mut Steps,
+    vma: &VmaEntry,
+    filled: bool,
+    layout: &Layout<'_>,
+) -> Result<(), Problem> {
     let label = Label::Vma(vma.start, vma.end);
     let len = vma.end - vma.start;
     let is_file = vma.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0;
-    let keep = (libc::MAP_SHARED | libc::MAP_PRIVATE | libc::MAP_GROWSDOWN | libc::MAP_NORESERVE) as u32;
+    let keep =
+        (libc::MAP_SHARED | libc::MAP_PRIVATE | libc::MAP_GROWSDOWN | libc::MAP_NORESERVE) as u32;
     let mut flags = vma.flags & keep | libc::MAP_FIXED_NOREPLACE as u32;
     let mut prot = vma.prot;
     if filled {
@@ -295,7 +306,12 @@ const RUNS_A_READ: usize = 1024;
 const BYTES_A_READ: u64 = 1 << 30;
 
 /// Fills private pages from the pages file, as many as fit into each vectored read.
-fn fill(steps: &mut Steps, mm: &MmEntry, pagemap: &Pagemap, layout: &Layout<'_>) -> Result<(), Problem> {
+fn fill(
+    steps: &mut Steps,
+    mm: &MmEntry,
+    pagemap: &Pagemap,
+    layout: &Layout<'_>,
+) -> Result<(), Problem> {
     let vdso = mm
         .vmas
         .iter()
@@ -315,10 +331,7 @@ fn fill(steps: &mut Steps, mm: &MmEntry, pagemap: &Pagemap, layout: &Layout<'_>)
         steps.must_be(
             Label::Fill(start, end),
             *bytes as i64,
-            Op::new(
-                libc::SYS_preadv,
-                &[fd as u64, iov.address, batch.len() as u64, offset, 0],
-            ),
+            Op::new(libc::SYS_preadv, &[fd as u64, iov.address, batch.len() as u64, offset, 0]),
         );
         batch.clear();
         *bytes = 0;

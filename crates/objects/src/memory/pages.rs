@@ -38,7 +38,8 @@ impl Run {
 /// # Errors
 /// The pagemap cannot be read.
 pub fn survey(pagemap: &File, vmas: &[Vma]) -> Result<Vec<Run>, SyscallError> {
-    let (Some(first), Some(last)) = (vmas.first(), vmas.iter().rev().find(|v| has_private_pages(&v.entry)))
+    let (Some(first), Some(last)) =
+        (vmas.first(), vmas.iter().rev().find(|v| has_private_pages(&v.entry)))
     else {
         return Ok(Vec::new());
     };
@@ -98,7 +99,9 @@ fn intersect(regions: &[Region], vmas: &[Vma]) -> Vec<Run> {
         let plain = status::ANON_PRIVATE | status::REGULAR;
         let lazy = vma.entry.status & !status::HEAP == plain;
         let mut push = |start, end| match runs.last_mut() {
-            Some(last) if last.end == start && last.lazy == lazy && last.readable == vma.readable => {
+            Some(last)
+                if last.end == start && last.lazy == lazy && last.readable == vma.readable =>
+            {
                 last.end = end;
             }
             _ => runs.push(Run { start, end, lazy, readable: vma.readable }),

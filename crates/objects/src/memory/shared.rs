@@ -9,9 +9,7 @@ use crate::Problem;
 use crate::files::collect::{Collector, Contents};
 use crate::files::open::Opener;
 use crate::problem::text;
-use rewake_image::messages::{
-    FdTypes, FileEntry, FownEntry, MemfdFileEntry, MemfdInodeEntry,
-};
+use rewake_image::messages::{FdTypes, FileEntry, FownEntry, MemfdFileEntry, MemfdInodeEntry};
 use rewake_image::{ImageDir, ImageWriter, PageRun, PageSource, kind};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
@@ -44,7 +42,11 @@ pub struct SegmentId {
 ///
 /// # Errors
 /// It cannot be examined.
-fn segment(collector: &mut Collector, file: BorrowedFd<'_>, name: &[u8]) -> Result<(u64, u64), Problem> {
+fn segment(
+    collector: &mut Collector,
+    file: BorrowedFd<'_>,
+    name: &[u8],
+) -> Result<(u64, u64), Problem> {
     let failed = |e: rustix::io::Errno| Problem::new(text(name), e.to_string());
     let stat = rustix::fs::fstat(file).map_err(failed)?;
     let key = (stat.st_dev, stat.st_ino);
@@ -96,8 +98,8 @@ pub fn mapping(
     writable: bool,
 ) -> Result<u32, Problem> {
     let failed = |e: rustix::io::Errno| Problem::new(text(name), format!("{link}: {e}"));
-    let file = rustix::fs::open(link, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(failed)?;
+    let file =
+        rustix::fs::open(link, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
     let key = segment(collector, file.as_fd(), name)?;
     let access = if writable { 2u32 } else { 0 };
     let known = collector.segments[&key].clone();
@@ -183,10 +185,7 @@ pub fn write(images: &ImageWriter, segment: &Segment, pages_id: u32) -> Result<W
     images
         .write_pagemap_shmem(shmid, pages_id, &runs)
         .map_err(|e| Problem::new(object(), e.to_string()))?;
-    Ok(Written {
-        scanned: size.div_ceil(PAGE),
-        written: runs.iter().map(|r| r.nr_pages).sum(),
-    })
+    Ok(Written { scanned: size.div_ceil(PAGE), written: runs.iter().map(|r| r.nr_pages).sum() })
 }
 
 /// Makes a segment again and fills it.
@@ -199,7 +198,11 @@ fn raise(images: &ImageDir, entry: &MemfdInodeEntry) -> Result<OwnedFd, Problem>
         return Err(Problem::new(object(), "huge pages cannot be restored yet"));
     }
     let anonymous = entry.name == ANONYMOUS;
-    let made = if anonymous { rewake_sys::memory::shared_anonymous(entry.size as usize).ok() } else { None };
+    let made = if anonymous {
+        rewake_sys::memory::shared_anonymous(entry.size as usize).ok()
+    } else {
+        None
+    };
     let file = if let Some(file) = made {
         file
     } else {
@@ -210,8 +213,7 @@ fn raise(images: &ImageDir, entry: &MemfdInodeEntry) -> Result<OwnedFd, Problem>
         let file = rustix::fs::memfd_create(entry.name.as_slice(), flags)
             .map_err(|e| failed("made", &e))?;
         rustix::fs::ftruncate(&file, entry.size).map_err(|e| failed("sized", &e))?;
-        let owner =
-            (rustix::fs::Uid::from_raw(entry.uid), rustix::fs::Gid::from_raw(entry.gid));
+        let owner = (rustix::fs::Uid::from_raw(entry.uid), rustix::fs::Gid::from_raw(entry.gid));
         rustix::fs::fchown(&file, Some(owner.0), Some(owner.1))
             .map_err(|e| failed("given to its owner", &e))?;
         if let Some(mode) = entry.mode {
@@ -234,11 +236,17 @@ fn raise(images: &ImageDir, entry: &MemfdInodeEntry) -> Result<OwnedFd, Problem>
     let mut buffer = vec![0u8; 1 << 20];
     for (run, offset) in pagemap.with_offsets() {
         let Some(offset) = offset else {
-            return Err(Problem::new(object(), "its pages are in a parent image, which is not supported yet"));
+            return Err(Problem::new(
+                object(),
+                "its pages are in a parent image, which is not supported yet",
+            ));
         };
         let size = entry.size.next_multiple_of(PAGE);
         if run.end() > size {
-            return Err(Problem::new(object(), format!("the image has pages beyond its size {size}")));
+            return Err(Problem::new(
+                object(),
+                format!("the image has pages beyond its size {size}"),
+            ));
         }
         let mut done = 0;
         while done < run.bytes() {
@@ -298,8 +306,9 @@ pub fn seal(opener: &Opener<'_>) -> Result<(), Problem> {
         let file = &opener.segments[inode_id];
         let has = rustix::fs::fcntl_get_seals(file).unwrap_or(wanted);
         if !has.contains(wanted) && !has.contains(SealFlags::SEAL) {
-            rustix::fs::fcntl_add_seals(file, wanted)
-                .map_err(|e| Problem::new(format!("memfd inode {inode_id}"), format!("sealing: {e}")))?;
+            rustix::fs::fcntl_add_seals(file, wanted).map_err(|e| {
+                Problem::new(format!("memfd inode {inode_id}"), format!("sealing: {e}"))
+            })?;
         }
     }
     Ok(())

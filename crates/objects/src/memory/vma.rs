@@ -124,7 +124,9 @@ pub fn survey(
 fn classify(map: &Map<'_>, flags: VmFlags) -> Result<Vma, Problem> {
     use status as st;
     let describe = || {
-        format!("mapping {:#x}-{:#x} {}", map.start, map.end, text(map.raw_name)).trim_end().to_owned()
+        format!("mapping {:#x}-{:#x} {}", map.start, map.end, text(map.raw_name))
+            .trim_end()
+            .to_owned()
     };
     let refuse = |reason: &str| Err(Problem::new(describe(), reason));
     let mut mmap_flags = if map.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE } as u32;
@@ -149,8 +151,12 @@ fn classify(map: &Map<'_>, flags: VmFlags) -> Result<Vma, Problem> {
             mmap_flags |= anonymous;
             st::VSYSCALL | st::ANON_PRIVATE
         }
-        MapName::Uprobes => return refuse("the page of a user-space probe; detach the probes first"),
-        MapName::Aio => return refuse("asynchronous I/O contexts (io_setup) are not supported yet"),
+        MapName::Uprobes => {
+            return refuse("the page of a user-space probe; detach the probes first");
+        }
+        MapName::Aio => {
+            return refuse("asynchronous I/O contexts (io_setup) are not supported yet");
+        }
         MapName::SysV(_) => return refuse("System V shared memory is not supported yet"),
         MapName::AnonHugepage => return refuse("huge pages (MAP_HUGETLB) are not supported yet"),
         _ if flags.contains(VmFlags::SHADOW_STACK) => {
@@ -193,9 +199,7 @@ fn classify(map: &Map<'_>, flags: VmFlags) -> Result<Vma, Problem> {
         MapName::File if map.ino != 0 => return refuse("it maps an object that is not a file"),
         name => {
             mmap_flags |= anonymous;
-            regular
-                | st::ANON_PRIVATE
-                | if matches!(name, MapName::Heap) { st::HEAP } else { 0 }
+            regular | st::ANON_PRIVATE | if matches!(name, MapName::Heap) { st::HEAP } else { 0 }
         }
     };
     if flags.contains(VmFlags::GROWSDOWN) {

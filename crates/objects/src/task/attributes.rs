@@ -98,7 +98,13 @@ pub fn read(results: &Results, asked: Asked) -> Attributes {
 }
 
 /// Sets process-wide attributes that need no particular place in the order.
-pub fn restore_process(steps: &mut Steps, subreaper: bool, membarrier: u32, tsc: u32, io_flusher: bool) {
+pub fn restore_process(
+    steps: &mut Steps,
+    subreaper: bool,
+    membarrier: u32,
+    tsc: u32,
+    io_flusher: bool,
+) {
     // The root stub of an orphaned session is made a subreaper on the way, so 0 is set as well.
     steps.must(
         Label::Text("setting the subreaper attribute"),
@@ -111,7 +117,10 @@ pub fn restore_process(steps: &mut Steps, subreaper: bool, membarrier: u32, tsc:
         );
     }
     if tsc == 2 {
-        steps.must(Label::Text("setting TSC mode"), Op::new(libc::SYS_prctl, &[PR_SET_TSC, 2, 0, 0, 0]));
+        steps.must(
+            Label::Text("setting TSC mode"),
+            Op::new(libc::SYS_prctl, &[PR_SET_TSC, 2, 0, 0, 0]),
+        );
     }
     if io_flusher {
         steps.wish(

@@ -65,17 +65,28 @@ pub fn restore(steps: &mut Steps, creds: &CredsEntry, had: &CredsEntry) {
     }
     for (cap, bit) in (0..64u64).map(|c| (c, 1u64 << c)) {
         if caps(&had.cap_bnd) & bit != 0 && caps(&creds.cap_bnd) & bit == 0 {
-            prctl(steps, "dropping a capability from the bounding set", &[PR_CAPBSET_DROP, cap, 0, 0, 0]);
+            prctl(
+                steps,
+                "dropping a capability from the bounding set",
+                &[PR_CAPBSET_DROP, cap, 0, 0, 0],
+            );
         }
     }
     // Ids must not take the capabilities away before capset does; KEEP_CAPS is part of the securebits.
-    prctl(steps, "keeping capabilities", &[PR_SET_SECUREBITS, u64::from(had.secbits) | KEEP_CAPS, 0, 0, 0]);
+    prctl(
+        steps,
+        "keeping capabilities",
+        &[PR_SET_SECUREBITS, u64::from(had.secbits) | KEEP_CAPS, 0, 0, 0],
+    );
     let id = |v: u32| u64::from(v);
     steps.must(
         Label::Text("setting group ids"),
         Op::new(libc::SYS_setresgid, &[id(creds.gid), id(creds.egid), id(creds.sgid)]),
     );
-    steps.may(Label::Text("setting the file-system group id"), Op::new(libc::SYS_setfsgid, &[id(creds.fsgid)]));
+    steps.may(
+        Label::Text("setting the file-system group id"),
+        Op::new(libc::SYS_setfsgid, &[id(creds.fsgid)]),
+    );
     steps.must(
         Label::Text("setting user ids"),
         Op::new(libc::SYS_setresuid, &[id(creds.uid), id(creds.euid), id(creds.suid)]),
@@ -83,7 +94,10 @@ pub fn restore(steps: &mut Steps, creds: &CredsEntry, had: &CredsEntry) {
     // Leaving root cleared the effective set, which setfsuid, securebits and the rest may need: raise it once more.
     let permitted = caps(&had.cap_prm);
     capset(steps, permitted, permitted, caps(&creds.cap_inh));
-    steps.may(Label::Text("setting the file-system user id"), Op::new(libc::SYS_setfsuid, &[id(creds.fsuid)]));
+    steps.may(
+        Label::Text("setting the file-system user id"),
+        Op::new(libc::SYS_setfsuid, &[id(creds.fsuid)]),
+    );
     prctl(steps, "setting securebits", &[PR_SET_SECUREBITS, u64::from(creds.secbits), 0, 0, 0]);
     capset(steps, caps(&creds.cap_prm), caps(&creds.cap_eff), caps(&creds.cap_inh));
     for cap in (0..64u64).filter(|c| caps(&creds.cap_amb) & (1 << c) != 0) {
@@ -95,8 +109,7 @@ pub fn restore(steps: &mut Steps, creds: &CredsEntry, had: &CredsEntry) {
 }
 
 fn capset(steps: &mut Steps, permitted: u64, effective: u64, inheritable: u64) {
-    let header: Vec<u8> =
-        CAPSET_V3.to_ne_bytes().into_iter().chain(0u32.to_ne_bytes()).collect();
+    let header: Vec<u8> = CAPSET_V3.to_ne_bytes().into_iter().chain(0u32.to_ne_bytes()).collect();
     let header = steps.data(&header);
     let sets = [effective, permitted, inheritable];
     let data: Vec<u8> = sets

@@ -21,7 +21,10 @@ pub fn ask(script: &mut Script) -> Data {
 #[must_use]
 pub fn read(results: &Results, asked: Data) -> TaskRlimitsEntry {
     let rlimits = (0..COUNT)
-        .map(|i| RlimitEntry { cur: results.u64(asked, i * 16), max: results.u64(asked, i * 16 + 8) })
+        .map(|i| RlimitEntry {
+            cur: results.u64(asked, i * 16),
+            max: results.u64(asked, i * 16 + 8),
+        })
         .collect();
     TaskRlimitsEntry { rlimits }
 }

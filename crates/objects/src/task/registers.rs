@@ -106,7 +106,9 @@ fn survey_at(
         if unknown != 0 {
             return Err(Problem::new(
                 "FPU registers",
-                format!("the CPU features {unknown:#x} are in use, for which the image format has no place"),
+                format!(
+                    "the CPU features {unknown:#x} are in use, for which the image format has no place"
+                ),
             ));
         }
         let part = |p: &Part| p.range(places, xsave.len()).map_or(&[][..], |range| &xsave[range]);
@@ -181,7 +183,10 @@ pub fn restore_general(info: &ThreadInfoX86) -> Result<Registers, Problem> {
     if g.cs & 3 != 3 || g.ss & 3 != 3 {
         return Err(Problem::new(
             "registers",
-            format!("code and stack segments {:#x} and {:#x} are not those of a program", g.cs, g.ss),
+            format!(
+                "code and stack segments {:#x} and {:#x} are not those of a program",
+                g.cs, g.ss
+            ),
         ));
     }
     Ok(Registers {
@@ -351,7 +356,8 @@ mod tests {
             9 => Some((2432, 8)),
             _ => None,
         };
-        let there = restore_xsave_at(&info, XsaveFormat { size: 2440, ..format }, true, &amd).unwrap();
+        let there =
+            restore_xsave_at(&info, XsaveFormat { size: 2440, ..format }, true, &amd).unwrap();
         assert_eq!(there[896..1408], area[1152..1664]);
         let lacking = XsaveFormat { size: 832, features: 0b111 };
         assert!(restore_xsave(&info, lacking, true).unwrap_err().reason.contains("0x2e0"));

@@ -5,7 +5,7 @@
 
 use crate::steps::{Label, Steps};
 use rewake_agent::layout::Op;
-use rewake_image::messages::{SaEntry, SignalQueueEntry, SiginfoEntry, ThreadSasEntry};
+use rewake_image::messages::{SaEntry, SiginfoEntry, SignalQueueEntry, ThreadSasEntry};
 use rewake_inject::ring::{Data, Results, Script};
 use rewake_sys::ptrace::SigInfo;
 
@@ -55,9 +55,7 @@ pub fn read_actions(results: &Results, asked: AskedActions) -> Vec<SaEntry> {
 /// Sets all actions; those that are not in the image become default.
 pub fn restore_actions(steps: &mut Steps, actions: &[SaEntry]) {
     for (i, signal) in with_actions().enumerate() {
-        let words = actions
-            .get(i)
-            .map_or([0; 4], |a| [a.sigaction, a.flags, a.restorer, a.mask]);
+        let words = actions.get(i).map_or([0; 4], |a| [a.sigaction, a.flags, a.restorer, a.mask]);
         let data = steps.words(&words);
         steps.must(
             Label::Signal(signal),
