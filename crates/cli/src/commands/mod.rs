@@ -78,7 +78,9 @@ mod tests {
             reason: "odd".into(),
             remedy: Some("use --even".into()),
         };
-        let failure = failed("dump 7 (sh)", Error { obstacles: vec![obstacle], ..error("x") });
+        let mut refused = error("x");
+        refused.obstacles = vec![obstacle];
+        let failure = failed("dump 7 (sh)", refused);
         assert_eq!(failure.message, "cannot dump 7 (sh): 1 thing stands in the way");
         assert_eq!(failure.details, ["process 7 (sh): fd 3: odd; use --even"]);
     }

@@ -25,6 +25,9 @@ pub struct Files {
     pub fds: Vec<FdinfoEntry>,
 }
 
+/// Device, inode and access of a mapped file, and its id.
+type Mapped = ((u32, u32), u64, Option<u32>, u32);
+
 /// Gathers one task's files; what cannot be saved goes to `problems`.
 ///
 /// # Errors
@@ -53,7 +56,7 @@ pub fn survey(
     layout.exe_file_id =
         or_report(path(collector, &outside.links.exe, 0, &format!("/proc/{pid}/exe")));
     // Neighbouring mappings are mostly of one file: look it up once.
-    let mut last: Option<((u32, u32), u64, Option<u32>, u32)> = None;
+    let mut last: Option<Mapped> = None;
     layout.vmas = outside
         .vmas
         .iter()

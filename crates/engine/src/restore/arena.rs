@@ -20,7 +20,7 @@ pub fn find_hole(mut taken: Vec<Range<u64>>, len: u64) -> Result<Range<u64>> {
     // Not in the lowest megabytes, which mmap_min_addr and 32-bit code want for themselves.
     let mut at = 1 << 28;
     let mut best = 0..0;
-    for range in taken.into_iter().chain([TASK_SIZE..TASK_SIZE]) {
+    for range in taken.into_iter().chain(std::iter::once(TASK_SIZE..TASK_SIZE)) {
         if range.start > at && range.start - at > best.end - best.start {
             best = at..range.start;
         }

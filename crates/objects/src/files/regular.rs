@@ -29,11 +29,8 @@ const KEPT: u32 =
 /// # Errors
 /// It can no longer be reached, or is too large a ghost.
 pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdTypes), Problem> {
-    let pos = match rustix::fs::tell(view.as_fd()) {
-        Ok(pos) => pos,
-        // O_PATH, and devices that cannot seek.
-        Err(_) => 0,
-    };
+    // O_PATH, and devices that cannot seek, have no position.
+    let pos = rustix::fs::tell(view.as_fd()).unwrap_or_default();
     let id = collector.new_id();
     let name = place(collector, id, &view.link, &view.stat, Some(view))?;
     let flags = view.flags & KEPT;
