@@ -12,7 +12,7 @@ use super::lineage::{Lineage, Node, Role};
 use super::read::{Alive, Task, Thread};
 use crate::error::{Error, Result};
 use rewake_agent::layout::{FLAG_CLONE, Op};
-use rewake_image::messages::CredsEntry;
+use rewake_image::messages::{CredsEntry, VmaEntry};
 use rewake_objects::Problem;
 use rewake_objects::files::epoll;
 use rewake_objects::memory::mm::{self, Layout, Specials};
@@ -30,6 +30,8 @@ const A_MESSAGE: usize = 250;
 pub enum Handed {
     /// The description of this file id.
     File(u32),
+    /// The file of this id, open for writing, whatever its own description is.
+    Writable(u32),
     /// The pages file of the task.
     Pages,
 }
@@ -429,6 +431,17 @@ fn socket_steps(
     Ok((cell, number))
 }
 
+/// What a mapping of a file needs: images may name a description that is not open for writing.
+fn mapped(vma: &VmaEntry) -> std::result::Result<Handed, Problem> {
+    let id = u32::try_from(vma.shmid).map_err(|_| {
+        Problem::new(Label::Vma(vma.start, vma.end).to_string(), "its file id is out of range")
+    })?;
+    let shared = vma.status & status::FILE_SHARED != 0;
+    let writable = vma.fdflags.unwrap_or(0) & libc::O_ACCMODE as u32 == libc::O_RDWR as u32
+        || vma.prot & libc::PROT_WRITE as u32 != 0;
+    Ok(if shared && writable { Handed::Writable(id) } else { Handed::File(id) })
+}
+
 struct Builder<'a> {
     task: &'a Task,
     alive: &'a Alive,
@@ -496,13 +509,7 @@ impl Builder<'_> {
         }
         for vma in alive.mm.vmas.iter().filter(|v| mm::is_mapped(v)) {
             if vma.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0 {
-                let id = u32::try_from(vma.shmid).map_err(|_| {
-                    self.of(Problem::new(
-                        Label::Vma(vma.start, vma.end).to_string(),
-                        "its file id is out of range",
-                    ))
-                })?;
-                add(Handed::File(id));
+                add(mapped(vma).map_err(|p| self.of(p))?);
             }
         }
         add(Handed::File(alive.mm.exe_file_id));
@@ -534,11 +541,12 @@ impl Builder<'_> {
     }
 
     fn memory(&mut self, lent: &HashMap<Handed, i32>, same_vdso: bool) -> Result<()> {
-        let descriptor = |id: u32| {
-            lent.get(&Handed::File(id))
+        let number = |handed: Handed| {
+            lent.get(&handed)
                 .copied()
-                .ok_or_else(|| Problem::new(format!("file id {id}"), "it was not handed over"))
+                .ok_or_else(|| Problem::new(format!("{handed:?}"), "it was not handed over"))
         };
+        let descriptor = |vma: &VmaEntry| mapped(vma).and_then(number);
         let layout = Layout {
             stub: &self.env.specials,
             hop: self.env.hop,
@@ -550,7 +558,7 @@ impl Builder<'_> {
         let alive = self.alive;
         // Before anything is mapped: the kernel does not change the executable while the old one, ours, is mapped, and
         // the program may be rewake itself.
-        let exe = descriptor(alive.mm.exe_file_id).map_err(|p| self.of(p))?;
+        let exe = number(Handed::File(alive.mm.exe_file_id)).map_err(|p| self.of(p))?;
         mm::restore_map(&mut self.steps, &alive.mm, exe);
         mm::restore(&mut self.steps, &alive.mm, alive.pagemap.as_ref(), &layout)
             .map_err(|p| self.of(p))?;

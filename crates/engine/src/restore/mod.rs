@@ -759,8 +759,10 @@ fn send(
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
     let (pid, comm) = (task.pid, &task.comm);
     for handed in message {
-        if let Handed::File(id) = handed {
-            opener.open(*id).map_err(|p| Error::of(pid, comm, p))?;
+        match handed {
+            Handed::File(id) => drop(opener.open(*id).map_err(|p| Error::of(pid, comm, p))?),
+            Handed::Writable(id) => opener.open_writable(*id).map_err(|p| Error::of(pid, comm, p))?,
+            Handed::Pages => {}
         }
     }
     let mut fds = Vec::with_capacity(message.len());
@@ -768,6 +770,9 @@ fn send(
         match (handed, pages) {
             (Handed::File(id), _) => {
                 fds.push(opener.opened(*id).map_err(|p| Error::of(pid, comm, p))?);
+            }
+            (Handed::Writable(id), _) => {
+                fds.push(opener.opened_writable(*id).map_err(|p| Error::of(pid, comm, p))?);
             }
             (Handed::Pages, Some(pages)) => fds.push(pages.as_fd()),
             (Handed::Pages, None) => {

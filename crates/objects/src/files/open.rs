@@ -38,6 +38,8 @@ pub struct Opener<'a> {
     pub images: &'a ImageDir,
     pub(crate) files: HashMap<u32, FileEntry>,
     opened: HashMap<u32, OwnedFd>,
+    /// Files opened once more, for writing.
+    writable: HashMap<u32, OwnedFd>,
     remaps: HashMap<u32, RemapFilePathEntry>,
     ghosts: HashMap<u32, ghost::Raised>,
     pub(super) pipe_data: HashMap<u32, (PipeDataEntry, Vec<u8>)>,
@@ -81,6 +83,7 @@ impl<'a> Opener<'a> {
             images,
             files,
             opened: HashMap::new(),
+            writable: HashMap::new(),
             remaps: remaps.into_iter().map(|r| (r.orig_id, r)).collect(),
             ghosts: HashMap::new(),
             pipe_data: pipe_data.into_iter().map(|(e, data)| (e.pipe_id, (e, data))).collect(),
@@ -136,6 +139,38 @@ impl<'a> Opener<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Makes sure that file `id` is open for writing too, be it as another description: mappings need the file only.
+    ///
+    /// # Errors
+    /// Why it cannot be opened.
+    pub fn open_writable(&mut self, id: u32) -> Result<(), Problem> {
+        use std::os::fd::AsRawFd;
+        let fd = self.open(id)?;
+        let failed = |e: &dyn std::fmt::Display| {
+            Problem::new(format!("file id {id}"), format!("cannot be opened for writing: {e}"))
+        };
+        let access = file::flags(fd).map_err(|e| failed(&e))? & libc::O_ACCMODE as u32;
+        if access != libc::O_RDWR as u32 && !self.writable.contains_key(&id) {
+            let fd = self.opened(id)?.as_raw_fd();
+            let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
+            let own = format!("/proc/self/fd/{fd}");
+            let again = rustix::fs::open(own, flags, rustix::fs::Mode::empty()).map_err(|e| failed(&e))?;
+            self.writable.insert(id, again);
+        }
+        Ok(())
+    }
+
+    /// File `id`, which is open for writing already.
+    ///
+    /// # Errors
+    /// It is not open.
+    pub fn opened_writable(&self, id: u32) -> Result<BorrowedFd<'_>, Problem> {
+        match self.writable.get(&id) {
+            Some(fd) => Ok(fd.as_fd()),
+            None => self.opened(id),
+        }
     }
 
     /// The description of file `id`, which is open already.

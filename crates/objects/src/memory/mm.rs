@@ -93,8 +93,8 @@ pub struct Layout<'a> {
     pub hop: u64,
     /// Is the dumped vdso the same as this kernel's?
     pub same_vdso: bool,
-    /// Descriptor number, inside the task, of a file id.
-    pub descriptor: &'a dyn Fn(u32) -> Result<i32, Problem>,
+    /// Descriptor number, inside the task, of the file behind a mapping.
+    pub descriptor: &'a dyn Fn(&VmaEntry) -> Result<i32, Problem>,
     /// Descriptor number of the task's pages file.
     pub pages: Option<i32>,
     /// Start addresses of mappings that are locked as they are touched.
@@ -280,9 +280,7 @@ fn map(
         prot |= libc::PROT_WRITE as u32;
     }
     let (fd, offset) = if is_file {
-        let id = u32::try_from(vma.shmid)
-            .map_err(|_| Problem::new(label.to_string(), "its file id is out of range"))?;
-        ((layout.descriptor)(id)?, vma.pgoff)
+        ((layout.descriptor)(vma)?, vma.pgoff)
     } else {
         flags |= libc::MAP_ANONYMOUS as u32;
         (-1, 0)
