@@ -761,7 +761,9 @@ fn send(
     for handed in message {
         match handed {
             Handed::File(id) => drop(opener.open(*id).map_err(|p| Error::of(pid, comm, p))?),
-            Handed::Writable(id) => opener.open_writable(*id).map_err(|p| Error::of(pid, comm, p))?,
+            Handed::Writable(id) => {
+                opener.open_writable(*id).map_err(|p| Error::of(pid, comm, p))?
+            }
             Handed::Pages => {}
         }
     }

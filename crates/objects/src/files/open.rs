@@ -156,7 +156,8 @@ impl<'a> Opener<'a> {
             let fd = self.opened(id)?.as_raw_fd();
             let flags = rustix::fs::OFlags::RDWR | rustix::fs::OFlags::CLOEXEC;
             let own = format!("/proc/self/fd/{fd}");
-            let again = rustix::fs::open(own, flags, rustix::fs::Mode::empty()).map_err(|e| failed(&e))?;
+            let again =
+                rustix::fs::open(own, flags, rustix::fs::Mode::empty()).map_err(|e| failed(&e))?;
             self.writable.insert(id, again);
         }
         Ok(())
