@@ -112,8 +112,6 @@ pub struct DumpOptions {
     pub link_remap: bool,
     /// `--ghost-limit` in bytes.
     pub ghost_limit: u64,
-    /// `--evasive-devices`.
-    pub evasive_devices: bool,
     /// `--timeout`: limit for freezing and surveying; `None` is no limit.
     pub timeout: Option<Duration>,
     /// TCP options.
@@ -141,8 +139,6 @@ pub struct RestoreOptions {
     pub link_remap: bool,
     /// `--skip-file-rwx-check`.
     pub skip_file_rwx_check: bool,
-    /// `--file-validation`: `true` compares build ids, `false` sizes only.
-    pub validate_build_id: bool,
     /// `--cpu-cap`: refuse images that need CPU features this machine lacks (`false` = `--cpu-cap=none`).
     pub check_cpu: bool,
     /// `--pidfile`, already resolved against the work directory.

@@ -113,13 +113,11 @@ struct Values {
     cpu_cap: Option<(u32, Origin)>,
     timeout: Option<u64>,
     tcp: TcpPolicy,
-    evasive_devices: bool,
     link_remap: bool,
     ghost_limit: Option<u64>,
     shell_job: bool,
     file_locks: bool,
     cgroups: Option<(String, Origin)>,
-    filesize: bool,
     skip_rwx: bool,
     unprivileged: bool,
     extra: bool,
@@ -269,19 +267,23 @@ impl Values {
                     .ok_or_else(|| bad("a size in bytes, or with K, M or G"))?;
                 self.ghost_limit = Some(size);
             }
-            "evasive-devices" => self.evasive_devices = on,
             "file-validation" => {
-                self.filesize = one_of(arg, &["filesize", "buildid"])
-                    .ok_or_else(|| bad("filesize or buildid"))?
-                    == "filesize";
+                let mode = one_of(arg, &["filesize", "buildid"])
+                    .ok_or_else(|| bad("filesize or buildid"))?;
+                if mode != "filesize" {
+                    return Err(Kind::NotYet(format!("--file-validation={mode}")));
+                }
             }
             "skip-file-rwx-check" => self.skip_rwx = on,
             "tcp-established" => self.tcp.established = on,
             "tcp-close" => self.tcp.close = on,
             "skip-in-flight" => self.tcp.skip_in_flight = on,
             "network-lock" => {
-                one_of(arg, &["iptables", "nftables", "skip", "none"])
+                let method = one_of(arg, &["iptables", "nftables", "skip", "none"])
                     .ok_or_else(|| bad("iptables, nftables or skip"))?;
+                if method != "nftables" {
+                    return Err(Kind::NotYet(format!("--network-lock={method}")));
+                }
             }
             "manage-cgroups" => {
                 let modes = ["none", "props", "soft", "full", "strict", "ignore"];
@@ -364,7 +366,6 @@ impl Values {
                 file_locks: self.file_locks,
                 link_remap: self.link_remap,
                 ghost_limit: self.ghost_limit.unwrap_or(GHOST_LIMIT),
-                evasive_devices: self.evasive_devices,
                 timeout: (seconds > 0).then(|| Duration::from_secs(seconds)),
                 tcp: self.tcp,
             },
@@ -402,7 +403,6 @@ impl Values {
                 file_locks: self.file_locks,
                 link_remap: self.link_remap,
                 skip_file_rwx_check: self.skip_rwx,
-                validate_build_id: !self.filesize,
                 check_cpu: mask != 0,
                 pidfile: self.pidfile.clone(),
                 tcp: self.tcp,

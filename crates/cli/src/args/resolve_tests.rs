@@ -63,7 +63,7 @@ fn restore_options() {
         "restore -d -S --tcp-established --cpu-cap=none --file-validation filesize --pidfile p",
     );
     assert!(job.options.detached && job.options.sibling && job.options.tcp.established);
-    assert!(!job.options.check_cpu && !job.options.validate_build_id);
+    assert!(!job.options.check_cpu);
     assert_eq!(job.options.pidfile, Some(PathBuf::from("p")));
     assert!(restore("restore").options.check_cpu);
     assert!(restore("restore --daemon").options.detached);
@@ -158,8 +158,8 @@ fn the_table_tells_the_truth() {
             let value = match opt.arg {
                 Arg::None => None,
                 _ => Some(OsString::from(match opt.long {
-                    "network-lock" => "skip",
-                    "file-validation" => "buildid",
+                    "network-lock" => "nftables",
+                    "file-validation" => "filesize",
                     "manage-cgroups" => "ignore",
                     "cpu-cap" => "none",
                     _ => "1",
@@ -180,5 +180,20 @@ fn the_table_tells_the_truth() {
             };
             assert_eq!(refused, want, "--{} of {command:?}", opt.long);
         }
+    }
+}
+
+/// A value that would change nothing is refused by name, not taken and forgotten.
+#[test]
+fn values_that_are_not_built_are_refused() {
+    for line in [
+        "dump -t 1 --network-lock skip",
+        "dump -t 1 --network-lock iptables",
+        "dump -t 1 --file-validation buildid",
+        "restore --file-validation buildid",
+        "dump -t 1 --evasive-devices",
+    ] {
+        let refused = run(line).is_err_and(|e| e.contains("not supported yet"));
+        assert!(refused, "{line}");
     }
 }

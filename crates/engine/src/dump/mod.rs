@@ -115,7 +115,6 @@ fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<(Surveye
         ghost_limit: options.ghost_limit,
         link_remap: options.link_remap,
         shell_job: options.shell_job,
-        evasive_devices: options.evasive_devices,
         tcp_established: options.tcp.established,
         tcp_close: options.tcp.close,
         skip_in_flight: options.tcp.skip_in_flight,

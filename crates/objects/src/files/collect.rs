@@ -23,8 +23,6 @@ pub struct Options {
     pub link_remap: bool,
     /// `--shell-job`.
     pub shell_job: bool,
-    /// `--evasive-devices`.
-    pub evasive_devices: bool,
     /// `--tcp-established`.
     pub tcp_established: bool,
     /// `--tcp-close`.

@@ -8,40 +8,7 @@ use rewake_proc::smaps::{self, Want};
 use rewake_proc::vmflags::VmFlags;
 
 /// `VmaEntry::status` bits.
-pub mod status {
-    /// A normal area whose contents are dumped.
-    pub const REGULAR: u32 = 1 << 0;
-    /// `[vsyscall]`.
-    pub const VSYSCALL: u32 = 1 << 2;
-    /// `[vdso]`.
-    pub const VDSO: u32 = 1 << 3;
-    /// `[heap]`.
-    pub const HEAP: u32 = 1 << 5;
-    /// Private mapping of a file.
-    pub const FILE_PRIVATE: u32 = 1 << 6;
-    /// Shared mapping of a file.
-    pub const FILE_SHARED: u32 = 1 << 7;
-    /// Shared anonymous memory, by inode (old images, System V).
-    pub const ANON_SHARED: u32 = 1 << 8;
-    /// Private anonymous memory.
-    pub const ANON_PRIVATE: u32 = 1 << 9;
-    /// System V shared memory.
-    pub const SYSVIPC: u32 = 1 << 10;
-    /// Mapping of a packet socket.
-    pub const SOCKET: u32 = 1 << 11;
-    /// `[vvar]` and `[vvar_vclock]` as one.
-    pub const VVAR: u32 = 1 << 12;
-    /// Ring of io_setup(2).
-    pub const AIORING: u32 = 1 << 13;
-    /// The mapped file is a memfd entry.
-    pub const MEMFD: u32 = 1 << 14;
-    /// Shadow stack.
-    pub const SHSTK: u32 = 1 << 15;
-    /// Guard range, not a mapping of its own.
-    pub const GUARD: u32 = 1 << 16;
-    /// `[uprobes]`.
-    pub const UPROBES: u32 = 1 << 17;
-}
+pub use rewake_image::messages::vma_status as status;
 
 /// What lies behind a mapping.
 #[derive(Debug, Clone, PartialEq, Eq)]

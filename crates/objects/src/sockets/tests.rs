@@ -37,7 +37,6 @@ fn options(established: bool, close: bool) -> Options {
         ghost_limit: 0,
         link_remap: false,
         shell_job: false,
-        evasive_devices: false,
         tcp_established: established,
         tcp_close: close,
         skip_in_flight: false,
