@@ -157,10 +157,16 @@ impl Run {
             .env_clear()
             .envs(["PATH", "HOME"].iter().filter_map(|v| Some((v, std::env::var_os(v)?))));
         command.env("ZOO_RUN", &id).envs(start.env.iter().map(|(k, v)| (k, v)));
-        // SAFETY: setsid is async-signal-safe and the closure touches nothing else.
+        // What whoever started the tests left open (a lock, a pipe) is not the program's.
+        // SAFETY: both calls are async-signal-safe and the closure touches nothing else.
         unsafe {
             command.pre_exec(|| {
-                if libc::setsid() < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
+                if libc::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as i32) < 0
+                    || libc::setsid() < 0
+                {
+                    return Err(std::io::Error::last_os_error());
+                }
+                Ok(())
             });
         }
         let mark = reaper::mark();

@@ -243,6 +243,10 @@ pub fn all() -> Vec<Program> {
         program!(sigpending),
         program!(sigaltstack),
         program!(itimers),
+        program!(itimers)
+            .named("itimers_expired")
+            .env(&[("ZOO_EXPIRED", "1")])
+            .unless_criu("it starts an expired ITIMER_REAL anew"),
         program!(posix_timers),
         program!(timerslack)
             .unless_criu("it does not keep the timer slack")
@@ -264,7 +268,7 @@ pub fn all() -> Vec<Program> {
         program!(ioprio).unless_criu("it does not keep I/O priorities"),
         program!(coredump_filter).unless_criu("it does not keep the core dump filter"),
         // CRIU drops O_DIRECTORY from the flags of a directory's descriptor.
-        program!(files_regular).criu_loses(&["fd 14"]),
+        program!(files_regular).criu_loses(&["fd 13"]),
         program!(pipes),
         program!(fifo).later(),
         program!(pipe_packet).later().unless_criu("it refuses pipes in packet mode"),

@@ -121,13 +121,20 @@ pub fn restore_created(steps: &mut Steps, timers: &TaskTimersEntry, kernel_resto
 /// Arms all timers: the last thing before a task goes on.
 pub fn restore_armed(steps: &mut Steps, timers: &TaskTimersEntry) {
     for (which, timer) in [(0u64, &timers.real), (1, &timers.virt), (2, &timers.prof)] {
-        if timer.vsec != 0 || timer.vusec != 0 {
-            let value = steps.words(&[timer.isec, timer.iusec, timer.vsec, timer.vusec]);
-            steps.must(
-                Label::Text("arming an interval timer"),
-                Op::new(libc::SYS_setitimer, &[which, value.address, 0]),
-            );
+        let mut words = [timer.isec, timer.iusec, timer.vsec, timer.vusec];
+        if words == [0; 4] {
+            continue;
         }
+        // ITIMER_REAL with an interval and nothing left has expired, and starts anew when its SIGALRM is taken; the
+        // kernel would disarm it if told so. Expiring at once it is in the same state again.
+        if which == libc::ITIMER_REAL as u64 && words[2..] == [0, 0] {
+            words[3] = 1;
+        }
+        let value = steps.words(&words);
+        steps.must(
+            Label::Text("arming an interval timer"),
+            Op::new(libc::SYS_setitimer, &[which, value.address, 0]),
+        );
     }
     for timer in &timers.posix {
         if timer.vsec != 0 || timer.vnsec != 0 {

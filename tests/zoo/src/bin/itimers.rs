@@ -43,6 +43,41 @@ fn burn_until(done: impl Fn() -> bool) {
     }
 }
 
+/// Is `signo` pending for the process?
+fn pending(signo: i32) -> bool {
+    // SAFETY: zeroed is valid, then written by the kernel.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigpending(&mut set) == 0 && libc::sigismember(&set, signo) == 1
+    }
+}
+
+/// The real timer expired while its signal is blocked: it starts anew only when the signal is taken.
+fn expired(z: &zoo::Zoo) -> Check {
+    zoo::block(libc::SIGALRM)?;
+    set(0, 1_000, 40_000)?;
+    while !pending(libc::SIGALRM) {
+        zoo::nap(1);
+    }
+    ensure_eq!(get(0)?, (0, 40_000), "the expired timer before the checkpoint");
+    z.publish("expired", "");
+    z.wait_for_check();
+    // A restored one needs an instant to be there again.
+    zoo::nap(5);
+    ensure_eq!(get(0)?, (0, 40_000), "the expired timer");
+    ensure!(pending(libc::SIGALRM), "the SIGALRM of the expired timer is not pending");
+    // SAFETY: zeroed is valid, then filled by sigemptyset; the old mask is not asked.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        check(libc::sigprocmask(libc::SIG_SETMASK, &set, std::ptr::null_mut()), "sigprocmask")?;
+    }
+    burn_until(|| TICKS[0].load(Ordering::SeqCst) >= 3);
+    let ticks = TICKS[0].load(Ordering::SeqCst);
+    ensure!(ticks >= 3, "the expired timer ticked {ticks} times in 5 s");
+    Ok(())
+}
+
 const ALL: [(i32, &str); 3] = [(0, "ITIMER_REAL"), (1, "ITIMER_VIRTUAL"), (2, "ITIMER_PROF")];
 
 fn main() {
@@ -90,6 +125,14 @@ fn main() {
             );
             Ok(())
         })?;
+        let late = match std::env::var_os("ZOO_EXPIRED") {
+            Some(_) => {
+                let late = z.fork(expired)?;
+                z.wait_for("expired")?;
+                Some(late)
+            }
+            None => None,
+        };
         z.wait_for("far")?;
         z.wait_for("once")?;
         set(0, 50_000, 50_000)?;
@@ -116,6 +159,9 @@ fn main() {
         }
         for (which, _) in ALL {
             set(which, 0, 0)?;
+        }
+        if let Some(late) = late {
+            z.join(late)?;
         }
         z.join(far)?;
         z.join(once)
