@@ -30,6 +30,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Words, ArgError
             break;
         } else if let Some(long) = bytes.strip_prefix(b"--") {
             out.given.push(long_option(long, &mut args)?);
+        } else if bytes.starts_with(b"-verbosity=") {
+            // One dash too few, which CRIU lets pass and tools that drive it have come to write.
+            out.given.push(long_option(&bytes[1..], &mut args)?);
         } else if bytes.len() > 1 && bytes[0] == b'-' {
             letters(&bytes[1..], &mut args, &mut out.given)?;
         } else {
@@ -193,6 +196,7 @@ mod tests {
             ["--shell-job", "--restore-detached", "--verbosity=4", "restore"]
         );
         assert_eq!(shown(&["-vvvv"]), ["--verbosity=vvv"]);
+        assert_eq!(shown(&["-verbosity=0", "check"]), ["--verbosity=0", "check"]);
         assert_eq!(shown(&["-do", "-", "x"]), ["--restore-detached", "--log-file=-", "x"]);
         assert_eq!(shown(&["-t", "-5"]), ["--tree=-5"], "an argument may begin with a dash");
     }
