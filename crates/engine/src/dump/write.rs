@@ -179,7 +179,10 @@ fn write_files(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -
         );
     }
     extra.extend(
-        files.extra.iter().map(|f| RewakeEntry { file: Some(f.clone()), ..RewakeEntry::default() }),
+        files
+            .extra
+            .values()
+            .map(|f| RewakeEntry { file: Some(f.clone()), ..RewakeEntry::default() }),
     );
     images.write_all(kind::REWAKE, (), &extra)?;
     Ok(())

@@ -12,7 +12,7 @@ use rewake_sys::{file, kcmp};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::Stat;
 use std::cmp::Ordering;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// What of the dump options concerns descriptors.
 #[derive(Debug, Clone)]
@@ -128,8 +128,8 @@ pub struct Collector {
     pub pipe_data: Vec<(PipeDataEntry, Vec<u8>)>,
     /// `fifo-data.img`.
     pub fifo_data: Vec<(PipeDataEntry, Vec<u8>)>,
-    /// Our own extra state.
-    pub extra: Vec<RewakeFileEntry>,
+    /// Our own extra state, by file id.
+    pub extra: BTreeMap<u32, RewakeFileEntry>,
     /// What is written besides.
     pub contents: Vec<Contents>,
     /// Regular files by path and flags, for mappings, exe, cwd and root.
@@ -163,7 +163,7 @@ impl Collector {
             remaps: Vec::new(),
             pipe_data: Vec::new(),
             fifo_data: Vec::new(),
-            extra: Vec::new(),
+            extra: BTreeMap::new(),
             contents: Vec::new(),
             by_path: HashMap::new(),
             ghosts: HashMap::new(),
@@ -220,6 +220,11 @@ impl Collector {
                 Ok((id, kind))
             }
         }
+    }
+
+    /// Our own extra state of file `id`, to be filled in.
+    pub fn extra_of(&mut self, id: u32) -> &mut RewakeFileEntry {
+        self.extra.entry(id).or_insert_with(|| RewakeFileEntry { id, ..RewakeFileEntry::default() })
     }
 
     /// Adds an entry to `files.img`.

@@ -2,7 +2,7 @@
 
 use super::collect::{Collector, View};
 use crate::Problem;
-use rewake_image::messages::{EventfdFileEntry, FdTypes, FileEntry, RewakeFileEntry};
+use rewake_image::messages::{EventfdFileEntry, FdTypes, FileEntry};
 use rustix::event::EventfdFlags;
 use rustix::fd::OwnedFd;
 
@@ -18,7 +18,7 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
     };
     let id = collector.new_id();
     if event.semaphore == Some(true) {
-        collector.extra.push(RewakeFileEntry { id, semaphore: Some(true) });
+        collector.extra_of(id).semaphore = Some(true);
     }
     let entry =
         EventfdFileEntry { id, flags: view.flags, fown: view.owner()?, counter: event.count };

@@ -2,13 +2,11 @@
 //! [`repair`](super::repair).
 
 use super::options::{self, Making};
-use super::{SOCKETS_NETNS, holder, stream};
+use super::{SOCKETS_NETNS, holder, ip, stream, udp};
 use crate::Problem;
 use crate::files::collect::{Collector, View};
 use crate::files::open::Opener;
-use rewake_image::messages::{
-    FdTypes, FileEntry, InetSkEntry, IpOptsEntry, SkShutdown, TcpOptsEntry,
-};
+use rewake_image::messages::{FdTypes, FileEntry, InetSkEntry, SkShutdown, TcpOptsEntry};
 use rewake_sys::sockets::{option, option_int, set_option_int};
 use rewake_sys::{Errno, SyscallError, tcp};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -34,7 +32,6 @@ pub const LISTEN: u32 = 10;
 /// `TCP_CLOSING`
 pub const CLOSING: u32 = 11;
 
-const IPV6_FREEBIND: i32 = 78;
 const TCP: u32 = libc::IPPROTO_TCP as u32;
 /// Minor number of multipath TCP, which is a socket of its own kind.
 const MPTCP: u32 = 262;
@@ -95,7 +92,7 @@ pub fn survey(
         dst_addr: words(destination.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |d| d.ip()), family),
         fown: view.owner()?,
         opts: options::survey(view, false)?,
-        ip_opts: Some(ip_options(view, family)?),
+        ip_opts: Some(ip::survey(view, family)?),
         ifname: scope(view, source)?,
         ns_id: Some(SOCKETS_NETNS),
         tcp_opts: Some(TcpOptsEntry::default()),
@@ -108,7 +105,7 @@ pub fn survey(
     let connection = if protocol as u32 == TCP {
         stream::survey(collector, view, &mut entry)?
     } else {
-        survey_datagram(collector, view, &mut entry)?;
+        udp::survey(collector, view, &mut entry)?;
         false
     };
     entry.id = collector.new_id();
@@ -135,53 +132,6 @@ pub fn survey(
         ..FileEntry::default()
     });
     Ok((id, FdTypes::Inetsk))
-}
-
-/// What is particular to UDP and UDP-Lite.
-fn survey_datagram(
-    collector: &mut Collector,
-    view: &View<'_>,
-    entry: &mut InetSkEntry,
-) -> Result<(), Problem> {
-    let fd = view.as_fd();
-    if option_int(fd, libc::IPPROTO_UDP, libc::UDP_CORK).is_ok_and(|corked| corked != 0) {
-        return Err(view
-            .problem("a datagram is being put together in it (UDP_CORK or MSG_MORE)")
-            .remedy("try again once the program has sent it"));
-    }
-    if rustix::io::ioctl_fionread(fd).is_ok_and(|waiting| waiting != 0) {
-        log::warn!("{}: the datagrams it has received, and not read, are not saved", view.object());
-    }
-    let shutdown = collector
-        .sockets
-        .inet(entry.family, entry.proto, entry.ino)
-        .map_err(|e| view.problem(format!("sock_diag does not tell its state: {e}")))?
-        .map_or(0, |record| i32::from(record.shutdown));
-    entry.shutdown = (shutdown != 0).then_some(shutdown);
-    Ok(())
-}
-
-/// Options of ip(7) and ipv6(7).
-fn ip_options(view: &View<'_>, family: i32) -> Result<IpOptsEntry, Problem> {
-    let fd = view.as_fd();
-    let v6 = family == libc::AF_INET6;
-    let (freebind, packet_info) = if v6 {
-        ((libc::IPPROTO_IPV6, IPV6_FREEBIND), (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO))
-    } else {
-        ((libc::IPPROTO_IP, libc::IP_FREEBIND), (libc::IPPROTO_IP, libc::IP_PKTINFO))
-    };
-    let number = |(level, name): (i32, i32)| {
-        option_int(fd, level, name)
-            .map_err(|e| view.problem(format!("its options cannot be read: {e}")))
-    };
-    let unless_zero = |value: i32| (value != 0).then_some(value as u32);
-    Ok(IpOptsEntry {
-        freebind: (number(freebind)? != 0).then_some(true),
-        pktinfo: (number(packet_info)? != 0).then_some(true),
-        tos: unless_zero(number((libc::IPPROTO_IP, libc::IP_TOS))?),
-        ttl: if v6 { None } else { unless_zero(number((libc::IPPROTO_IP, libc::IP_TTL))?) },
-        raw: None,
-    })
 }
 
 fn address(any: rustix::net::SocketAddrAny) -> Option<SocketAddr> {
@@ -245,7 +195,7 @@ pub fn open(opener: &mut Opener<'_>, entry: &InetSkEntry) -> Result<OwnedFd, Pro
         super::repair::open(opener, entry, making, source, destination)?;
         return Ok(fd);
     }
-    apply_ip_before_bind(making, entry)?;
+    ip::apply_before_bind(making, entry)?;
     // A server's port is not free while connections of its last run linger (TIME_WAIT); UDP has none.
     options::apply_before_bind(making, &entry.opts, stream)?;
     if entry.src_port != 0 || !source.ip().is_unspecified() {
@@ -258,7 +208,7 @@ pub fn open(opener: &mut Opener<'_>, entry: &InetSkEntry) -> Result<OwnedFd, Pro
         rustix::net::connect(making.fd, &destination)
             .map_err(|e| making.problem(format!("cannot be connected to {destination}: {e}")))?;
     }
-    apply_ip(making, entry)?;
+    ip::apply(making, entry)?;
     options::apply(making, &entry.opts)?;
     if stream {
         apply_tcp(making, entry)?;
@@ -314,44 +264,6 @@ fn bind_problem(
             .remedy("add the address to an interface"),
         e => making.problem(format!("cannot be bound to {source}: {e}")),
     }
-}
-
-/// Sets what of ip(7) and ipv6(7) decides where a socket may be bound.
-pub(super) fn apply_ip_before_bind(making: Making<'_>, entry: &InetSkEntry) -> Result<(), Problem> {
-    let v6 = entry.family as i32 == libc::AF_INET6;
-    if let Some(v6only) = entry.v6only.filter(|_| v6) {
-        making.set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, "IPV6_V6ONLY", v6only.into())?;
-    }
-    if entry.ip_opts.as_ref().and_then(|o| o.freebind) == Some(true) {
-        if v6 {
-            making.set(libc::IPPROTO_IPV6, IPV6_FREEBIND, "IPV6_FREEBIND", 1)?;
-        } else {
-            making.set(libc::IPPROTO_IP, libc::IP_FREEBIND, "IP_FREEBIND", 1)?;
-        }
-    }
-    Ok(())
-}
-
-/// Sets the other options of ip(7) and ipv6(7).
-pub(super) fn apply_ip(making: Making<'_>, entry: &InetSkEntry) -> Result<(), Problem> {
-    let Some(options) = &entry.ip_opts else { return Ok(()) };
-    if options.pktinfo == Some(true) {
-        if entry.family as i32 == libc::AF_INET6 {
-            making.set(libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, "IPV6_RECVPKTINFO", 1)?;
-        } else {
-            making.set(libc::IPPROTO_IP, libc::IP_PKTINFO, "IP_PKTINFO", 1)?;
-        }
-    }
-    if let Some(tos) = options.tos.filter(|tos| *tos != 0) {
-        making.set(libc::IPPROTO_IP, libc::IP_TOS, "IP_TOS", tos as i32)?;
-    }
-    // To set it is to pin it: only if it is not what the socket has anyway (sysctl net.ipv4.ip_default_ttl).
-    if let Some(ttl) = options.ttl
-        && option_int(making.fd, libc::IPPROTO_IP, libc::IP_TTL) != Ok(ttl as i32)
-    {
-        making.set(libc::IPPROTO_IP, libc::IP_TTL, "IP_TTL", ttl as i32)?;
-    }
-    Ok(())
 }
 
 /// Options of tcp(7), as they are in a socket.

@@ -8,6 +8,7 @@
 
 mod holder;
 pub mod inet;
+mod ip;
 pub mod lock;
 pub mod netlink;
 pub mod options;
@@ -15,6 +16,7 @@ mod packet;
 mod queue;
 pub mod repair;
 pub mod stream;
+mod udp;
 pub mod unix;
 mod unix_open;
 mod unix_path;

@@ -9,7 +9,7 @@ use super::inet::{self, CLOSE_WAIT, CLOSING, SYN_SENT};
 use super::options::{self, Making};
 use super::packet::Fin;
 use super::stream::{fin_received, fin_sent};
-use super::{holder, lock};
+use super::{holder, ip, lock};
 use crate::Problem;
 use crate::files::open::Opener;
 use rewake_image::kind;
@@ -101,9 +101,9 @@ pub(super) fn open(
 /// A socket whose connection has ended: nothing can be sent or received, and poll(2) says so.
 fn open_closed(making: Making<'_>, entry: &InetSkEntry) -> Result<(), Problem> {
     inet::shut_down(making, SkShutdown::Both as i32)?;
-    inet::apply_ip_before_bind(making, entry)?;
+    ip::apply_before_bind(making, entry)?;
     options::apply_before_bind(making, &entry.opts, false)?;
-    inet::apply_ip(making, entry)?;
+    ip::apply(making, entry)?;
     options::apply(making, &entry.opts)?;
     inet::apply_tcp(making, entry)
 }
@@ -135,7 +135,7 @@ fn connect(
     let unsent = stream.unsq_len.unwrap_or(0) as usize;
     let (sent, unsent) = queued.split_at(queued.len().checked_sub(unsent).ok_or_else(damaged)?);
 
-    inet::apply_ip_before_bind(making, entry)?;
+    ip::apply_before_bind(making, entry)?;
     options::apply_before_bind(making, &entry.opts, true)?;
     tcp::repair(fd, Repair::On).map_err(|e| match e.errno {
         Errno::PERM => making
@@ -183,7 +183,7 @@ fn connect(
     if let Some(window) = window(stream, receive_end) {
         tcp::set_window(fd, window).map_err(failed)?;
     }
-    inet::apply_ip(making, entry)?;
+    ip::apply(making, entry)?;
     Ok(unsent.to_vec())
 }
 
