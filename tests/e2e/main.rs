@@ -6,7 +6,7 @@
 //! cargo test -p zoo --test e2e -- counter::dead       one flavour of one program: plain (no checkpoint), dead, running,
 //!                                                     running_restored, stopped, stopped_restored, as_criu
 //! cargo test -p zoo --test e2e -- plain               the programs alone: no binary under test needed, it must pass
-//! cargo test -p zoo --test e2e -- refusals            also: kill, real, shell_job
+//! cargo test -p zoo --test e2e -- refusals            also: kill, real, shell_job, tcp
 //! cargo test -p zoo --test e2e -- --list
 //! ```
 //! Environment:
@@ -32,12 +32,14 @@ mod cross;
 mod flavours;
 mod harness;
 mod kills;
+mod netns;
 mod probes;
 mod programs;
 mod real;
 mod reaper;
 mod refusals;
 mod shell_job;
+mod tcp;
 mod view;
 
 use flavours::Flavour;
@@ -96,7 +98,8 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     for program in programs::all() {
         for &(flavour, word) in Flavour::ALL {
             let (p, t) = (program.clone(), tool.clone());
-            let reason = if tool.is_criu { program.criu_reason(word) } else { program.gap };
+            let reason = if tool.is_criu { program.criu_reason(word) } else { None };
+            let reason = reason.or(program.reason(word));
             trials.push(trial(format!("{}::{word}", program.name), move || match reason {
                 Some(why) => Ok(skip(why.to_owned())),
                 None => flavours::run(&p, &t, flavour),
@@ -116,6 +119,7 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     trials.extend(kills::trials(tool));
     trials.extend(real::trials(tool));
     trials.extend(shell_job::trials(tool));
+    trials.extend(tcp::trials(tool));
     trials
 }
 

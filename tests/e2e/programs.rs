@@ -24,6 +24,8 @@ pub struct Program {
     /// A kind of object that a later issue brings: a refusal that says so ("… yet") is a skip. Anything else than such a
     /// refusal, or a pass, is a failure all the same. To be taken away when the kind is there.
     pub later: bool,
+    /// Flavours in which the program cannot pass, whatever the tool, and why.
+    pub not_in: &'static [(&'static str, &'static str)],
     /// As `unless_criu` for single flavours.
     pub unless_criu_in: &'static [(&'static str, &'static str)],
     /// Facts CRIU changes in a program that survives its dump.
@@ -54,6 +56,7 @@ impl Program {
             restore_options: &[],
             unless_criu: None,
             later: false,
+            not_in: &[],
             unless_criu_in: &[],
             criu_disturbs: &[],
             criu_loses: &[],
@@ -74,6 +77,11 @@ impl Program {
         flavours: &'static [(&'static str, &'static str)],
     ) -> Program {
         self.unless_criu_in = flavours;
+        self
+    }
+
+    const fn not_in(mut self, flavours: &'static [(&'static str, &'static str)]) -> Program {
+        self.not_in = flavours;
         self
     }
 
@@ -144,6 +152,11 @@ impl Program {
         start
     }
 
+    /// Why the program is not run in this flavour.
+    pub fn reason(&self, flavour: &str) -> Option<&'static str> {
+        self.gap.or(self.not_in.iter().find(|(f, _)| *f == flavour).map(|(_, why)| *why))
+    }
+
     /// Why a trial of this flavour cannot pass if CRIU takes part.
     pub fn criu_reason(&self, flavour: &str) -> Option<&'static str> {
         let here = self.unless_criu_in.iter().find(|(f, _)| *f == flavour).map(|(_, why)| *why);
@@ -194,6 +207,9 @@ macro_rules! program {
 }
 
 const RSEQ: &str = "a survivor's interrupted restartable sequence is not restarted";
+const PEER_GONE: &str = "a peer outside the tree learns that the survivor is killed, and is gone";
+const STOPPED_TCP: &str =
+    "connections of a tree left stopped stay in repair mode, nothing resumes them";
 
 /// Every program of the zoo.
 pub fn all() -> Vec<Program> {
@@ -299,7 +315,11 @@ pub fn all() -> Vec<Program> {
         program!(tcp_listen).probe(probes::echo),
         program!(tcp_pair)
             .options(&["--tcp-established"], &["--tcp-established"])
-            .unless_criu_in(&[("stopped", "connections of a tree left stopped stay in repair mode, nothing resumes them")]),
+            .unless_criu_in(&[("stopped", STOPPED_TCP)]),
+        program!(tcp_close)
+            .options(&["--tcp-established"], &["--tcp-established"])
+            .not_in(&[("running_restored", PEER_GONE)])
+            .unless_criu_in(&[("stopped", STOPPED_TCP)]),
         program!(unix_pair).later(),
         program!(unix_pair)
             .later()

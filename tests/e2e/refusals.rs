@@ -40,7 +40,7 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
 }
 
 /// Fails unless the command was refused: exit status 1 and a text, in its output or its log, with every word.
-fn refused(
+pub fn refused(
     run: &Run,
     tool: &Tool,
     done: &crate::harness::Done,

@@ -89,6 +89,7 @@ fn run(program: &str, argv: Vec<OsString>) -> Result<ExitCode, ArgError> {
         Job::Check(job) => commands::check::kernel(&job),
         Job::CheckTree(job) => commands::check::tree(*job, &place),
         Job::Resume(pid) => commands::resume::run(pid),
+        Job::Unlock(locks) => commands::unlock::run(&locks),
     };
     logging::finish();
     Ok(code)

@@ -10,12 +10,14 @@ mod own;
 mod report;
 mod restore;
 mod resume;
+mod unlock;
 
 pub use dump::{check_tree, dump};
 pub use error::Error;
 pub use options::{
-    Action, DumpOptions, FinalState, Hooks, NoHooks, Pid, RestoreOptions, TcpPolicy,
+    Action, DumpOptions, FinalState, Hooks, LockMethod, NoHooks, Pid, RestoreOptions, TcpPolicy,
 };
 pub use report::{DumpReport, Obstacle, RestoreReport};
 pub use restore::restore;
 pub use resume::resume;
+pub use unlock::{Locks, unlock};

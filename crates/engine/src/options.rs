@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use rewake_objects::sockets::lock::Method as LockMethod;
+
 /// A process id as seen by the caller (`pid_t`).
 pub type Pid = i32;
 
@@ -116,6 +118,8 @@ pub struct DumpOptions {
     pub timeout: Option<Duration>,
     /// TCP options.
     pub tcp: TcpPolicy,
+    /// `--network-lock`.
+    pub network_lock: LockMethod,
 }
 
 /// Options of a restore.

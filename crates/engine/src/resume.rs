@@ -71,6 +71,12 @@ pub fn resume(root: Pid) -> Result<usize> {
         ))
         .hint("resume is for trees left by --leave-stopped"));
     }
+    // What its connections are to send goes out, and what comes in is answered.
+    match rewake_objects::sockets::lock::of_tree(root, root_stat.starttime) {
+        Ok(found) => log::debug!("network locks removed: {:?}", found.removed),
+        // There is none on a kernel that has no locks, or none that the caller could have made.
+        Err(e) => log::debug!("{e}"),
+    }
     // Children first: a parent that waits for stopped children must not find them half woken.
     let mut tree = vec![root];
     let mut at = 0;

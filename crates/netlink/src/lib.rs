@@ -4,9 +4,12 @@
 //! Messages are read and built in place: a dump of ten thousand sockets is a few hundred receives and one record a socket.
 #![forbid(unsafe_code)]
 
+pub mod destroy;
 pub mod diag;
+pub mod iptables;
 pub mod message;
 pub mod nftables;
 pub mod socket;
+mod transaction;
 
 pub use socket::{Error, Socket};

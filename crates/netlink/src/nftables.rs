@@ -3,46 +3,17 @@
 
 use crate::message::{Builder, attributes};
 use crate::socket::{Error, Socket};
+use crate::transaction::{
+    Batch, DELETE_TABLE, ELEMENTS, EQUAL, GET_TABLE, HOOK_INPUT, HOOK_OUTPUT, LIST_ELEMENT,
+    META_L4PROTO, META_MARK, META_NFPROTO, NETWORK_HEADER, NEW_CHAIN, NEW_ELEMENT, NEW_RULE,
+    NEW_SET, NEW_TABLE, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, NOT_EQUAL, REGISTER, SUBSYSTEM,
+    TABLE_OWNER, TRANSPORT_HEADER, compare, drop_packet, expression, meta, number, text,
+};
 use rustix::io::Errno;
 use std::net::{IpAddr, SocketAddr};
 
 /// Packets with this mark pass: what a restore sends itself, on behalf of the peer. It is CRIU's.
 pub const PASS_MARK: u32 = 0xc114;
-
-const SUBSYSTEM: u16 = 10;
-const BATCH_BEGIN: u16 = 0x10;
-const BATCH_END: u16 = 0x11;
-const NEW_TABLE: u16 = 0;
-const DELETE_TABLE: u16 = 2;
-const NEW_CHAIN: u16 = 3;
-const NEW_RULE: u16 = 6;
-const GET_RULE: u16 = 7;
-const DELETE_RULE: u16 = 8;
-const NEW_SET: u16 = 9;
-const NEW_ELEMENT: u16 = 12;
-
-const NFPROTO_INET: u8 = 1;
-const NFPROTO_IPV4: u8 = 2;
-const NFPROTO_IPV6: u8 = 10;
-/// The table goes when the socket that made it is closed.
-const TABLE_OWNER: u32 = 0x2;
-
-const LIST_ELEMENT: u16 = 1;
-const HOOK_INPUT: u32 = 1;
-const HOOK_OUTPUT: u32 = 3;
-/// The first of the registers of four bytes.
-const REGISTER: u32 = 8;
-const VERDICT: u32 = 0;
-const DROP: u32 = 0;
-const EQUAL: u32 = 0;
-const NOT_EQUAL: u32 = 1;
-const META_MARK: u32 = 3;
-const META_NFPROTO: u32 = 15;
-const META_L4PROTO: u32 = 16;
-const NETWORK_HEADER: u32 = 1;
-const TRANSPORT_HEADER: u32 = 2;
-/// Attributes have lengths of 16 bits: so many elements go into one.
-const ELEMENTS: usize = 800;
 
 /// A TCP connection: own address, the peer's.
 pub type Connection = (SocketAddr, SocketAddr);
@@ -60,18 +31,86 @@ impl Block {
     /// The kernel has no nftables, or permission is missing (`CAP_NET_ADMIN`).
     pub fn new(table: &str, connections: &[Connection]) -> Result<Block, Error> {
         let mut socket = Socket::open(libc::NETLINK_NETFILTER)?;
-        block(&mut socket, table, connections, TABLE_OWNER)?;
+        block(&mut socket, table, connections, TABLE_OWNER, None)?;
         Ok(Block { _owner: socket })
     }
 
-    /// Blocks `connections` by a table named `table` until [`remove`].
+    /// Blocks `connections` by a table named `table` until [`remove`]. Everybody who lists the table sees the comment.
     ///
     /// # Errors
     /// As [`Block::new`].
-    pub fn stay(table: &str, connections: &[Connection]) -> Result<(), Error> {
-        block(&mut Socket::open(libc::NETLINK_NETFILTER)?, table, connections, 0)
+    pub fn stay(table: &str, connections: &[Connection], comment: &str) -> Result<(), Error> {
+        let mut socket = Socket::open(libc::NETLINK_NETFILTER)?;
+        block(&mut socket, table, connections, 0, Some(comment))
     }
 }
+
+/// A table of the family `inet`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Table {
+    /// Its name.
+    pub name: String,
+    /// What it says of itself.
+    pub comment: Option<String>,
+    /// The port of the netlink socket with which it goes: no other can remove it.
+    pub owner: Option<u32>,
+}
+
+/// All tables of the family `inet` in the thread's network namespace.
+///
+/// # Errors
+/// The kernel has no nftables, or permission is missing (`CAP_NET_ADMIN`).
+pub fn tables() -> Result<Vec<Table>, Error> {
+    tables_of(&mut Socket::open(libc::NETLINK_NETFILTER)?, NFPROTO_INET)
+}
+
+/// The same of another family (`NFPROTO_*`).
+pub(crate) fn tables_of(socket: &mut Socket, family: u8) -> Result<Vec<Table>, Error> {
+    let request = [family, 0, 0, 0];
+    socket.dump(SUBSYSTEM << 8 | GET_TABLE, &request, |tables: &mut Vec<Table>, message| {
+        let mut table = Table::default();
+        for (kind, value) in attributes(message.body.get(4..).unwrap_or_default()) {
+            match kind {
+                1 => table.name = String::from_utf8_lossy(until_nul(value)).into_owned(),
+                6 => table.comment = text_of(COMMENT, value),
+                7 => table.owner = value.first_chunk().map(|b| u32::from_be_bytes(*b)),
+                _ => {}
+            }
+        }
+        // Not every kernel keeps to the family that was asked for.
+        if message.body.first() == Some(&family) {
+            tables.push(table);
+        }
+    })
+}
+
+/// A name without its end mark.
+pub(crate) fn until_nul(bytes: &[u8]) -> &[u8] {
+    bytes.split(|b| *b == 0).next().unwrap_or_default()
+}
+
+/// Data for a table or rule: kind, length, text with a NUL.
+pub(crate) fn user_data(kind: u8, text: &str) -> Vec<u8> {
+    let text: Vec<u8> = text.bytes().filter(|b| *b != 0).take(127).chain([0]).collect();
+    let mut data = vec![kind, text.len() as u8];
+    data.extend(text);
+    data
+}
+
+/// The text of that kind in the data of a table or rule.
+pub(crate) fn text_of(wanted: u8, mut data: &[u8]) -> Option<String> {
+    while let [kind, len, rest @ ..] = data {
+        let (value, after) = rest.split_at_checked(usize::from(*len))?;
+        if *kind == wanted {
+            return Some(String::from_utf8_lossy(until_nul(value)).into_owned());
+        }
+        data = after;
+    }
+    None
+}
+
+/// What nft(8) and iptables show as a comment, of tables as of rules.
+pub(crate) const COMMENT: u8 = 0;
 
 /// Removes the table `table` (of the family `inet`): whether there was one.
 ///
@@ -88,72 +127,22 @@ pub fn remove(table: &str) -> Result<bool, Error> {
     }
 }
 
-fn text(name: &str) -> Vec<u8> {
-    let mut text = name.as_bytes().to_vec();
-    text.push(0);
-    text
-}
-
-/// Messages that take effect together or not at all.
-struct Batch<'a> {
-    socket: &'a mut Socket,
-    builder: Builder,
-    first: u32,
-    next: u32,
-}
-
-impl<'a> Batch<'a> {
-    fn new(socket: &'a mut Socket) -> Batch<'a> {
-        let first = socket.next_sequence();
-        let mut builder = Builder::new();
-        builder.begin(BATCH_BEGIN, libc::NLM_F_REQUEST as u16, first).bytes(&[
-            0,
-            0,
-            0,
-            SUBSYSTEM as u8,
-        ]);
-        Batch { socket, builder, first: first + 1, next: first + 1 }
-    }
-
-    /// Begins a message; `flags` besides those that every one has.
-    fn message(&mut self, kind: u16, family: u8, flags: i32) -> &mut Builder {
-        let flags = libc::NLM_F_REQUEST | libc::NLM_F_ACK | flags;
-        self.builder
-            .begin(SUBSYSTEM << 8 | kind, flags as u16, self.next)
-            .bytes(&[family, 0, 0, 0]);
-        self.next += 1;
-        &mut self.builder
-    }
-
-    fn commit(mut self) -> Result<(), Error> {
-        self.builder.begin(BATCH_END, libc::NLM_F_REQUEST as u16, self.next).bytes(&[
-            0,
-            0,
-            0,
-            SUBSYSTEM as u8,
-        ]);
-        self.socket.transact(self.builder.as_bytes(), self.first, self.next)
-    }
-}
-
-fn number(value: u32) -> [u8; 4] {
-    value.to_be_bytes()
-}
-
 fn block(
     socket: &mut Socket,
     table: &str,
     connections: &[Connection],
     flags: u32,
+    comment: Option<&str>,
 ) -> Result<(), Error> {
     let name = text(table);
     let mut batch = Batch::new(socket);
     let create = libc::NLM_F_CREATE;
     let exclusive = create | libc::NLM_F_EXCL;
-    batch
-        .message(NEW_TABLE, NFPROTO_INET, exclusive)
-        .attribute(1, &name)
-        .attribute(2, &number(flags));
+    let message = batch.message(NEW_TABLE, NFPROTO_INET, exclusive);
+    message.attribute(1, &name).attribute(2, &number(flags));
+    if let Some(comment) = comment {
+        message.attribute(6, &user_data(COMMENT, comment));
+    }
     let keys: Vec<Vec<u8>> = connections.iter().map(key).collect();
     let families = [
         Family {
@@ -286,186 +275,9 @@ impl Family {
                 .attribute(2, &number(REGISTER))
                 .attribute(4, &number(self.id));
         });
-        expression(to, "immediate", |to| {
-            to.attribute(1, &number(VERDICT));
-            let data = to.nest(2);
-            let verdict = to.nest(2);
-            to.attribute(1, &number(DROP)).end(verdict).end(data);
-        });
+        drop_packet(to);
     }
 }
-
-fn expression(to: &mut Builder, name: &str, body: impl FnOnce(&mut Builder)) {
-    let element = to.nest(LIST_ELEMENT);
-    to.attribute(1, &text(name));
-    let data = to.nest(2);
-    body(to);
-    to.end(data).end(element);
-}
-
-fn meta(to: &mut Builder, key: u32) {
-    expression(to, "meta", |to| {
-        to.attribute(1, &number(REGISTER)).attribute(2, &number(key));
-    });
-}
-
-fn compare(to: &mut Builder, operation: u32, value: &[u8]) {
-    expression(to, "cmp", |to| {
-        to.attribute(1, &number(REGISTER)).attribute(2, &number(operation));
-        let data = to.nest(3);
-        to.attribute(1, value).end(data);
-    });
-}
-
-/// Removes what CRIU, using iptables, leaves in the chains `INPUT` and `OUTPUT` of the table `filter` for these
-/// connections: how many rules. Only iptables that stand on nftables are seen.
-///
-/// # Errors
-/// Permission is missing.
-pub fn remove_criu_rules(connections: &[Connection]) -> Result<usize, Error> {
-    let mut socket = Socket::open(libc::NETLINK_NETFILTER)?;
-    let mut found: Vec<(u8, Rule)> = Vec::new();
-    for family in [NFPROTO_IPV4, NFPROTO_IPV6] {
-        let mut request = Builder::new();
-        request.attribute(1, &text("filter"));
-        let mut body = vec![family, 0, 0, 0];
-        body.extend_from_slice(request.as_bytes());
-        let rules =
-            socket.dump(SUBSYSTEM << 8 | GET_RULE, &body, |rules: &mut Vec<Rule>, message| {
-                rules.extend(Rule::parse(message.body));
-            });
-        match rules {
-            Ok(rules) => found.extend(
-                rules.into_iter().filter(|r| r.blocks(connections)).map(|rule| (family, rule)),
-            ),
-            // No such table.
-            Err(Error::Refused(Errno::NOENT | Errno::AFNOSUPPORT)) => {}
-            Err(e) => return Err(e),
-        }
-    }
-    if found.is_empty() {
-        return Ok(0);
-    }
-    let mut batch = Batch::new(&mut socket);
-    for (family, rule) in &found {
-        batch
-            .message(DELETE_RULE, *family, 0)
-            .attribute(1, b"filter\0")
-            .attribute(2, &rule.chain)
-            .attribute(3, &rule.handle);
-    }
-    batch.commit()?;
-    Ok(found.len())
-}
-
-/// What a rule of iptables compares and does.
-#[derive(Debug, Default)]
-struct Rule {
-    chain: Vec<u8>,
-    handle: Vec<u8>,
-    source: Option<IpAddr>,
-    destination: Option<IpAddr>,
-    ports: (Option<u16>, Option<u16>),
-    spares_marked: bool,
-    drops: bool,
-}
-
-impl Rule {
-    fn parse(body: &[u8]) -> Option<Rule> {
-        let mut rule = Rule::default();
-        // Where the register was loaded from last: header and offset, or the mark.
-        let mut loaded = None;
-        for (kind, value) in attributes(body.get(4..)?) {
-            match kind {
-                2 => rule.chain = value.to_vec(),
-                3 => rule.handle = value.to_vec(),
-                4 => {
-                    for (_, element) in attributes(value) {
-                        rule.expression(element, &mut loaded);
-                    }
-                }
-                _ => {}
-            }
-        }
-        Some(rule)
-    }
-
-    fn expression(&mut self, element: &[u8], loaded: &mut Option<(u32, u32)>) {
-        let get = |within: &[u8], wanted| {
-            attributes(within)
-                .find_map(|(k, v)| (k == wanted).then(|| v.to_vec()))
-                .unwrap_or_default()
-        };
-        let word = |bytes: &[u8]| bytes.first_chunk().map(|b| u32::from_be_bytes(*b));
-        let (name, data) = (get(element, 1), get(element, 2));
-        match name.strip_suffix(b"\0").unwrap_or(&name) {
-            b"payload" => *loaded = word(&get(&data, 2)).zip(word(&get(&data, 3))),
-            b"meta" => *loaded = word(&get(&data, 2)).map(|key| (MARK_LOADED, key)),
-            b"cmp" => {
-                let value = get(&get(&data, 3), 1);
-                let equal = word(&get(&data, 2)) == Some(EQUAL);
-                self.compared(*loaded, equal, &value);
-            }
-            b"immediate" => self.drops = word(&get(&get(&get(&data, 2), 2), 1)) == Some(DROP),
-            // Matches of iptables that are not translated.
-            b"match" => self.matched(&get(&data, 1), &get(&data, 3)),
-            _ => {}
-        }
-    }
-
-    fn compared(&mut self, loaded: Option<(u32, u32)>, equal: bool, value: &[u8]) {
-        let ip = || match value.len() {
-            4 => value.first_chunk::<4>().map(|b| IpAddr::from(*b)),
-            _ => value.first_chunk::<16>().map(|b| IpAddr::from(*b)),
-        };
-        let port = |at| value.get(at..)?.first_chunk().map(|b| u16::from_be_bytes(*b));
-        match (loaded, equal) {
-            (Some((NETWORK_HEADER, 12 | 8)), true) => self.source = ip(),
-            (Some((NETWORK_HEADER, 16 | 24)), true) => self.destination = ip(),
-            (Some((TRANSPORT_HEADER, 0)), true) => {
-                self.ports.0 = port(0);
-                // Both ports are compared at once if both are given.
-                self.ports.1 = port(2).or(self.ports.1);
-            }
-            (Some((TRANSPORT_HEADER, 2)), true) => self.ports.1 = port(0),
-            (Some((MARK_LOADED, META_MARK)), false) => {
-                self.spares_marked = value == PASS_MARK.to_ne_bytes();
-            }
-            _ => {}
-        }
-    }
-
-    /// `struct xt_tcp`, `struct xt_mark_mtinfo1`
-    fn matched(&mut self, name: &[u8], info: &[u8]) {
-        let port = |at: usize| {
-            let (low, high) = (info.get(at..at + 2)?, info.get(at + 2..at + 4)?);
-            (low == high).then(|| low.first_chunk().map(|b| u16::from_ne_bytes(*b)))?
-        };
-        match name.strip_suffix(b"\0").unwrap_or(name) {
-            b"tcp" => self.ports = (port(0), port(4)),
-            b"mark" => {
-                self.spares_marked =
-                    info.get(..4) == Some(&PASS_MARK.to_ne_bytes()) && info.get(8) == Some(&1);
-            }
-            _ => {}
-        }
-    }
-
-    fn blocks(&self, connections: &[Connection]) -> bool {
-        let ends = (self.source, self.ports.0, self.destination, self.ports.1);
-        let (Some(a), Some(ap), Some(b), Some(bp)) = ends else { return false };
-        self.drops
-            && self.spares_marked
-            && connections.iter().any(|(own, peer)| {
-                let own = (own.ip().to_canonical(), own.port());
-                let peer = (peer.ip().to_canonical(), peer.port());
-                (own, peer) == ((a, ap), (b, bp)) || (peer, own) == ((a, ap), (b, bp))
-            })
-    }
-}
-
-/// Stands for "metadata" where else a header is.
-const MARK_LOADED: u32 = u32::MAX;
 
 #[cfg(test)]
 mod tests {
@@ -502,7 +314,11 @@ mod tests {
         assert!(!arrives(&mut a, &mut b) && !arrives(&mut b, &mut a));
         assert!(arrives(&mut c, &mut d), "others pass");
         let kept = format!("{name}-kept");
-        Block::stay(&kept, &[ends(&a)]).unwrap();
+        Block::stay(&kept, &[ends(&a)], "kept by a test").unwrap();
+        let listed = tables().unwrap();
+        let find = |name: &str| listed.iter().find(|t| t.name == name).unwrap().clone();
+        assert_eq!(find(&kept).comment.as_deref(), Some("kept by a test"));
+        assert_eq!((find(&kept).owner, find(&name).owner.is_some()), (None, true));
         drop(block);
         assert_eq!(remove(&name), Ok(false), "it goes with its owner");
         assert!(!arrives(&mut a, &mut b));
@@ -520,44 +336,6 @@ mod tests {
     #[test]
     fn ipv6_connections_are_blocked() {
         blocked("[::1]:0");
-    }
-
-    #[test]
-    fn rules_of_iptables_are_found() {
-        let (own, peer) = (([127, 0, 0, 8], 80).into(), ([127, 0, 0, 9], 9).into());
-        let rule = |both_ports: bool, mark: u32| {
-            let mut to = Builder::new();
-            to.bytes(&[NFPROTO_IPV4, 0, 0, 0]).attribute(2, b"INPUT\0").attribute(3, &[0; 8]);
-            let list = to.nest(4);
-            let load = |to: &mut Builder, base: u32, offset: u32, value: &[u8]| {
-                expression(to, "payload", |to| {
-                    to.attribute(2, &number(base)).attribute(3, &number(offset));
-                });
-                compare(to, EQUAL, value);
-            };
-            load(&mut to, NETWORK_HEADER, 12, &[127, 0, 0, 9]);
-            load(&mut to, NETWORK_HEADER, 16, &[127, 0, 0, 8]);
-            meta(&mut to, META_MARK);
-            compare(&mut to, NOT_EQUAL, &mark.to_ne_bytes());
-            if both_ports {
-                load(&mut to, TRANSPORT_HEADER, 0, &[0, 9, 0, 80]);
-            } else {
-                load(&mut to, TRANSPORT_HEADER, 0, &[0, 9]);
-                load(&mut to, TRANSPORT_HEADER, 2, &[0, 80]);
-            }
-            expression(&mut to, "immediate", |to| {
-                let data = to.nest(2);
-                let verdict = to.nest(2);
-                to.attribute(1, &number(DROP)).end(verdict).end(data);
-            });
-            to.end(list);
-            Rule::parse(to.as_bytes()).unwrap()
-        };
-        for both in [false, true] {
-            assert!(rule(both, PASS_MARK).blocks(&[(own, peer)]), "ports at once: {both}");
-            assert!(!rule(both, 7).blocks(&[(own, peer)]), "someone else's rule");
-            assert!(!rule(both, PASS_MARK).blocks(&[(own, SocketAddr::new(peer.ip(), 10))]));
-        }
     }
 
     #[test]

@@ -22,6 +22,8 @@
     reason = "zoo programs set up raw kernel state with the C library; nothing here is shipped"
 )]
 
+pub mod net;
+
 use std::ffi::CString;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -190,6 +192,29 @@ impl Zoo {
             }
             child => Ok(child as i32),
         }
+    }
+
+    /// Starts a process that is no part of the tree: whoever reaps orphans (the harness) gets it. It is to end by itself
+    /// once the file `gone` exists or this program's `result`; a complaint of it fails the whole program.
+    pub fn outside(&self, body: impl FnOnce(&Zoo) -> Check) -> Check {
+        let middle = self.fork(|z| {
+            // A session of its own, or it would keep the root's pid taken.
+            // SAFETY: it takes nothing.
+            check(unsafe { libc::setsid() }, "setsid")?;
+            z.fork(|z| {
+                // It keeps nothing open that belongs to the tree; nobody here uses those descriptors.
+                // SAFETY: integers.
+                check(unsafe { libc::close_range(3, u32::MAX, 0) }, "close_range")?;
+                body(z)
+            })
+            .map(drop)
+        })?;
+        self.join(middle)
+    }
+
+    /// Whether the program is over: for a process that is [`Zoo::outside`].
+    pub fn is_over(&self) -> bool {
+        exists(&self.path("result")) || exists(&self.path("gone"))
     }
 
     /// Leaves a complaint that fails the whole program.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use log::Level;
-use rewake_engine::{DumpOptions, FinalState, Pid, RestoreOptions, TcpPolicy};
+use rewake_engine::{DumpOptions, FinalState, LockMethod, Locks, Pid, RestoreOptions, TcpPolicy};
 
 use super::table::{Command, Status};
 use super::{ArgError, Given, Kind, Origin, values};
@@ -93,6 +93,8 @@ pub enum Job {
     CheckTree(Box<DumpJob>),
     /// Let a stopped tree run on.
     Resume(Pid),
+    /// Remove network locks.
+    Unlock(Locks),
 }
 
 /// Everything the options said, before it is known which command wants what.
@@ -113,6 +115,7 @@ struct Values {
     cpu_cap: Option<(u32, Origin)>,
     timeout: Option<u64>,
     tcp: TcpPolicy,
+    network_lock: LockMethod,
     link_remap: bool,
     ghost_limit: Option<u64>,
     shell_job: bool,
@@ -213,6 +216,7 @@ fn word(command: Command) -> &'static str {
         Command::Restore => "restore",
         Command::Check | Command::CheckTree => "check",
         Command::Resume => "resume",
+        Command::Unlock => "unlock",
         Command::Demo => "demo",
         Command::Crit => "crit",
         Command::NotBuilt(name) | Command::Removed(name) => name,
@@ -281,9 +285,11 @@ impl Values {
             "network-lock" => {
                 let method = one_of(arg, &["iptables", "nftables", "skip", "none"])
                     .ok_or_else(|| bad("iptables, nftables or skip"))?;
-                if method != "nftables" {
-                    return Err(Kind::NotYet(format!("--network-lock={method}")));
-                }
+                self.network_lock = match method {
+                    "iptables" => LockMethod::Iptables,
+                    "nftables" => LockMethod::Nftables,
+                    _ => LockMethod::Skip,
+                };
             }
             "manage-cgroups" => {
                 let modes = ["none", "props", "soft", "full", "strict", "ignore"];
@@ -347,6 +353,14 @@ impl Values {
                 };
                 values::pid(text).map(Job::Resume).ok_or_else(|| bad().argv())
             }
+            Command::Unlock => match (&self.images_dir, self.extra) {
+                (Some(_), true) => {
+                    Err(Kind::Usage("unlock takes --images-dir or --all, not both".into()).argv())
+                }
+                (Some(dir), false) => Ok(Job::Unlock(Locks::Of(dir.clone()))),
+                (None, true) => Ok(Job::Unlock(Locks::All)),
+                (None, false) => Ok(Job::Unlock(Locks::Leftovers)),
+            },
             // The caller has dealt with the others.
             _ => Err(Kind::NotYet(word(command).into()).argv()),
         }
@@ -368,6 +382,7 @@ impl Values {
                 ghost_limit: self.ghost_limit.unwrap_or(GHOST_LIMIT),
                 timeout: (seconds > 0).then(|| Duration::from_secs(seconds)),
                 tcp: self.tcp,
+                network_lock: self.network_lock,
             },
             display_stats: self.display_stats,
             scripts: self.scripts.clone(),

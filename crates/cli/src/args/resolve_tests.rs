@@ -90,6 +90,27 @@ fn check_jobs() {
 }
 
 #[test]
+fn network_locks() {
+    let method = |line| match run(line) {
+        Ok((_, Job::Dump(job))) => job.options.network_lock,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(method("dump -t 1"), LockMethod::Nftables);
+    assert_eq!(method("dump -t 1 --network-lock iptables"), LockMethod::Iptables);
+    assert_eq!(method("dump -t 1 --network-lock=skip"), LockMethod::Skip);
+    assert!(error("dump -t 1 --network-lock x").contains("expected iptables, nftables or skip"));
+    let locks = |line| match run(line) {
+        Ok((_, Job::Unlock(locks))) => locks,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(locks("unlock"), Locks::Leftovers);
+    assert_eq!(locks("unlock --all"), Locks::All);
+    assert_eq!(locks("unlock -D x"), Locks::Of("x".into()));
+    assert!(error("unlock -D x --all").contains("not both"));
+    assert!(error("unlock 5").contains("one word too many"));
+}
+
+#[test]
 fn missing_and_surplus_words() {
     assert_eq!(error("dump"), "dump needs --tree PID");
     assert_eq!(error("resume"), "resume needs a PID");
@@ -148,13 +169,18 @@ fn a_configuration_file_may_hold_options_of_other_commands() {
 }
 
 /// Every option that the table calls built is really applied, and every one that it calls not built is really refused:
-/// for all 85 and each command.
+/// for all of them and each command.
 #[test]
 fn the_table_tells_the_truth() {
     for opt in &OPTIONS {
-        for command in
-            [Command::Dump, Command::Restore, Command::Check, Command::CheckTree, Command::Resume]
-        {
+        for command in [
+            Command::Dump,
+            Command::Restore,
+            Command::Check,
+            Command::CheckTree,
+            Command::Resume,
+            Command::Unlock,
+        ] {
             let value = match opt.arg {
                 Arg::None => None,
                 _ => Some(OsString::from(match opt.long {
@@ -187,8 +213,6 @@ fn the_table_tells_the_truth() {
 #[test]
 fn values_that_are_not_built_are_refused() {
     for line in [
-        "dump -t 1 --network-lock skip",
-        "dump -t 1 --network-lock iptables",
         "dump -t 1 --file-validation buildid",
         "restore --file-validation buildid",
         "dump -t 1 --evasive-devices",

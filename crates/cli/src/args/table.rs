@@ -88,6 +88,8 @@ pub struct Opt {
     pub check: Status,
     /// What it does with `resume`.
     pub resume: Status,
+    /// What it does with `unlock`.
+    pub unlock: Status,
 }
 
 impl PartialEq for Opt {
@@ -115,6 +117,7 @@ impl Opt {
             restore: Foreign,
             check: Foreign,
             resume: Foreign,
+            unlock: Foreign,
         }
     }
 
@@ -168,12 +171,18 @@ impl Opt {
         self
     }
 
+    const fn unlock(mut self, status: Status) -> Self {
+        self.unlock = status;
+        self
+    }
+
     const fn both(self, status: Status) -> Self {
         self.dump(status).restore(status)
     }
 
     const fn all(mut self, status: Status) -> Self {
         self.resume = status;
+        self.unlock = status;
         self.both(status).check(status)
     }
 
@@ -188,6 +197,7 @@ impl Opt {
             Command::Restore => Some(self.restore),
             Command::Check => Some(self.check),
             Command::Resume => Some(self.resume),
+            Command::Unlock => Some(self.unlock),
             _ => None,
         }
     }
@@ -253,7 +263,8 @@ pub static OPTIONS: [Opt; 85] = [
     Opt::switch("tcp-established", Network, "save and restore established TCP connections").both(Built),
     Opt::switch("tcp-close", Network, "let TCP connections come back closed").both(Built),
     Opt::switch("skip-in-flight", Network, "forget half-open connections of listeners").dump(Built),
-    Opt::value("network-lock", "METHOD", Network, "hold connections to peers outside by nftables (iptables and skip are not supported yet)").dump(Built),
+    Opt::value("network-lock", "METHOD", Network, "keep packets of connections away until the restore: nftables (default), iptables or skip").dump(Built)
+        .restore(NoEffect("the images say how their connections are locked")),
     Opt::maybe("ext-unix-sk", "INODES", Network, "allow unix sockets connected outside the tree").short(b'x').dump(NotYet),
     Opt::switch("weak-sysctls", Network, "only warn about sysctls that do not exist").restore(NotYet),
     Opt::value("veth-pair", "IN=OUT", Network, "name of the host end of a veth pair").restore(NotYet),
@@ -301,7 +312,7 @@ pub static OPTIONS: [Opt; 85] = [
     // Check
     Opt::switch("extra", Check, "also check what only some programs need").check(Built),
     Opt::switch("experimental", Check, "also check what is new or rarely used").check(Built),
-    Opt::flag("all", Check, "check everything").check(Built),
+    Opt::flag("all", Check, "check everything; with unlock: all locks, CRIU's too").check(Built).unlock(Built),
     Opt::value("feature", "NAME", Check, "check this one feature").check(Built),
 ];
 
@@ -318,6 +329,8 @@ pub enum Command {
     CheckTree,
     /// Let a stopped tree run on.
     Resume,
+    /// Remove network locks.
+    Unlock,
     /// Show a checkpoint and restore from start to end.
     Demo,
     /// The image tool.
@@ -329,12 +342,18 @@ pub enum Command {
 }
 
 /// Command words: name, meaning, operands and purpose for the help.
-pub static COMMANDS: [(&str, Command, &str, &str); 15] = [
+pub static COMMANDS: [(&str, Command, &str, &str); 16] = [
     ("dump", Command::Dump, "-t PID [-D DIR]", "save the tree of PID to images in DIR"),
     ("restore", Command::Restore, "[-D DIR] [-d]", "bring a tree back from images in DIR"),
     ("check", Command::Check, "", "check what this kernel can do"),
     ("check", Command::CheckTree, "-t PID", "show what stands in the way of a dump of PID"),
     ("resume", Command::Resume, "PID", "let a tree that a checkpoint left stopped run on"),
+    (
+        "unlock",
+        Command::Unlock,
+        "[-D DIR | --all]",
+        "remove network locks that killed dumps have left, or those of DIR, or all",
+    ),
     ("demo", Command::Demo, "", "checkpoint and restore a small program, and show how"),
     ("crit", Command::Crit, "COMMAND ...", "look into images (rewake crit --help)"),
     ("pre-dump", Command::NotBuilt("pre-dump"), "-t PID", "save memory while the tree runs"),

@@ -4,6 +4,7 @@ pub mod check;
 pub mod dump;
 pub mod restore;
 pub mod resume;
+pub mod unlock;
 
 use rewake_engine::{Error, Pid};
 

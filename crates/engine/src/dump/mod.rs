@@ -19,7 +19,7 @@ use rewake_image::ImageWriter;
 use rewake_inject::live::Live;
 use rewake_objects::files::collect::{Collector, Contents, Options};
 use rewake_objects::problem::text;
-use rewake_objects::sockets::lock::{self, Lock};
+use rewake_objects::sockets::lock::{self, Lock, Method};
 use rewake_sys::sched::Pin;
 use rewake_sys::signal;
 use rewake_sys::wait::{self, Status};
@@ -257,6 +257,9 @@ pub fn dump(options: &DumpOptions, hooks: &mut dyn Hooks) -> Result<DumpReport> 
     refuse_ourselves(options.root)?;
     let images = ImageWriter::create(&options.images_dir)?;
     hooks.run(Action::PreDump, Some(options.root)).map_err(Error::new)?;
+    if options.tcp.established && options.network_lock != Method::Skip {
+        remove_stale_locks();
+    }
     let start = Instant::now();
     let mut tree = freeze(options)?;
     let frozen = Instant::now();
@@ -303,12 +306,30 @@ pub fn dump(options: &DumpOptions, hooks: &mut dyn Hooks) -> Result<DumpReport> 
         let stop = options.final_state == FinalState::Stopped && report.post_dump_failed.is_none();
         cure(&mut tree, agents);
         if stop {
-            crate::resume::stop_tree(&tree)?;
+            stop_locked(&tree, lock, &sockets)?;
         }
         tree.release();
     }
     report.frozen_time = start.elapsed();
     Ok(report)
+}
+
+/// Leaves the tree stopped and its connections to peers outside locked: nobody there would answer in time.
+fn stop_locked(
+    tree: &Tree,
+    mut lock: Option<Lock>,
+    sockets: &rewake_objects::sockets::Survey,
+) -> Result<()> {
+    if let Some(lock) = &mut lock {
+        lock.stay(sockets).map_err(|problem| {
+            Error::new(format!("the images are complete, but the tree runs on: {problem}"))
+        })?;
+    }
+    crate::resume::stop_tree(tree)?;
+    if let Some(lock) = lock {
+        lock.leave();
+    }
+    Ok(())
 }
 
 fn refuse_unsupported(options: &DumpOptions) -> Result<()> {
@@ -341,7 +362,7 @@ fn finish_images(
         return Err(Error::refused(surveyed.obstacles));
     }
     let run_id = run_id()?;
-    let lock = lock_and_read(&mut surveyed, &run_id)?;
+    let lock = lock_and_read(&mut surveyed, options, &run_id)?;
     let counters = write::Counters::default();
     write::write(&images, &surveyed, &counters)?;
     let written_at = Instant::now();
@@ -354,23 +375,44 @@ fn finish_images(
         threads: surveyed.threads(),
         ..DumpReport::default()
     };
-    let dies = options.final_state == FinalState::Dead;
-    let method = if dies { lock::method(&surveyed.files.sockets) } else { lock::SKIP };
-    images.commit(&write::inventory(options.tcp.close, method, run_id))?;
+    let method = match &lock {
+        Some(lock) if options.final_state != FinalState::Running => {
+            lock.method(&surveyed.files.sockets)
+        }
+        _ => Method::Skip,
+    };
+    images.commit(&write::inventory(options.tcp.close, method.number(), run_id))?;
     if let Err(e) = hooks.run(Action::PostDump, Some(options.root)) {
         report.post_dump_failed = Some(e);
     }
     Ok(Finished { report, written_at, lock, sockets: surveyed.files.sockets })
 }
 
+/// Removes the locks of dumps that were killed. A frozen tree would look like a stopped one, so this comes first.
+fn remove_stale_locks() {
+    match lock::leftovers() {
+        Ok(found) if !found.removed.is_empty() => {
+            log::warn!("locks of dumps that were killed are removed: {}", found.removed.join(", "));
+        }
+        Ok(_) => {}
+        // If there is something to be locked, it is refused then.
+        Err(e) => log::debug!("{e}"),
+    }
+}
+
 /// Locks connections to peers outside the tree and reads the queues of all.
-fn lock_and_read(surveyed: &mut Surveyed, run_id: &str) -> Result<Option<Lock>> {
+fn lock_and_read(
+    surveyed: &mut Surveyed,
+    options: &DumpOptions,
+    run_id: &str,
+) -> Result<Option<Lock>> {
     let files = &mut surveyed.files;
     if files.sockets.connections.is_empty() {
         return Ok(None);
     }
     let of_root = |p: rewake_objects::Problem| Error::new(p.to_string());
-    let lock = Lock::take(&files.sockets, run_id).map_err(of_root)?;
+    let (method, root) = (options.network_lock, options.root);
+    let lock = Lock::take(&files.sockets, run_id, method, root).map_err(of_root)?;
     files.sockets.read(&mut files.entries).map_err(of_root)?;
     Ok(Some(lock))
 }

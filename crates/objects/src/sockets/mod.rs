@@ -11,6 +11,7 @@ pub mod inet;
 mod ip;
 pub mod lock;
 pub mod netlink;
+mod note;
 pub mod options;
 mod packet;
 mod queue;
@@ -182,6 +183,8 @@ pub struct Restore {
     packets: HashMap<u32, Vec<(SkPacketEntry, Vec<u8>)>>,
     /// Source and destination of each connection in the image: who finds itself reversed has its peer in the tree.
     ends: Option<HashSet<repair::Ends>>,
+    /// Whether what the kernel had left of these connections is gone.
+    orphans_cleared: bool,
 }
 
 /// The number of a network interface by the name in the image.

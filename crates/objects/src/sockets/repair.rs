@@ -14,6 +14,7 @@ use crate::Problem;
 use crate::files::open::Opener;
 use rewake_image::kind;
 use rewake_image::messages::{InetSkEntry, SkShutdown, TcpStreamEntry};
+use rewake_netlink::{destroy, diag};
 use rewake_sys::tcp::{self, Agreed, Queue, Repair, Window};
 use rewake_sys::{Errno, SyscallError};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -73,6 +74,7 @@ pub(super) fn open(
     let Some((stream, data)) = image.first() else {
         return Err(making.problem(format!("tcp-stream-{:x}.img is missing", entry.ino)));
     };
+    clear_orphans(opener)?;
     let unsent = connect(making, entry, stream, data, source, destination)?;
     let fd = making.fd.try_clone_to_owned().map_err(|e| making.problem(e.to_string()))?;
     // A peer in the tree closes again by itself.
@@ -109,12 +111,43 @@ fn open_closed(making: Making<'_>, entry: &InetSkEntry) -> Result<(), Problem> {
 }
 
 fn peer_in_tree(opener: &mut Opener<'_>, source: SocketAddr, destination: SocketAddr) -> bool {
-    let sockets = opener.files.values().filter_map(|f| f.isk.as_deref());
-    let ends = opener.sockets.ends.get_or_insert_with(|| {
-        sockets.filter(|s| s.dst_port != 0).filter_map(inet::ends_of).collect::<HashSet<Ends>>()
-    });
     let plain = |a: SocketAddr| (a.ip().to_canonical(), a.port());
-    ends.contains(&(plain(destination), plain(source)))
+    all_ends(opener).contains(&(plain(destination), plain(source)))
+}
+
+fn all_ends<'a>(opener: &'a mut Opener<'_>) -> &'a HashSet<Ends> {
+    let sockets = opener.files.values().filter_map(|f| f.isk.as_deref());
+    opener.sockets.ends.get_or_insert_with(|| {
+        sockets.filter(|s| s.dst_port != 0).filter_map(inet::ends_of).collect::<HashSet<Ends>>()
+    })
+}
+
+/// Ends what the kernel still has of these very connections if the program they were saved from was killed later: sockets
+/// without a program that still try to say goodbye, behind the lock. Before the first one is made anew, since their last
+/// words are resets.
+fn clear_orphans(opener: &mut Opener<'_>) -> Result<(), Problem> {
+    if opener.sockets.orphans_cleared {
+        return Ok(());
+    }
+    opener.sockets.orphans_cleared = true;
+    let families: HashSet<u32> = opener
+        .files
+        .values()
+        .filter_map(|f| f.isk.as_deref())
+        .filter(|s| s.dst_port != 0)
+        .map(|s| s.family)
+        .collect();
+    let ends = all_ends(opener);
+    let failed = |e| Problem::new("TCP connections", format!("sock_diag: {e}"));
+    let mut socket = diag::open().map_err(failed)?;
+    for family in families {
+        let cleared = destroy::orphans(&mut socket, family as u8, |e| ends.contains(e));
+        match cleared.map_err(failed)? {
+            0 => {}
+            n => log::debug!("{n} TCP sockets of the program's last run ended"),
+        }
+    }
+    Ok(())
 }
 
 /// Makes the connection as it was, in repair mode. Returns what is still to be sent.
@@ -308,11 +341,18 @@ impl Pending {
 pub fn leave_repair(opener: &mut Opener<'_>) -> Result<(), Problem> {
     let connections = std::mem::take(&mut opener.sockets.connections);
     connections.iter().try_for_each(Pending::receive_fin)?;
-    lock::unlock(opener)?;
+    unlock(opener)?;
     connections.iter().try_for_each(Pending::let_go)?;
     // The end whose FIN came first closes first.
     let (first, second): (Vec<_>, Vec<_>) =
         connections.iter().partition(|c| !fin_received(c.entry.state));
     first.into_iter().chain(second).try_for_each(Pending::close_again)?;
     connections.iter().try_for_each(Pending::finish)
+}
+
+/// Removes the lock of the checkpoint, and those of dumps that were killed.
+fn unlock(opener: &Opener<'_>) -> Result<(), Problem> {
+    let removed = lock::unlock(opener.images.inventory(), opener.files.values())?;
+    log::debug!("network lock: {removed} tables or rules removed");
+    Ok(())
 }

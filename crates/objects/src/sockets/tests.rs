@@ -71,7 +71,7 @@ fn save(path: &Path, collector: &mut Collector, closed: bool) {
     let inventory = InventoryEntry {
         img_version: 2,
         tcp_close: closed.then_some(true),
-        network_lock_method: Some(lock::SKIP),
+        network_lock_method: Some(lock::Method::Skip.number()),
         ..Default::default()
     };
     images.commit(&inventory).unwrap();
@@ -304,9 +304,15 @@ fn outside_peers_notice_nothing(address: &str, close_first: bool) {
     let run_id =
         format!("{:021}-{}", std::process::id(), address.len() * 2 + usize::from(close_first));
     let run_id = run_id.chars().rev().collect::<String>();
-    let mut lock = lock::Lock::take(&collector.sockets, &run_id).unwrap();
+    let mut lock = lock::Lock::take(
+        &collector.sockets,
+        &run_id,
+        lock::Method::Nftables,
+        std::process::id() as i32,
+    )
+    .unwrap();
     save(&scratch.0, &mut collector, false);
-    assert_eq!(lock::method(&collector.sockets), lock::NFTABLES);
+    assert_eq!(lock.method(&collector.sockets), lock::Method::Nftables);
     let guard = collector.sockets.silence().unwrap();
     lock.stay(&collector.sockets).unwrap();
     drop((inner, left));
@@ -323,7 +329,12 @@ fn outside_peers_notice_nothing(address: &str, close_first: bool) {
     outer.set_nonblocking(false).unwrap();
     let mut fds = restored(&scratch.0, true, false, &ids).unwrap();
     // The inventory of these tests has no lock.
-    assert!(lock::release(&run_id).unwrap());
+    let inventory = InventoryEntry {
+        dump_criu_run_id: Some(run_id.into_bytes()),
+        network_lock_method: Some(lock::Method::Nftables.number()),
+        ..InventoryEntry::default()
+    };
+    assert_eq!(lock::unlock(&inventory, std::iter::empty()).unwrap(), 1);
     let mut left = TcpStream::from(fds.pop().unwrap());
     let mut inner = TcpStream::from(fds.pop().unwrap());
     for s in [&outer, &inner, &leaving, &left] {

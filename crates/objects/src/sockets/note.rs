@@ -1,0 +1,135 @@
+//! What a network lock says of itself, for those who find it later.
+
+use rewake_netlink::iptables::COMMENT;
+use rewake_proc::read::ProcDir;
+use rewake_proc::stat::{Stat, TaskState};
+use std::fmt;
+
+/// A process, by what distinguishes it from a later one of the same number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Process {
+    pid: i32,
+    /// Field 22 of /proc/PID/stat.
+    start: u64,
+}
+
+impl Process {
+    fn new(pid: i32) -> Process {
+        Process { pid, start: stat(pid).map_or(0, |s| s.starttime) }
+    }
+
+    fn parse(text: &str) -> Option<Process> {
+        let (pid, start) = text.split_once(':')?;
+        Some(Process { pid: pid.parse().ok()?, start: start.parse().ok()? })
+    }
+
+    fn state(self) -> Option<TaskState> {
+        let stat = stat(self.pid).filter(|s| s.starttime == self.start)?;
+        (!matches!(stat.state, TaskState::Zombie | TaskState::Dead)).then_some(stat.state)
+    }
+}
+
+fn stat(pid: i32) -> Option<Stat> {
+    ProcDir::open(pid).and_then(|dir| dir.stat(&mut Vec::new())).ok()
+}
+
+/// Who has made a lock, and for the connections of which tree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Note {
+    by: Process,
+    root: Process,
+}
+
+/// Whether a lock is still needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// The dump is under way.
+    Busy,
+    /// The tree is dead: the lock waits for a restore.
+    Dead,
+    /// The tree was left stopped.
+    Stopped,
+    /// The tree runs, and nobody will unlock it.
+    Stale,
+}
+
+impl Note {
+    /// That of the calling process, for the tree of `root`.
+    #[must_use]
+    pub fn new(root: i32) -> Note {
+        Note { by: Process::new(std::process::id() as i32), root: Process::new(root) }
+    }
+
+    /// Reads the text of a note; nothing if it is none.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Note> {
+        let (by, root) = text.strip_prefix(COMMENT)?.trim_start().split_once(" for ")?;
+        Some(Note { by: Process::parse(by)?, root: Process::parse(root)? })
+    }
+
+    /// Whether the lock is for the tree of the process `root`, which started at `start` (field 22 of /proc/PID/stat).
+    #[must_use]
+    pub fn is_of(&self, root: i32, start: u64) -> bool {
+        self.root == Process { pid: root, start }
+    }
+
+    /// Whether it is still needed.
+    #[must_use]
+    pub fn standing(&self) -> Standing {
+        if self.by.state().is_some() {
+            return Standing::Busy;
+        }
+        match self.root.state() {
+            None => Standing::Dead,
+            Some(TaskState::Stopped | TaskState::Tracing) => Standing::Stopped,
+            Some(_) => Standing::Stale,
+        }
+    }
+
+    /// Why it is there, in words.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        let root = self.root.pid;
+        match self.standing() {
+            Standing::Busy => format!("process {} works on it", self.by.pid),
+            Standing::Dead => {
+                format!("it keeps the peers of process {root}, which was saved, until the restore")
+            }
+            Standing::Stopped => {
+                format!("process {root} was saved and left stopped: rewake resume {root}")
+            }
+            Standing::Stale => format!("process {root} runs, and nobody needs it"),
+        }
+    }
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Note { by, root } = self;
+        write!(f, "{COMMENT} {}:{} for {}:{}", by.pid, by.start, root.pid, root.start)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_note_is_read_again() {
+        let own = std::process::id() as i32;
+        let note = Note::new(own);
+        assert_eq!(Note::parse(&note.to_string()), Some(note.clone()));
+        assert_eq!(note.standing(), Standing::Busy);
+        for other in ["", "rewake", "rewake 1:2", "rewake 1:2 for x:4", "mine 1:2 for 3:4"] {
+            assert_eq!(Note::parse(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_lock_is_stale_once_its_maker_is_gone_and_its_tree_runs() {
+        let note = |root: Process| Note { by: Process { pid: 1, start: u64::MAX }, root };
+        let own = Process::new(std::process::id() as i32);
+        assert_eq!(note(own).standing(), Standing::Stale);
+        assert_eq!(note(Process { start: own.start + 1, ..own }).standing(), Standing::Dead);
+    }
+}

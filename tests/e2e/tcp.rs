@@ -1,0 +1,279 @@
+//! What the flavours do not reach of TCP: `--tcp-close`, refusals, the network lock, restores that must fail. Each trial
+//! has a network namespace of its own.
+
+use crate::flavours::finish;
+use crate::harness::{Fail, Fs, NotReady, Run, Tool, execute};
+use crate::netns::Net;
+use crate::programs::{Program, by_name};
+use crate::refusals::refused;
+use crate::view::View;
+use crate::{no_excuses, skip, trial};
+use libtest_mimic::Trial;
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+const ESTABLISHED: &[&str] = &["--tcp-established"];
+const CLOSE: &[&str] = &["--tcp-close"];
+
+/// All trials of this file.
+pub fn trials(tool: &Tool) -> Vec<Trial> {
+    let mut all = Vec::new();
+    let mut add = |name: &str, body: fn(&Tool) -> Result<(), NotReady>| {
+        let tool = tool.clone();
+        all.push(trial(format!("tcp::{name}"), move || {
+            if tool.is_criu && !no_excuses() {
+                return Ok(skip("CRIU is not what these trials are about"));
+            }
+            let done = Net::new().map_err(NotReady::Skip).and_then(|net| {
+                net.within(|| body(&tool)).unwrap_or_else(|e| Err(NotReady::Skip(e)))
+            });
+            finish(done)
+        }));
+    };
+    add("close_of_established_images", close_of_established_images);
+    add("close_of_closing_images", close_of_closing_images);
+    add("closed_and_then_established", closed_and_then_established);
+    add("options_are_named", options_are_named);
+    add("running_leaves_no_lock", running_leaves_no_lock);
+    add("stopped_stays_locked", stopped_stays_locked);
+    add("dead_stays_locked", dead_stays_locked);
+    add("rules_are_those_of_iptables", rules_are_those_of_iptables);
+    add("leftovers_are_removed", leftovers_are_removed);
+    all
+}
+
+fn ready(program: &Program) -> Result<(Run, View), NotReady> {
+    let run = Run::ready(program.name, &program.start(), Fs::Memory)?;
+    let before = run.view()?;
+    Ok((run, before))
+}
+
+/// The program is told that its connections have been closed, and checks itself.
+fn check_closed(run: &Run, before: &View) -> Result<(), Fail> {
+    fs::write(run.dir.join("closed"), "").map_err(|e| e.to_string())?;
+    run.check(before)
+}
+
+/// Dumped with `--tcp-established`, restored twice with `--tcp-close`.
+fn close_of_established_images(tool: &Tool) -> Result<(), NotReady> {
+    let (mut run, before) = ready(&by_name("tcp_close")?)?;
+    let images = run.images(1)?;
+    run.dump(tool, &images, ESTABLISHED)?;
+    run.gone(&before.pids(), "after dump")?;
+    run.restore(tool, &images, CLOSE)?;
+    run.kill_tree(&run.view()?)?;
+    run.restore(tool, &images, CLOSE)?;
+    check_closed(&run, &before)?;
+    Ok(())
+}
+
+/// Dumped with `--tcp-close`: nothing of a stream is saved, and only `--tcp-close` restores it.
+fn close_of_closing_images(tool: &Tool) -> Result<(), NotReady> {
+    let (mut run, before) = ready(&by_name("tcp_close")?)?;
+    let images = run.images(1)?;
+    run.dump(tool, &images, &["--tcp-close", "--leave-running"])?;
+    let streams = fs::read_dir(&images)
+        .map_err(|e| e.to_string())?
+        .flatten()
+        .any(|f| f.file_name().to_string_lossy().starts_with("tcp-stream"));
+    if streams {
+        return Err(run.fail("--tcp-close has saved streams".into()).into());
+    }
+    nothing_locked(&run, tool)?;
+    run.kill_tree(&before)?;
+    for options in [&[][..], ESTABLISHED] {
+        let done = run.try_restore(tool, &images, options)?;
+        refused(&run, tool, &done, &images.join("restore.log"), &["--tcp-close"])?;
+    }
+    run.restore(tool, &images, CLOSE)?;
+    check_closed(&run, &before)?;
+    Ok(())
+}
+
+/// A restore with `--tcp-close` takes nothing from the images: the same set restores with `--tcp-established` later.
+fn closed_and_then_established(tool: &Tool) -> Result<(), NotReady> {
+    // Both ends in the tree: a peer outside would have been told.
+    let program = by_name("tcp_pair")?;
+    let (mut run, before) = ready(&program)?;
+    let images = run.images(1)?;
+    run.dump(tool, &images, ESTABLISHED)?;
+    run.gone(&before.pids(), "after dump")?;
+    run.restore(tool, &images, CLOSE)?;
+    run.kill_tree(&run.view()?)?;
+    run.restore(tool, &images, ESTABLISHED)?;
+    run.check(&before)?;
+    Ok(())
+}
+
+/// Without an option a connection is refused, at either end, and both options are named.
+fn options_are_named(tool: &Tool) -> Result<(), NotReady> {
+    let (mut run, before) = ready(&by_name("tcp_pair")?)?;
+    let images = run.images(1)?;
+    let both = ["TCP connection", "--tcp-established", "--tcp-close"];
+    let done = run.try_dump(tool, run.root, &images, &[])?;
+    refused(&run, tool, &done, &images.join("dump.log"), &both)?;
+    run.dump(tool, &images, ESTABLISHED)?;
+    run.gone(&before.pids(), "after dump")?;
+    let done = run.try_restore(tool, &images, &[])?;
+    refused(&run, tool, &done, &images.join("restore.log"), &both)?;
+    run.restore(tool, &images, ESTABLISHED)?;
+    run.check(&before)?;
+    Ok(())
+}
+
+/// What `rewake unlock` with the arguments says.
+fn unlock(run: &Run, tool: &Tool, arguments: &[&str]) -> Result<String, Fail> {
+    let mut command = Command::new(&tool.path);
+    command.arg("unlock").args(arguments);
+    let done = execute(command, &run.dir)?;
+    if done.success() { Ok(done.text) } else { Err(run.fail(format!("unlock: {}", done.text))) }
+}
+
+/// Fails unless `unlock` says all of this.
+fn unlock_says(run: &Run, tool: &Tool, arguments: &[&str], words: &[&str]) -> Result<(), Fail> {
+    let text = unlock(run, tool, arguments)?;
+    if words.iter().all(|word| text.contains(word)) {
+        return Ok(());
+    }
+    Err(run.fail(format!("unlock {arguments:?} says {text:?}, not {words:?}")))
+}
+
+fn nothing_locked(run: &Run, tool: &Tool) -> Result<(), Fail> {
+    unlock_says(run, tool, &[], &["there is no network lock"])?;
+    match iptables(run, &["-S"])? {
+        Some(rules) if rules.contains("DROP") => Err(run.fail(format!("rules are left: {rules}"))),
+        _ => Ok(()),
+    }
+}
+
+/// Runs iptables, the one on top of nftables; nothing if it is not installed.
+fn iptables(run: &Run, arguments: &[&str]) -> Result<Option<String>, Fail> {
+    let path = Path::new("/usr/sbin/iptables-nft");
+    if !path.exists() {
+        return Ok(None);
+    }
+    let mut command = Command::new(path);
+    command.args(arguments);
+    let done = execute(command, &run.dir)?;
+    if !done.success() {
+        return Err(run.fail(format!("iptables {arguments:?}: {}", done.text)));
+    }
+    Ok(Some(done.text))
+}
+
+/// A survivor's connections are locked during the dump only, by either method.
+fn running_leaves_no_lock(tool: &Tool) -> Result<(), NotReady> {
+    let (run, before) = ready(&by_name("tcp_close")?)?;
+    for (n, method) in ["nftables", "iptables", "skip"].into_iter().enumerate() {
+        let images = run.images(n)?;
+        let options = ["--tcp-established", "--leave-running", "--network-lock", method];
+        run.dump(tool, &images, &options)?;
+        nothing_locked(&run, tool)?;
+    }
+    run.check(&before)?;
+    Ok(())
+}
+
+/// A tree left stopped keeps its peers waiting until `resume`.
+fn stopped_stays_locked(tool: &Tool) -> Result<(), NotReady> {
+    let (run, before) = ready(&by_name("tcp_close")?)?;
+    run.dump(tool, &run.images(1)?, &["--tcp-established", "--leave-stopped"])?;
+    run.all_stopped(&before.pids(), "after dump")?;
+    let kept = ["kept: nftables table inet CRIU-", "left stopped: rewake resume"];
+    unlock_says(&run, tool, &[], &kept)?;
+    run.resume(tool, &before.running_pids())?;
+    nothing_locked(&run, tool)?;
+    run.check(&before)?;
+    Ok(())
+}
+
+/// A dead tree's lock stays until the restore, or until it is asked for.
+fn dead_stays_locked(tool: &Tool) -> Result<(), NotReady> {
+    for method in ["nftables", "iptables"] {
+        let (mut run, before) = ready(&by_name("tcp_close")?)?;
+        let images = run.images(1)?;
+        run.dump(tool, &images, &["--tcp-established", "--network-lock", method])?;
+        run.gone(&before.pids(), "after dump")?;
+        unlock_says(&run, tool, &[], &["kept: ", method, "until the restore"])?;
+        let rules = iptables(&run, &["-S"])?;
+        if method == "iptables" && rules.is_some_and(|r| !r.contains("! --mark 0xc114")) {
+            return Err(run.fail("iptables does not see the rules".into()).into());
+        }
+        run.restore(tool, &images, ESTABLISHED)?;
+        nothing_locked(&run, tool)?;
+        let again = run.images(2)?;
+        run.dump(tool, &again, &["--tcp-established", "--network-lock", method])?;
+        let dir = again.to_string_lossy();
+        unlock_says(&run, tool, &["-D", &dir], &["removed: the lock of"])?;
+        nothing_locked(&run, tool)?;
+        run.restore(tool, &again, ESTABLISHED)?;
+        // Its peers outside have been told in the meantime, if they had something to say: these have not.
+        run.check(&before)?;
+    }
+    Ok(())
+}
+
+/// What iptables finds and removes, as CRIU has it do, is what `--network-lock iptables` makes.
+fn rules_are_those_of_iptables(tool: &Tool) -> Result<(), NotReady> {
+    let (run, before) = ready(&by_name("tcp_close")?)?;
+    run.dump(tool, &run.images(1)?, &["--tcp-established", "--network-lock", "iptables"])?;
+    run.gone(&before.pids(), "after dump")?;
+    let Some(rules) = iptables(&run, &["-S"])? else {
+        return Err(NotReady::Skip("iptables is not installed".into()));
+    };
+    let own: Vec<&str> = rules.lines().filter(|l| l.contains("0xc114")).collect();
+    if own.is_empty() {
+        return Err(run.fail(format!("no rules: {rules}")).into());
+    }
+    for rule in own {
+        let mut words: Vec<&str> = rule.split_whitespace().collect();
+        words[0] = "-D";
+        iptables(&run, &words)?;
+    }
+    nothing_locked(&run, tool)?;
+    Ok(())
+}
+
+/// The lock that a dump leaves which is killed just before its tree is: the next dump removes it, and so does `unlock`.
+fn leftovers_are_removed(tool: &Tool) -> Result<(), NotReady> {
+    use rewake_netlink::{iptables, nftables::Block};
+    let (run, before) = ready(&by_name("tcp_close")?)?;
+    let stat = fs::read_to_string(format!("/proc/{}/stat", run.root)).map_err(|e| e.to_string())?;
+    let start = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(19));
+    let start = start.ok_or("no start time".to_owned())?;
+    // Nobody has had this number for the controller.
+    let stale = format!("rewake 1:1 for {}:{start}", run.root);
+    let dead = "rewake 1:1 for 1:1";
+    let some = [(([127, 0, 0, 1], 1).into(), ([127, 0, 0, 1], 2).into())];
+    let make = |name: &str, comment: &str| {
+        Block::stay(name, &some, comment).map_err(|e| format!("nftables: {e}"))
+    };
+    make("CRIU-leftover", &stale)?;
+    make("CRIU-needed", dead)?;
+    make("CRIU-of-criu", "")?;
+    make("other", &stale)?;
+    iptables::block(&some, &stale).map_err(|e| format!("nftables: {e}"))?;
+    unlock_says(
+        &run,
+        tool,
+        &[],
+        &[
+            "removed: nftables table inet CRIU-leftover\n",
+            "removed: 2 iptables rules\n",
+            "kept: nftables table inet CRIU-needed: it keeps the peers of process 1",
+            "kept: nftables table inet CRIU-of-criu: it does not say whose it is",
+        ],
+    )?;
+    make("CRIU-leftover", &stale)?;
+    run.dump(tool, &run.images(1)?, &["--tcp-established", "--leave-running"])?;
+    let text = unlock(&run, tool, &["--all"])?;
+    let expected =
+        "removed: nftables table inet CRIU-needed\nremoved: nftables table inet CRIU-of-criu\n";
+    if text != expected {
+        return Err(run.fail(format!("unlock --all says {text:?}")).into());
+    }
+    nothing_locked(&run, tool)?;
+    run.check(&before)?;
+    Ok(())
+}
