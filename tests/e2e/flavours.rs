@@ -25,6 +25,8 @@ pub enum Flavour {
     StoppedRestored,
     /// As `Dead`, once, under the name `criu`.
     AsCriu,
+    /// As `Dead`, once, into a PID namespace of its own: other numbers outside, the same inside.
+    NewPidns,
 }
 
 impl Flavour {
@@ -37,6 +39,7 @@ impl Flavour {
         (Flavour::Stopped, "stopped"),
         (Flavour::StoppedRestored, "stopped_restored"),
         (Flavour::AsCriu, "as_criu"),
+        (Flavour::NewPidns, "new_pidns"),
     ];
 }
 
@@ -48,6 +51,7 @@ pub fn run(program: &Program, tool: &Tool, flavour: Flavour) -> Outcome {
         Flavour::AsCriu => {
             tool.as_criu().map_err(NotReady::Fail).and_then(|t| dead(program, &t, 1))
         }
+        Flavour::NewPidns => new_pidns(program, tool),
         Flavour::Running => survivor(program, tool),
         Flavour::RunningRestored => from_survivor(program, tool),
         Flavour::Stopped => stopped(program, tool),
@@ -182,6 +186,38 @@ fn restored_stopped(program: &Program, tool: &Tool) -> Result<(), NotReady> {
     program.ask(&run)?;
     run.check(&before)?;
     Ok(())
+}
+
+fn new_pidns(program: &Program, tool: &Tool) -> Result<(), NotReady> {
+    if tool.is_criu {
+        return Err(NotReady::Skip("CRIU has no --new-pidns".into()));
+    }
+    if let Some(why) = program.needs_its_pids {
+        return Err(NotReady::Skip(why.into()));
+    }
+    let (mut run, before) = started(program, Fs::Disk)?;
+    let images = run.images(1)?;
+    run.dump(tool, &images, program.dump_options)?;
+    run.gone(&before.pids(), "after the dump")?;
+    let inside = run.root;
+    let root = run.restore_inside(tool, &images, program.restore_options)?;
+    if inner_pid(root) != Some(inside) {
+        return Err(run.fail(format!("{root} is not {inside} inside")).into());
+    }
+    // The init ends as the root ends, when everybody else is gone.
+    let tree = run.view()?;
+    program.ask(&run)?;
+    run.check(&tree)?;
+    Ok(())
+}
+
+/// The pid of a process in its own PID namespace.
+pub fn inner_pid(pid: i32) -> Option<i32> {
+    // Not as UTF-8: a task's name is any bytes.
+    let status = std::fs::read(format!("/proc/{pid}/status")).ok()?;
+    let status = String::from_utf8_lossy(&status);
+    let line = status.lines().find(|l| l.starts_with("NSpid:"))?;
+    line.split_whitespace().last()?.parse().ok()
 }
 
 /// The program's own options and one more.

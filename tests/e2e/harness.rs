@@ -275,6 +275,33 @@ impl Run {
         Ok(done)
     }
 
+    /// Runs `restore --new-pidns`; from now on the run's root is the namespace's init, which is a child of ours and ends
+    /// as the tree's root ends. Returns the pid of that, as it is outside.
+    pub fn restore_inside(
+        &mut self,
+        tool: &Tool,
+        images: &Path,
+        extra: &[&str],
+    ) -> Result<i32, Fail> {
+        self.mark = reaper::mark();
+        let pidfile = self.dir.join("restored.pid");
+        let pidfile = pidfile.to_str().ok_or("the directory's name is no text")?;
+        let mut options = vec!["--new-pidns", "--pidfile", pidfile];
+        options.extend(extra);
+        let done = self.try_restore(tool, images, &options)?;
+        let pid = fs::read_to_string(pidfile).ok().and_then(|text| text.parse().ok());
+        let (true, Some(pid)) = (done.success(), pid) else {
+            return Err(self.fail(format!(
+                "restore --new-pidns failed: {}\n{}{}",
+                reaper::describe(done.status),
+                indent("output", &done.text),
+                tail("restore.log", &images.join("restore.log"))
+            )));
+        };
+        self.root = view::parent(pid).ok_or_else(|| self.fail(format!("{pid} is gone")))?;
+        Ok(pid)
+    }
+
     /// Runs `restore -d` and tells how it ended.
     pub fn try_restore(&self, tool: &Tool, images: &Path, extra: &[&str]) -> Result<Done, Fail> {
         let mut command = Command::new(&tool.path);

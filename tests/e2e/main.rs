@@ -4,9 +4,9 @@
 //! cargo test -p zoo --test e2e                        everything
 //! cargo test -p zoo --test e2e -- counter             trials whose name contains "counter"
 //! cargo test -p zoo --test e2e -- counter::dead       one flavour of one program: plain (no checkpoint), dead, running,
-//!                                                     running_restored, stopped, stopped_restored, as_criu
+//!                                                     running_restored, stopped, stopped_restored, as_criu, new_pidns
 //! cargo test -p zoo --test e2e -- plain               the programs alone: no binary under test needed, it must pass
-//! cargo test -p zoo --test e2e -- refusals            also: kill, real, shell_job, tcp
+//! cargo test -p zoo --test e2e -- refusals            also: kill, real, shell_job, tcp, copies
 //! cargo test -p zoo --test e2e -- --list
 //! ```
 //! Environment:
@@ -28,6 +28,7 @@
     reason = "a harness for processes: kill, kcmp, prctl; nothing here is shipped"
 )]
 
+mod copies;
 mod cross;
 mod flavours;
 mod harness;
@@ -120,6 +121,7 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     trials.extend(real::trials(tool));
     trials.extend(shell_job::trials(tool));
     trials.extend(tcp::trials(tool));
+    trials.extend(copies::trials(tool));
     trials
 }
 

@@ -36,6 +36,8 @@ pub struct Program {
     pub loses: &'static [&'static str],
     /// What rewake does not do yet, although it does not refuse: trials are ignored with this reason.
     pub gap: Option<&'static str>,
+    /// Why it cannot be in another PID namespace than before.
+    pub needs_its_pids: Option<&'static str>,
     /// How often the survivor is dumped with `--leave-running`.
     pub running_dumps: usize,
     /// Asked from outside before and after each checkpoint.
@@ -62,6 +64,7 @@ impl Program {
             criu_loses: &[],
             loses: &[],
             gap: None,
+            needs_its_pids: None,
             running_dumps: 2,
             probe: None,
         }
@@ -97,6 +100,11 @@ impl Program {
 
     const fn criu_loses(mut self, facts: &'static [&'static str]) -> Program {
         self.criu_loses = facts;
+        self
+    }
+
+    const fn needs_its_pids(mut self, why: &'static str) -> Program {
+        self.needs_its_pids = Some(why);
         self
     }
 
@@ -216,7 +224,7 @@ pub fn all() -> Vec<Program> {
     vec![
         program!(counter),
         program!(threads),
-        program!(tree),
+        program!(tree).needs_its_pids("it checks the pid of its root's parent"),
         // A thread that CRIU let run its code inside a sequence goes on in it: a lost update.
         program!(rseq).unless_criu_in(&[("running", RSEQ), ("stopped", RSEQ)]),
         program!(robust_list),

@@ -410,6 +410,13 @@ pub fn tasks_of(pid: i32) -> Vec<i32> {
     tids
 }
 
+/// Parent of a process.
+pub fn parent(pid: i32) -> Option<i32> {
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat);
+    stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// The state letter of a task, none if it does not exist.
 pub fn state(tid: i32) -> Option<char> {
     // Not as UTF-8: a task's name is any bytes.

@@ -135,6 +135,8 @@ pub struct RestoreOptions {
     pub detached: bool,
     /// `--restore-sibling`: the root becomes a sibling of the caller (`CLONE_PARENT`).
     pub sibling: bool,
+    /// `--new-pidns`: into a PID namespace (and a mount namespace with its own `/proc`) of its own.
+    pub new_pidns: bool,
     /// `--shell-job`.
     pub shell_job: bool,
     /// `--file-locks`.

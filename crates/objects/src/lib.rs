@@ -9,6 +9,7 @@
 
 pub mod files;
 pub mod memory;
+pub mod pids;
 pub mod problem;
 pub mod sockets;
 pub mod steps;

@@ -42,6 +42,9 @@ pub fn owner(fd: BorrowedFd<'_>) -> Result<Owner> {
     Ok(Owner { kind: ex[0], pid: ex[1], signal, uids: (uids[0], uids[1]) })
 }
 
+/// `F_OWNER_PGRP`, as an owner's kind.
+pub const OWNER_GROUP: i32 = 2;
+
 /// Sets the owner (under the caller's uids).
 ///
 /// # Errors

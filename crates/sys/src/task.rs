@@ -178,3 +178,21 @@ pub fn enter_time_namespace(ns: std::os::fd::BorrowedFd<'_>) -> Result<()> {
     }
     .map(drop)
 }
+
+/// The pid, here, of the task that has `pid` in the PID namespace `ns` (`ioctl_nsfs(2)`, `NS_GET_PID_FROM_PIDNS`).
+///
+/// # Errors
+/// `ESRCH` if there is none; `ENOTTY` on kernels before 6.11.
+pub fn pid_from_namespace(ns: std::os::fd::BorrowedFd<'_>, pid: i32) -> Result<i32> {
+    use std::os::fd::AsRawFd;
+    const NS_GET_PID_FROM_PIDNS: usize = 0x8004_b706;
+    // SAFETY: numbers only; the argument of this ioctl is the pid itself, no pointer.
+    unsafe {
+        syscall(
+            "ioctl NS_GET_PID_FROM_PIDNS",
+            libc::SYS_ioctl,
+            [ns.as_raw_fd() as usize, NS_GET_PID_FROM_PIDNS, pid_arg(pid), 0, 0, 0],
+        )
+    }
+    .map(|pid| pid as i32)
+}

@@ -332,9 +332,67 @@ global_asm!(
     SOCKETS = const offset::SOCKETS,
 );
 
+// The init of a PID namespace that holds a restored tree: reaps whoever is left to it, passes signals on to the tree's
+// root, and ends as the root ended. All signals are blocked, so each is taken by rt_sigtimedwait(2), and none is lost.
+//   ebx pid of the root   r12 address of four bytes to write to
+global_asm!(
+    ".pushsection .rodata.rewake_init, \"a\", @progbits",
+    ".globl rewake_init_start",
+    ".hidden rewake_init_start",
+    ".globl rewake_init_end",
+    ".hidden rewake_init_end",
+    ".balign 16",
+    "rewake_init_start:",
+    "2:", // reap all who have ended: wait4(-1, status, WNOHANG | __WALL, NULL)
+    "mov eax, 61",
+    "mov rdi, -1",
+    "mov rsi, r12",
+    "mov edx, 0x40000001",
+    "xor r10d, r10d",
+    "syscall",
+    "test eax, eax",
+    "jle 3f", // nobody has, or nobody is left
+    "cmp eax, ebx",
+    "jne 2b",
+    "mov edi, [r12]", // the root: its exit code, or 128 and the signal, as a shell says it
+    "mov eax, edi",
+    "and eax, 0x7f",
+    "jz 4f",
+    "lea edi, [rax + 128]",
+    "jmp 5f",
+    "4:",
+    "shr edi, 8",
+    "movzx edi, dil",
+    "5:",
+    "mov eax, 231", // exit_group
+    "syscall",
+    "3:", // rt_sigtimedwait(all, NULL, NULL, 8)
+    "mov eax, 128",
+    "lea rdi, [rip + 6f]",
+    "xor esi, esi",
+    "xor edx, edx",
+    "mov r10d, 8",
+    "syscall",
+    "cmp eax, 17", // SIGCHLD
+    "je 2b",
+    "test eax, eax",
+    "jle 2b",
+    "mov edi, ebx", // kill(root, signal)
+    "mov esi, eax",
+    "mov eax, 62",
+    "syscall",
+    "jmp 2b",
+    ".balign 8",
+    "6: .quad -1",
+    "rewake_init_end:",
+    ".popsection",
+);
+
 unsafe extern "C" {
     static rewake_executor_start: u8;
     static rewake_executor_end: u8;
+    static rewake_init_start: u8;
+    static rewake_init_end: u8;
     static rewake_bootstrap_start: u8;
     static rewake_bootstrap_saved: u8;
     static rewake_bootstrap_mask: u8;
@@ -364,6 +422,13 @@ fn between(start: *const u8, end: *const u8) -> &'static [u8] {
 #[must_use]
 pub fn executor() -> &'static [u8] {
     between(&raw const rewake_executor_start, &raw const rewake_executor_end)
+}
+
+/// The code of the init of a restored PID namespace, position independent, entered at its first byte with rbx = pid of
+/// the tree's root, r12 = address of a writable word, and all signals blocked.
+#[must_use]
+pub fn init() -> &'static [u8] {
+    between(&raw const rewake_init_start, &raw const rewake_init_end)
 }
 
 /// The bootstrap's code and where its parts lie, as offsets from its first byte.

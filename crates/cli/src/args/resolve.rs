@@ -104,6 +104,7 @@ struct Values {
     final_state: Option<FinalState>,
     detached: bool,
     sibling: bool,
+    new_pidns: bool,
     images_dir: Option<PathBuf>,
     work_dir: Option<PathBuf>,
     log_file: Option<OsString>,
@@ -253,6 +254,7 @@ impl Values {
             "leave-running" => self.final_state = Some(FinalState::Running),
             "restore-detached" | "daemon" => self.detached = on,
             "restore-sibling" => self.sibling = on,
+            "new-pidns" => self.new_pidns = true,
             "pidfile" => self.pidfile = Some(path()),
             "timeout" => {
                 let seconds = text().to_str().and_then(|t| t.parse().ok());
@@ -414,6 +416,7 @@ impl Values {
                 final_state,
                 detached: self.detached,
                 sibling: self.sibling,
+                new_pidns: self.new_pidns,
                 shell_job: self.shell_job,
                 file_locks: self.file_locks,
                 link_remap: self.link_remap,

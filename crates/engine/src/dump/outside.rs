@@ -97,10 +97,13 @@ pub fn survey(task: &Task, own_namespaces: &[Vec<u8>], own_vdso: &[u8]) -> Resul
     for (name, own) in NAMESPACES.iter().zip(own_namespaces) {
         let theirs = dir.link(&format!("ns/{name}"), &mut buffer).of(pid, comm)?;
         if theirs != own {
-            problems.push(Problem::new(
-                format!("{name} namespace {}", rewake_objects::problem::text(theirs)),
-                "the task is in a namespace of its own, which cannot be saved yet",
-            ));
+            problems.push(
+                Problem::new(
+                    format!("{name} namespace {}", rewake_objects::problem::text(theirs)),
+                    "it is not the one that this command runs in, and namespaces cannot be saved yet",
+                )
+                .remedy(format!("run rewake inside: nsenter --target {pid} --all rewake …")),
+            );
         }
     }
     let mut fds = dir.fds().of(pid, comm)?;

@@ -75,6 +75,12 @@ impl Space {
     }
 }
 
+/// Where the code of an init goes: between the hop range and the arena.
+#[must_use]
+pub fn init_place(hop: u64) -> u64 {
+    hop + GAP / 2
+}
+
 /// The hop range and the arena's base inside a hole: (hop, base).
 #[must_use]
 pub fn place(hole: &Range<u64>) -> (u64, u64) {

@@ -9,6 +9,7 @@
 
 use super::arena::Space;
 use super::lineage::{Lineage, Node, Role};
+use super::namespaces::{self, Namespaces};
 use super::read::{Alive, Task, Thread};
 use crate::error::{Error, Result};
 use rewake_agent::layout::{FLAG_CLONE, Op};
@@ -65,6 +66,8 @@ pub struct Environment {
     pub root_parent: i32,
     /// Is this the root directory of the images too? (by file id, from the opener)
     pub plain_root: bool,
+    /// What the tree gets for itself.
+    pub namespaces: Namespaces,
 }
 
 /// A script and where its ring lies in the arena.
@@ -91,6 +94,8 @@ pub struct NodePlan {
     pub birth: Steps,
     /// What a living task does besides.
     pub task: Option<TaskPlan>,
+    /// The last script of an init.
+    pub init: Option<Steps>,
 }
 
 /// The further scripts of a living task.
@@ -230,11 +235,21 @@ fn plan_node(
         task =
             Some(TaskPlan { index, build, finish, threads, messages, socket: socket.0, warnings });
     }
-    let scripts = [Some(&birth), task.as_ref().map(|t| &t.build), task.as_ref().map(|t| &t.finish)];
+    let init = (node.role == Role::Init).then(|| {
+        let mut steps = Steps::new(base);
+        namespaces::init_steps(&mut steps, env);
+        steps
+    });
+    let scripts = [
+        Some(&birth),
+        task.as_ref().map(|t| &t.build),
+        task.as_ref().map(|t| &t.finish),
+        init.as_ref(),
+    ];
     let data = scripts.iter().flatten().map(|s| s.script.data_len()).max().unwrap_or(0);
     let ops = scripts.iter().flatten().map(|s| s.script.ops.len()).max().unwrap_or(0);
     let (ring, len, data) = space.take(data, ops.max(8));
-    Ok(NodePlan { at: ring, len, data, birth, task })
+    Ok(NodePlan { at: ring, len, data, birth, task, init })
 }
 
 fn birth_steps(
@@ -250,6 +265,7 @@ fn birth_steps(
         die_with(steps, parent_of(lineage, at, env));
     }
     if at == 0 {
+        env.namespaces.enter(steps);
         strip_steps(steps, env);
     }
     if node.subreaper {
@@ -297,7 +313,7 @@ fn birth_steps(
             steps.may(Label::Text("ending a helper"), op(libc::SYS_exit_group, &[0]));
         }
         Role::Task(i) if tasks[i].alive.is_none() => zombie_steps(steps, &tasks[i]),
-        Role::Task(_) | Role::Group => {}
+        Role::Task(_) | Role::Group | Role::Init => {}
     }
 }
 

@@ -1,6 +1,7 @@
 //! What stubs inherit from the controller, and what this machine can do.
 
 use super::build::Environment;
+use super::namespaces::Namespaces;
 use crate::error::{Error, Result};
 use crate::own::AddressSpace;
 use rewake_objects::memory::{PAGE, TASK_SIZE};
@@ -50,6 +51,7 @@ pub fn gather(
     plain_root: bool,
     needs_timer_ids: bool,
     sibling: bool,
+    namespaces: Namespaces,
 ) -> Result<Environment> {
     raise_open_files();
     let failed = |e: &dyn std::fmt::Display| Error::new(format!("own state: {e}"));
@@ -94,7 +96,13 @@ pub fn gather(
         timer_ids: needs_timer_ids
             && crate::features::find("timer_cr_ids")
                 .is_some_and(|f| f.probe() == crate::features::Verdict::Present),
-        root_parent: if sibling { status.ppid } else { status.pid },
+        root_parent: match (namespaces.pid, sibling) {
+            // From inside a PID namespace, who is outside has no number.
+            (true, _) => 0,
+            (false, true) => status.ppid,
+            (false, false) => status.pid,
+        },
         plain_root,
+        namespaces,
     })
 }

@@ -7,6 +7,7 @@ use super::read::{Checkpoint, STOPPED, Task, Thread};
 use crate::error::{Context, Error, Result};
 use rewake_inject::stub::{find_syscall_instruction, interrupted_syscall, remote_syscall};
 use rewake_inject::tracee::{Running, Stopped};
+use rewake_objects::pids::Pids;
 use rewake_objects::task::registers::{self, XSAVE_MAX, XsaveFormat};
 use rewake_proc::read::ProcDir;
 use rewake_sys::ptrace::{self, Registers, SudConfig};
@@ -79,24 +80,39 @@ fn final_registers(
 #[derive(Debug)]
 pub struct Seized<'a> {
     task: &'a Task,
+    /// Its pid as we see it.
+    pid: i32,
     threads: Vec<(&'a Thread, Running)>,
+}
+
+/// How a stub is traced: our death is its own.
+const TRACE: u32 = ptrace::O_TRACESYSGOOD | ptrace::O_EXITKILL;
+
+/// Seizes the init of the tree's PID namespace.
+///
+/// # Errors
+/// It is gone.
+pub fn seize_init(pid: i32) -> Result<Running> {
+    Running::seize(pid, TRACE).of(pid, super::namespaces::INIT)
 }
 
 /// Seizes all threads of all tasks; they run on in their agents.
 ///
 /// # Errors
 /// One of them is gone.
-pub fn seize(checkpoint: &Checkpoint) -> Result<Vec<Seized<'_>>> {
-    let options = ptrace::O_TRACESYSGOOD | ptrace::O_EXITKILL;
+pub fn seize<'a>(checkpoint: &'a Checkpoint, pids: &Pids) -> Result<Vec<Seized<'a>>> {
     let mut seized = Vec::new();
     for task in &checkpoint.tasks {
         let Some(alive) = &task.alive else { continue };
         let mut threads = Vec::with_capacity(alive.threads.len());
+        let outer = |tid: i32| {
+            pids.outer(tid).ok_or_else(|| format!("thread {tid} is gone")).of(task.pid, &task.comm)
+        };
         for thread in &alive.threads {
-            let running = Running::seize(thread.tid, options).of(task.pid, &task.comm)?;
+            let running = Running::seize(outer(thread.tid)?, TRACE).of(task.pid, &task.comm)?;
             threads.push((thread, running));
         }
-        seized.push(Seized { task, threads });
+        seized.push(Seized { task, pid: outer(task.pid)?, threads });
     }
     Ok(seized)
 }
@@ -104,7 +120,10 @@ pub fn seize(checkpoint: &Checkpoint) -> Result<Vec<Seized<'_>>> {
 /// Tasks that are ready to go on.
 #[derive(Debug)]
 pub struct Ready<'a> {
-    tasks: Vec<(&'a Task, Vec<Stopped>)>,
+    /// The init of their PID namespace.
+    init: Option<Stopped>,
+    /// Tasks, their pids as we see them, their threads.
+    tasks: Vec<(&'a Task, i32, Vec<Stopped>)>,
 }
 
 /// What [`make_ready`] needs besides.
@@ -132,13 +151,13 @@ pub fn make_ready<'a>(seized: Vec<Seized<'a>>, last: &Final<'_>) -> Result<Ready
     let mut format = None;
     let mut pin = Pin::new();
     let mut buffer = Vec::new();
-    for Seized { task, threads } in seized {
+    for Seized { task, pid: outer, threads } in seized {
         let (pid, comm) = (task.pid, &task.comm);
         let mut stopped = Vec::with_capacity(threads.len());
         for (thread, running) in threads {
             stopped.push((thread, running.wait_stop().of(pid, comm)?));
         }
-        let stat = ProcDir::open(pid).and_then(|dir| dir.stat(&mut buffer));
+        let stat = ProcDir::open(outer).and_then(|dir| dir.stat(&mut buffer));
         pin.to(stat.map_or(0, |s| s.processor) as usize);
         let (leader, stub) = stopped.remove(0);
         let gadget = last.gadgets.get(&pid).copied().unwrap_or(0);
@@ -159,9 +178,9 @@ pub fn make_ready<'a>(seized: Vec<Seized<'a>>, last: &Final<'_>) -> Result<Ready
             set_state(task, thread, &at, &regs, format, last.check_cpu)?;
             done.push(at);
         }
-        tasks.push((task, done));
+        tasks.push((task, outer, done));
     }
-    Ok(Ready { tasks })
+    Ok(Ready { init: None, tasks })
 }
 
 fn xsave_format(tid: i32) -> XsaveFormat {
@@ -188,7 +207,8 @@ fn set_state(
             .of(pid, comm)?;
     }
     at.set_registers(regs).of(pid, comm)?;
-    let mask = if tid == pid { Some(task.tc.blk_sigset) } else { thread.thread.blk_sigset };
+    let leader = thread.tid == pid;
+    let mask = if leader { Some(task.tc.blk_sigset) } else { thread.thread.blk_sigset };
     ptrace::set_signal_mask(tid, mask.unwrap_or(0)).of(pid, comm)?;
     if let Some(&[mode, selector, offset, len]) =
         thread.extra.as_ref().map(|e| e.syscall_dispatch.as_slice())
@@ -201,6 +221,11 @@ fn set_state(
 }
 
 impl Ready<'_> {
+    /// Adds the init of their PID namespace.
+    pub fn with_init(self, init: Option<Stopped>) -> Self {
+        Ready { init, ..self }
+    }
+
     /// Lets every task go: stopped ones stopped, the others running (or all stopped).
     ///
     /// # Errors
@@ -209,13 +234,13 @@ impl Ready<'_> {
         let before: Vec<i32> = self
             .tasks
             .iter()
-            .filter(|(task, _)| task.tc.task_state == STOPPED)
-            .map(|(task, _)| task.pid)
+            .filter(|(task, ..)| task.tc.task_state == STOPPED)
+            .map(|(_, pid, _)| *pid)
             .collect();
-        if all_stopped && let Some((root, _)) = self.tasks.first() {
-            crate::resume::note_stopped(root.pid, &before)?;
+        if all_stopped && let Some((_, root, _)) = self.tasks.first() {
+            crate::resume::note_stopped(*root, &before)?;
         }
-        for (task, _) in &self.tasks {
+        for (task, pid, _) in &self.tasks {
             let own = task.tc.stop_signo.map_or(libc::SIGSTOP, |s| s as i32);
             let stop = if task.tc.task_state == STOPPED {
                 Some(own)
@@ -232,11 +257,15 @@ impl Ready<'_> {
                 } else {
                     stop
                 };
-                signal::kill(task.pid, stop).of(task.pid, &task.comm)?;
+                signal::kill(*pid, stop).of(task.pid, &task.comm)?;
             }
         }
         let mut result = Ok(());
-        for (task, threads) in self.tasks {
+        if let Some(init) = self.init {
+            let pid = init.tid();
+            result = init.detach(0).of(pid, super::namespaces::INIT);
+        }
+        for (task, _, threads) in self.tasks {
             for thread in threads {
                 result = result.and(thread.detach(0).of(task.pid, &task.comm));
             }

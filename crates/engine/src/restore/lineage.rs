@@ -32,6 +32,8 @@ pub struct Member {
 pub enum Role {
     /// The task with this index.
     Task(usize),
+    /// The init of the tree's own PID namespace: the root's parent, and whose children orphans become.
+    Init,
     /// Stands in for a session leader that is gone; exits when it has cloned its members.
     Leader,
     /// Clones one orphan and exits.
@@ -75,12 +77,18 @@ pub struct Lineage {
 }
 
 impl Lineage {
-    /// Plans the creation of `members`, the root first, parents before children.
+    /// Plans the creation of `members`, the root first, parents before children; with `init` below an init of their own.
     ///
     /// # Errors
     /// A session cannot be made again; or the root is not a session's leader and `shell_job` is not given.
-    pub fn plan(members: &[Member], shell_job: bool) -> Result<Lineage> {
-        Planner::new(members)?.plan(shell_job)
+    pub fn plan(members: &[Member], shell_job: bool, init: bool) -> Result<Lineage> {
+        Planner::new(members)?.plan(shell_job, init)
+    }
+
+    /// The node of the tree's root: the first, or the one after its init.
+    #[must_use]
+    pub fn root(&self) -> usize {
+        self.nodes.iter().position(|n| n.role == Role::Task(0)).unwrap_or(0)
     }
 }
 
@@ -110,7 +118,7 @@ impl<'a> Planner<'a> {
         })
     }
 
-    fn plan(mut self, shell_job: bool) -> Result<Lineage> {
+    fn plan(mut self, shell_job: bool, init: bool) -> Result<Lineage> {
         let root = self.members[0];
         if root.sid != root.pid && !shell_job {
             return Err(Error::new(format!(
@@ -118,6 +126,12 @@ impl<'a> Planner<'a> {
                 root.pid, root.sid
             ))
             .hint("use --shell-job: the tree then joins the session of this command"));
+        }
+        if init {
+            // The root of a job stays in the session of this command, so its init may not leave it either.
+            let setsid = root.sid == root.pid;
+            let helper = Self::helper(Role::Init, Some(1), None);
+            self.lineage.nodes.push(Node { setsid, ..helper });
         }
         self.births();
         for i in 0..self.members.len() {
@@ -191,11 +205,11 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn helper(role: Role, pid: Option<i32>, cloner: usize) -> Node {
+    fn helper(role: Role, pid: Option<i32>, cloner: Option<usize>) -> Node {
         Node {
             role,
             pid,
-            cloner: Some(cloner),
+            cloner,
             sibling: false,
             orphan: false,
             setsid: role == Role::Leader,
@@ -209,7 +223,8 @@ impl<'a> Planner<'a> {
     fn place(&mut self, i: usize) -> Result<()> {
         let m = self.members[i];
         let Some(parent) = self.parent(i) else {
-            let node = self.node(i, None);
+            let init = self.lineage.nodes.iter().position(|n| n.role == Role::Init);
+            let node = self.node(i, init);
             self.node_of[i] = self.push(node, true);
             return Ok(());
         };
@@ -240,7 +255,7 @@ impl<'a> Planner<'a> {
                 let leader_node = self.node_of[leader];
                 if self.parent(leader) != Some(parent) {
                     self.lineage.nodes[by].subreaper = true;
-                    let helper = Self::helper(Role::Orphaner, None, leader_node);
+                    let helper = Self::helper(Role::Orphaner, None, Some(leader_node));
                     let helper = self.push(helper, true);
                     let mut node = self.node(i, Some(helper));
                     node.orphan = true;
@@ -258,7 +273,7 @@ impl<'a> Planner<'a> {
                     ));
                 }
                 None => {
-                    let helper = self.push(Self::helper(Role::Leader, Some(sid), by), true);
+                    let helper = self.push(Self::helper(Role::Leader, Some(sid), Some(by)), true);
                     self.leaders.insert(sid, helper);
                     helper
                 }
@@ -306,7 +321,7 @@ impl<'a> Planner<'a> {
                 let cloner = self.node_of[i];
                 let at = self.lineage.nodes.len();
                 self.lineage.nodes[cloner].late.push(at);
-                self.lineage.nodes.push(Self::helper(Role::Group, Some(m.pgid), cloner));
+                self.lineage.nodes.push(Self::helper(Role::Group, Some(m.pgid), Some(cloner)));
             }
             self.lineage.joins.push((i, m.pgid));
         }
@@ -368,7 +383,14 @@ mod tests {
     }
 
     fn check(members: &[Member]) -> Lineage {
-        let lineage = Lineage::plan(members, false).expect("a plan");
+        check_with(members, true);
+        check_with(members, false)
+    }
+
+    fn check_with(members: &[Member], init: bool) -> Lineage {
+        let lineage = Lineage::plan(members, false, init).expect("a plan");
+        assert_eq!(lineage.nodes[lineage.root()].role, Role::Task(0));
+        assert_eq!(lineage.root(), usize::from(init));
         let result = simulate(&lineage);
         for member in members {
             let (parent, sid, pgid) = result[&member.pid];
@@ -428,9 +450,20 @@ mod tests {
     }
 
     #[test]
+    fn an_init_is_the_parent_of_the_root_and_leads_a_session_of_its_own() {
+        let tree = [m(100, 0, 100, 100), m(101, 100, 101, 100)];
+        let lineage = Lineage::plan(&tree, false, true).expect("a plan");
+        let init = &lineage.nodes[0];
+        assert_eq!((init.role, init.pid, init.cloner), (Role::Init, Some(1), None));
+        assert_eq!((init.setsid, init.late.as_slice()), (true, &[1][..]));
+        let job = Lineage::plan(&[m(100, 0, 100, 50)], true, true).expect("a plan");
+        assert!(!job.nodes[0].setsid, "a job stays in the session of the command");
+    }
+
+    #[test]
     fn a_job_needs_the_option() {
         let job = [m(100, 0, 100, 50)];
-        assert!(Lineage::plan(&job, false).unwrap_err().hint.is_some());
-        assert!(Lineage::plan(&job, true).is_ok());
+        assert!(Lineage::plan(&job, false, false).unwrap_err().hint.is_some());
+        assert!(Lineage::plan(&job, true, false).is_ok());
     }
 }

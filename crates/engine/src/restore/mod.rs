@@ -11,6 +11,7 @@ mod build;
 mod environment;
 mod finish;
 mod lineage;
+mod namespaces;
 mod read;
 
 use crate::error::{Context, Error, Result};
@@ -20,14 +21,17 @@ use crate::report::RestoreReport;
 use arena::Space;
 use build::{Environment, Handed, NodePlan, TaskPlan};
 use lineage::{Lineage, Member, Role};
+use namespaces::Namespaces;
 use read::{Alive, Checkpoint, Task};
 use rewake_image::{ImageDir, kind};
 use rewake_inject::ring::{Ring, Script};
 use rewake_inject::stub::{Arena, Kind};
+use rewake_inject::tracee::{Running, Stopped};
 use rewake_objects::files::epoll;
 use rewake_objects::files::open::{self, Opener};
 use rewake_objects::memory::vdso;
 use rewake_objects::memory::vma::status;
+use rewake_objects::pids::Pids;
 use rewake_objects::problem::text;
 use rewake_objects::steps::{Expect, Label, Steps};
 use rewake_sys::task::CloneArgs;
@@ -70,7 +74,11 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
     images.check_complete(|name| per_task.iter().any(|p| name.starts_with(p)))?;
     let checkpoint = read::read(&images, options)?;
     log::info!("images read in {:?}", start.elapsed());
-    let lineage = Lineage::plan(&members(&checkpoint), options.shell_job)?;
+    let namespaces = Namespaces { pid: options.new_pidns, net: false };
+    let members = members(&checkpoint);
+    // A root that was an init is one again.
+    let init = namespaces.pid && members.first().is_some_and(|root| root.pid != 1);
+    let lineage = Lineage::plan(&members, options.shell_job, init)?;
     let opener_options = open::Options {
         skip_mode_check: options.skip_file_rwx_check,
         shell_job: options.shell_job,
@@ -98,8 +106,15 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
         .tasks
         .iter()
         .any(|t| t.tc.timers.as_ref().is_some_and(|timers| !timers.posix.is_empty()));
-    let mut env =
-        environment::gather(&own, hop, (base, base), plain_root, timers, options.sibling)?;
+    let mut env = environment::gather(
+        &own,
+        hop,
+        (base, base),
+        plain_root,
+        timers,
+        options.sibling,
+        namespaces,
+    )?;
     let tasks =
         checkpoint.tasks.iter().filter_map(|t| Some((t.pid, t.alive.as_ref()?.fds.as_slice())));
     let epolls = epoll::assign(&opener, tasks).map_err(|p| Error::new(p.to_string()))?;
@@ -115,7 +130,7 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
         return Err(Error::new(format!("the address range at {base:#x} was taken meanwhile")));
     };
     let mut created = Created::default();
-    let run = Run {
+    let mut run = Run {
         options,
         images: &images,
         checkpoint: &checkpoint,
@@ -124,6 +139,7 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
         arena: &arena,
         own: &own,
         env: &env,
+        pids: Pids::Same,
         start,
     };
     let report = run.execute(&mut opener, hooks, &mut created)?;
@@ -224,6 +240,13 @@ struct Created {
 }
 
 impl Created {
+    /// Notes a process of the tree. Of a PID namespace only the first counts: the others die with it.
+    fn note(&mut self, pid: Option<i32>, pids: &Pids) {
+        if matches!(pids, Pids::Same) {
+            self.pids.extend(pid);
+        }
+    }
+
     fn keep(mut self) {
         self.pids.clear();
         self.root = None;
@@ -261,6 +284,8 @@ struct Run<'a> {
     arena: &'a Arena,
     own: &'a AddressSpace,
     env: &'a Environment,
+    /// How the ids of the images are to be understood; known once the first process exists.
+    pids: Pids,
     start: Instant,
 }
 
@@ -288,8 +313,13 @@ impl Run<'_> {
         &self.checkpoint.tasks[plan.index]
     }
 
+    /// The id, here, of a task of the images.
+    fn outer(&self, pid: Pid) -> Result<Pid> {
+        self.pids.outer(pid).ok_or_else(|| Error::new(format!("process {pid} vanished")))
+    }
+
     fn execute(
-        &self,
+        &mut self,
         opener: &mut Opener<'_>,
         hooks: &mut dyn Hooks,
         created: &mut Created,
@@ -302,9 +332,15 @@ impl Run<'_> {
             .collect();
         let _subreaper = Subreaper::become_one();
         let rings = self.load()?;
-        let root = self.clone_root(&rings, created)?;
-        hooks.run(Action::SetupNamespaces, Some(root)).map_err(Error::new)?;
+        let first = self.clone_root(&rings, created)?;
+        if self.env.namespaces.pid {
+            self.pids = Pids::inside(first)
+                .map_err(|e| Error::new(format!("the PID namespace of process {first}: {e}")))?;
+        }
+        hooks.run(Action::SetupNamespaces, Some(first)).map_err(Error::new)?;
         self.wait_births(&rings, created)?;
+        let root = self.outer(self.checkpoint.tasks[0].pid)?;
+        self.look_from_inside(first, opener)?;
         let forked = self.start.elapsed();
         log::info!("tree created after {forked:?}");
         hooks.run(Action::PostSetupNamespaces, Some(root)).map_err(Error::new)?;
@@ -318,7 +354,9 @@ impl Run<'_> {
         self.write_pidfile(root)?;
         hooks.run(Action::NetworkUnlock, Some(root)).map_err(Error::new)?;
 
-        let seized = finish::seize(self.checkpoint)?;
+        let has_init = self.lineage.root() != 0;
+        let init = if has_init { Some(finish::seize_init(first)?) } else { None };
+        let seized = finish::seize(self.checkpoint, &self.pids)?;
         self.finish(&rings, &mut warnings)?;
         let gadgets = self.gadgets()?;
         let last = finish::Final {
@@ -326,7 +364,8 @@ impl Run<'_> {
             gadgets: &gadgets,
             check_cpu: self.options.check_cpu,
         };
-        let ready = finish::make_ready(seized, &last)?;
+        let init = init.map(|init| self.init_ready(init)).transpose()?;
+        let ready = finish::make_ready(seized, &last)?.with_init(init);
         log::info!("ready after {:?}", self.start.elapsed());
         hooks.run(Action::PreResume, Some(root)).map_err(Error::new)?;
         let is_restored = |group: i32| self.checkpoint.tasks.iter().any(|t| t.pgid == group);
@@ -378,7 +417,8 @@ impl Run<'_> {
         let tids = [pid];
         let sibling = self.options.sibling;
         let args = CloneArgs {
-            flags: if sibling { libc::CLONE_PARENT as u64 } else { 0 },
+            flags: self.env.namespaces.flags()
+                | if sibling { libc::CLONE_PARENT as u64 } else { 0 },
             exit_signal: if sibling { 0 } else { libc::SIGCHLD as u64 },
             set_tid: tids.as_ptr() as u64,
             set_tid_size: 1,
@@ -394,6 +434,30 @@ impl Run<'_> {
         created.root = Some(root);
         created.sibling = sibling;
         Ok(root)
+    }
+
+    /// From now on ids are those of the tree's PID namespace, and paths those of its mount namespace, if it has them.
+    fn look_from_inside(&self, first: Pid, opener: &mut Opener<'_>) -> Result<()> {
+        opener.pids = self.pids.clone();
+        if self.env.namespaces.pid {
+            use rustix::fs::{Mode, OFlags};
+            let root = format!("/proc/{first}/root");
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let root = rustix::fs::open(&root, flags, Mode::empty())
+                .map_err(|e| Error::new(format!("{root}: {e}")))?;
+            opener.root = Some(root);
+        }
+        Ok(())
+    }
+
+    /// Makes the init of the tree's PID namespace ready to wait for its children.
+    fn init_ready(&self, init: Running) -> Result<Stopped> {
+        init.interrupt().of(init.tid(), namespaces::INIT)?;
+        let vdso = self.own.specials.vdso.as_ref().map_or(0, |v| v.start);
+        let gadget = vdso + finish::gadget(&self.own.vdso)?;
+        let arena = (self.arena.base(), self.arena.len());
+        let code = arena::init_place(self.env.hop);
+        namespaces::init_ready(init, gadget, arena, code, self.checkpoint.tasks[0].pid)
     }
 
     /// If a clock of the images is ahead of ours (after a reboot, on another machine): a time namespace in which it is
@@ -425,13 +489,13 @@ impl Run<'_> {
             .filter(|i| match self.lineage.nodes[*i].role {
                 Role::Leader | Role::Orphaner => true,
                 Role::Task(t) => self.checkpoint.tasks[t].alive.is_none(),
-                Role::Group => false,
+                Role::Group | Role::Init => false,
             })
             .collect();
         for (i, plan) in self.plans.iter().enumerate() {
             let node = &self.lineage.nodes[i];
             if transient.contains(&i) {
-                created.pids.extend(node.pid);
+                created.note(node.pid, &self.pids);
                 continue;
             }
             let (pid, comm) = self.name(i);
@@ -455,7 +519,7 @@ impl Run<'_> {
                 &comm,
                 &mut Vec::new(),
             )?;
-            created.pids.extend(node.pid);
+            created.note(node.pid, &self.pids);
         }
         Ok(())
     }
@@ -473,6 +537,7 @@ impl Run<'_> {
     fn name(&self, node: usize) -> (Pid, Vec<u8>) {
         match self.lineage.nodes[node].role {
             Role::Task(i) => (self.checkpoint.tasks[i].pid, self.checkpoint.tasks[i].comm.clone()),
+            Role::Init => (1, namespaces::INIT.to_vec()),
             _ => (self.lineage.nodes[node].pid.unwrap_or(0), b"helper".to_vec()),
         }
     }
@@ -480,7 +545,8 @@ impl Run<'_> {
     /// Is the stub alive? A dead one would never answer.
     fn still_there(&self, pid: Pid) -> rewake_inject::Result<()> {
         let gone = |how: &str| Err(rewake_inject::Error::Gone { tid: pid, how: how.into() });
-        match rewake_proc::read::ProcDir::open(pid).and_then(|d| d.stat(&mut Vec::new())) {
+        let Some(outer) = self.pids.outer(pid) else { return gone("it vanished") };
+        match rewake_proc::read::ProcDir::open(outer).and_then(|d| d.stat(&mut Vec::new())) {
             Ok(stat) if stat.state == rewake_proc::stat::TaskState::Zombie => {
                 gone(&format!("wait status {:#x}", stat.exit_code))
             }
@@ -605,7 +671,7 @@ impl Run<'_> {
                 "process {pid}: its first descriptors are {numbers:?}"
             )));
         }
-        let raw = rustix::process::Pid::from_raw(pid)
+        let raw = rustix::process::Pid::from_raw(self.outer(pid)?)
             .ok_or_else(|| Error::new(format!("{pid} is no process id")))?;
         let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())
             .map_err(|e| format!("pidfd_open: {e}"))
@@ -643,7 +709,7 @@ impl Run<'_> {
             let memory = std::fs::OpenOptions::new()
                 .read(true)
                 .write(true)
-                .open(format!("/proc/{}/mem", task.pid))
+                .open(format!("/proc/{}/mem", self.outer(task.pid)?))
                 .of(task.pid, &task.comm)?;
             vdso::write(&memory, &patches).map_err(of)?;
         }
@@ -663,8 +729,9 @@ impl Run<'_> {
         let own_filter = std::fs::read_to_string("/proc/self/coredump_filter").unwrap_or_default();
         for task in &self.checkpoint.tasks {
             let Some(alive) = &task.alive else { continue };
+            let Some(outer) = self.pids.outer(task.pid) else { continue };
             let mut set = |name: &str, value: String| {
-                if let Err(e) = std::fs::write(format!("/proc/{}/{name}", task.pid), &value) {
+                if let Err(e) = std::fs::write(format!("/proc/{outer}/{name}"), &value) {
                     warnings.push(format!(
                         "process {} ({}): {name} cannot be set to {value}: {e}",
                         task.pid,
@@ -683,7 +750,7 @@ impl Run<'_> {
                 set("coredump_filter", format!("{filter:#x}"));
             }
             if let Some(uid) = task.tc.loginuid.filter(|uid| *uid != u32::MAX) {
-                let now = std::fs::read_to_string(format!("/proc/{}/loginuid", task.pid));
+                let now = std::fs::read_to_string(format!("/proc/{outer}/loginuid"));
                 if now.is_ok_and(|now| now.trim() != uid.to_string()) {
                     set("loginuid", uid.to_string());
                 }
@@ -722,11 +789,27 @@ impl Run<'_> {
             ring.ring().map_err(|e| Error::new(e.to_string()))?;
             running.push((ring, task, number));
         }
+        self.finish_init(rings)?;
         for (ring, plan, number) in running {
             let task = self.task(plan);
             self.wait(ring, number, task)?;
             let results = ring.results(&plan.finish.script);
             self.check(&plan.finish, &results, task.pid, &task.comm, warnings)?;
+        }
+        Ok(())
+    }
+
+    /// Runs the last script of an init.
+    fn finish_init(&self, rings: &[Ring]) -> Result<()> {
+        for (ring, plan) in rings.iter().zip(self.plans) {
+            let Some(steps) = &plan.init else { continue };
+            let number = ring
+                .load(&steps.script)
+                .and_then(|number| ring.ring().map(|()| number))
+                .and_then(|number| ring.wait(number, |_| self.still_there(1)).map(|()| number));
+            number.of(1, namespaces::INIT)?;
+            let results = ring.results(&steps.script);
+            self.check(steps, &results, 1, namespaces::INIT, &mut Vec::new())?;
         }
         Ok(())
     }
@@ -813,7 +896,7 @@ fn clone_error(pid: Pid, errno: Errno) -> Error {
         );
         let nobody = rewake_proc::read::ProcDir::open(pid).is_err();
         let mut error = Error::new(format!("pid {pid} of the images is taken, {holder}"))
-            .hint("end that process, or restore in another PID namespace");
+            .hint("end that process, or use --new-pidns");
         error.transient = nobody;
         return error;
     }

@@ -2,6 +2,7 @@
 
 use super::{epoll, eventfd, fifo, ghost, inotify, pidfd, pipe, regular, signalfd, timerfd, tty};
 use crate::Problem;
+use crate::pids::Pids;
 use crate::problem::text;
 use crate::sockets;
 use rewake_image::messages::{
@@ -9,8 +10,9 @@ use rewake_image::messages::{
     TtyInfoEntry,
 };
 use rewake_image::{ImageDir, kind};
-use rewake_sys::file;
+use rewake_sys::{Errno, file};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{Mode, OFlags, ResolveFlags};
 use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
@@ -34,6 +36,10 @@ pub struct Options {
 pub struct Opener<'a> {
     /// The options.
     pub options: Options,
+    /// How the ids of the images are to be understood once tasks exist.
+    pub pids: Pids,
+    /// The root directory of the tree's own mount namespace, if it gets one: paths are looked up from there.
+    pub root: Option<OwnedFd>,
     /// The images.
     pub images: &'a ImageDir,
     pub(crate) files: HashMap<u32, FileEntry>,
@@ -80,6 +86,8 @@ impl<'a> Opener<'a> {
         let ttys = images.read_all(kind::TTY_INFO, ())?;
         Ok(Opener {
             options,
+            pids: Pids::Same,
+            root: None,
             images,
             files,
             opened: HashMap::new(),
@@ -141,6 +149,22 @@ impl<'a> Opener<'a> {
         Ok(())
     }
 
+    /// Opens a path as the restored tree would: in its own mount namespace, if it gets one.
+    ///
+    /// # Errors
+    /// As `openat2(2)`.
+    pub(super) fn open_path(&self, path: &Path, flags: OFlags) -> Result<OwnedFd, Errno> {
+        match &self.root {
+            None => rustix::fs::open(path, flags, Mode::empty()),
+            Some(root) => {
+                // openat2 is strict where open ignores what O_PATH has no use for.
+                let of_path = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                let flags = if flags.contains(OFlags::PATH) { flags & of_path } else { flags };
+                rustix::fs::openat2(root, path, flags, Mode::empty(), ResolveFlags::IN_ROOT)
+            }
+        }
+    }
+
     /// Makes sure that file `id` is open for writing too, be it as another description: mappings need the file only.
     ///
     /// # Errors
@@ -198,12 +222,19 @@ impl<'a> Opener<'a> {
             // A FIFO's is in the entry of its path.
             let path = entry.fifo.as_ref().and_then(|f| self.files.get(&f.regf_id.unwrap_or(f.id)));
             if let Some(owner) = owner_of(path.unwrap_or(entry)) {
-                file::set_owner(fd, owner.pid_type as i32, owner.pid as i32).map_err(|e| {
+                let failed = |e: &dyn std::fmt::Display| {
                     Problem::new(
                         format!("file id {}", entry.id),
                         format!("its owner {} cannot be set: {e}", owner.pid),
                     )
-                })?;
+                };
+                let (kind, pid) = (owner.pid_type as i32, owner.pid as i32);
+                let pid = match kind {
+                    file::OWNER_GROUP => self.pids.outer_group(pid),
+                    _ => self.pids.outer(pid),
+                };
+                let pid = pid.ok_or_else(|| failed(&"there is no such task"))?;
+                file::set_owner(fd, kind, pid).map_err(|e| failed(&e))?;
             }
         }
         Ok(())

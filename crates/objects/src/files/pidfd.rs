@@ -65,6 +65,7 @@ pub fn open(opener: &mut Opener<'_>, entry: &PidfdEntry) -> Result<OwnedFd, Prob
     let failed = |e: rustix::io::Errno| {
         Problem::new(object.clone(), format!("process {} cannot be referred to: {e}", entry.nspid))
     };
-    let pid = Pid::from_raw(entry.nspid).ok_or_else(|| failed(rustix::io::Errno::INVAL))?;
+    let outer = opener.pids.outer(entry.nspid).ok_or_else(|| failed(rustix::io::Errno::SRCH))?;
+    let pid = Pid::from_raw(outer).ok_or_else(|| failed(rustix::io::Errno::INVAL))?;
     rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(failed)
 }

@@ -158,7 +158,8 @@ pub fn open(opener: &mut Opener<'_>, reg: &RegFileEntry) -> Result<OwnedFd, Prob
         Some(named) => named,
         None => std::path::Path::new(std::ffi::OsStr::from_bytes(&path)),
     };
-    let fd = rustix::fs::open(place, flags, Mode::empty())
+    let fd = opener
+        .open_path(place, flags)
         .map_err(|e| Problem::new(text(&path), format!("cannot be opened: {e}")))?;
     if ghost.is_none() {
         validate(opener, reg, &path, &fd)?;

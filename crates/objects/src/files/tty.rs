@@ -379,6 +379,7 @@ pub fn finish(opener: &Opener<'_>, is_restored: impl Fn(i32) -> bool) -> Result<
     if in_front
         && group > 0
         && is_restored(group)
+        && let Some(group) = opener.pids.outer_group(group)
         && let Err(e) = tty::set_foreground(own.as_fd(), group)
     {
         log::warn!("process group {group} cannot be put in the foreground of the terminal: {e}");
