@@ -328,6 +328,8 @@ pub fn all() -> Vec<Program> {
             .options(&["--tcp-established"], &["--tcp-established"])
             .not_in(&[("running_restored", PEER_GONE)])
             .unless_criu_in(&[("stopped", STOPPED_TCP)]),
+        program!(udp).unless_criu("it drops datagrams that wait to be read"),
+        program!(socket_options).unless_criu("it keeps the options that its format has only"),
         program!(unix_pair).later(),
         program!(unix_pair)
             .later()

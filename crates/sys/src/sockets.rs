@@ -66,6 +66,87 @@ fn last_errno() -> crate::Errno {
     crate::Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
 }
 
+/// A message as recvmsg(2) gives it.
+#[derive(Debug, Clone, Copy)]
+pub struct Received {
+    /// Bytes of data.
+    pub data: usize,
+    /// Bytes of control messages.
+    pub control: usize,
+    /// `MSG_TRUNC` and others.
+    pub flags: i32,
+    /// Who has sent it, if that is an internet address.
+    pub source: Option<std::net::SocketAddr>,
+}
+
+/// Receives a message with its control messages and the address of its sender (recvmsg(2)); `flags` are `MSG_*`.
+///
+/// # Errors
+/// `EAGAIN` if there is none, with `MSG_DONTWAIT`.
+pub fn receive(
+    fd: BorrowedFd<'_>,
+    data: &mut [u8],
+    control: &mut [u8],
+    flags: i32,
+) -> Result<Received> {
+    let mut part = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
+    let mut address = std::mem::MaybeUninit::<libc::sockaddr_storage>::zeroed();
+    // SAFETY: all zero is an empty message.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_name = address.as_mut_ptr().cast();
+    message.msg_namelen = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+    message.msg_iov = &raw mut part;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = control.len();
+    // SAFETY: name, data and control are live for the lengths given.
+    let received = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags) };
+    if received < 0 {
+        return Err(SyscallError::new("recvmsg", last_errno()));
+    }
+    // SAFETY: it was zeroed; the kernel has written what it wrote.
+    let address = unsafe { address.assume_init() };
+    Ok(Received {
+        data: received as usize,
+        control: message.msg_controllen,
+        flags: message.msg_flags,
+        source: internet_address(&address),
+    })
+}
+
+fn internet_address(address: &libc::sockaddr_storage) -> Option<std::net::SocketAddr> {
+    use std::net::{Ipv4Addr, SocketAddrV4, SocketAddrV6};
+    match i32::from(address.ss_family) {
+        libc::AF_INET => {
+            // SAFETY: the storage is larger, aligned, and of this family.
+            let v4 = unsafe { &*(&raw const *address).cast::<libc::sockaddr_in>() };
+            let ip = Ipv4Addr::from(v4.sin_addr.s_addr.to_ne_bytes());
+            Some(SocketAddrV4::new(ip, u16::from_be(v4.sin_port)).into())
+        }
+        libc::AF_INET6 => {
+            // SAFETY: as above.
+            let v6 = unsafe { &*(&raw const *address).cast::<libc::sockaddr_in6>() };
+            let port = u16::from_be(v6.sin6_port);
+            let ip = v6.sin6_addr.s6_addr.into();
+            Some(SocketAddrV6::new(ip, port, v6.sin6_flowinfo, v6.sin6_scope_id).into())
+        }
+        _ => None,
+    }
+}
+
+/// The control messages that [`receive`] has left in `control`: level, type, contents.
+pub fn control_messages(control: &[u8]) -> impl Iterator<Item = (i32, i32, &[u8])> {
+    const HEADER: usize = size_of::<libc::cmsghdr>();
+    let mut rest = control;
+    std::iter::from_fn(move || {
+        let length = usize::from_ne_bytes(*rest.first_chunk()?);
+        let number = |at: usize| Some(i32::from_ne_bytes(*rest.get(at..)?.first_chunk()?));
+        let message = (number(8)?, number(12)?, rest.get(HEADER..length)?);
+        rest = rest.get(length.next_multiple_of(size_of::<usize>())..).unwrap_or(&[]);
+        Some(message)
+    })
+}
+
 /// How much is in a queue, in bytes: `SIOCINQ`, `SIOCOUTQ` or `SIOCOUTQNSD` (tcp(7), unix(7)).
 ///
 /// # Errors

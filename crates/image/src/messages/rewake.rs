@@ -58,5 +58,45 @@ messages! {
         required uint32 id = 1;
         /// eventfd: `EFD_SEMAPHORE`.
         optional bool semaphore = 2;
+        /// Socket options that differ from those of a new socket.
+        repeated message RewakeSocketOptionEntry socket_options = 10;
+        /// Multicast groups that an internet socket has joined.
+        repeated message RewakeMembershipEntry memberships = 11;
+        /// What a UDP socket has received, the oldest first.
+        repeated message RewakeDatagramEntry datagrams = 12;
+    }
+
+    /// A socket option: setsockopt(2).
+    message RewakeSocketOptionEntry "rewake_socket_option_entry" {
+        /// `SOL_SOCKET`, `IPPROTO_IP`, …
+        required uint32 level = 1;
+        /// `SO_…`, `IP_…`, …
+        required uint32 number = 2;
+        /// As getsockopt(2) gives it; empty if `interface` is there.
+        required bytes value = 3;
+        /// The network interface whose number is the value.
+        optional string interface = 4;
+    }
+
+    /// A multicast group that a socket has joined, and from whom: `MCAST_MSFILTER`.
+    message RewakeMembershipEntry "rewake_membership_entry" {
+        /// The network interface.
+        required string interface = 1;
+        /// Four or sixteen bytes.
+        required bytes group = 2;
+        /// All senders but those of the list, and not only those of the list.
+        required bool exclude = 3;
+        /// Addresses of senders.
+        repeated bytes sources = 4;
+    }
+
+    /// A datagram in the receive queue of a UDP socket. Addresses are four or sixteen bytes.
+    message RewakeDatagramEntry "rewake_datagram_entry" {
+        required bytes data = 1;
+        /// Who has sent it.
+        required bytes source = 2;
+        required uint32 source_port = 3;
+        /// To which address, if the program asked to be told (`IP_PKTINFO`).
+        optional bytes destination = 4;
     }
 }

@@ -251,7 +251,7 @@ impl<'a> Opener<'a> {
             }
         }
         tty::finish(self, is_restored)?;
-        sockets::leave_repair(self)
+        sockets::set_going(self)
     }
 
     fn all_opened(&self) -> impl Iterator<Item = (&FileEntry, BorrowedFd<'_>)> {
@@ -317,9 +317,7 @@ fn open_kind(opener: &mut Opener<'_>, entry: &FileEntry) -> Result<OwnedFd, Prob
         FdTypes::Pidfd => pidfd::open(opener, entry.pidfd.as_deref().ok_or_else(absent)?),
         FdTypes::Inotify => inotify::open(entry.ify.as_deref().ok_or_else(absent)?),
         FdTypes::Tty => tty::open(opener, entry.tty.as_deref().ok_or_else(absent)?),
-        FdTypes::Inetsk => sockets::inet::open(opener, entry.isk.as_deref().ok_or_else(absent)?),
-        FdTypes::Unixsk => sockets::open_unix(opener, entry.usk.as_deref().ok_or_else(absent)?),
-        FdTypes::Netlinksk => sockets::netlink::open(entry.nlsk.as_deref().ok_or_else(absent)?),
+        FdTypes::Inetsk | FdTypes::Unixsk | FdTypes::Netlinksk => sockets::open(opener, entry),
         kind => Err(Problem::new(
             format!("file id {}", entry.id),
             format!("descriptors of kind {kind:?} cannot be restored yet"),

@@ -1,8 +1,9 @@
 //! Sockets of the internet families: ip(7), ipv6(7). TCP connections are in [`stream`](super::stream) and
 //! [`repair`](super::repair).
 
+use super::option_table::{Kinds, When};
 use super::options::{self, Making};
-use super::{SOCKETS_NETNS, holder, ip, stream, udp};
+use super::{SOCKETS_NETNS, datagram, holder, ip, stream, udp};
 use crate::Problem;
 use crate::files::collect::{Collector, View};
 use crate::files::open::Opener;
@@ -92,7 +93,7 @@ pub fn survey(
         dst_addr: words(destination.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |d| d.ip()), family),
         fown: view.owner()?,
         opts: options::survey(view, false)?,
-        ip_opts: Some(ip::survey(view, family)?),
+        ip_opts: Some(ip::survey(view, Kinds::of(family, kind, protocol))?),
         ifname: scope(view, source)?,
         ns_id: Some(SOCKETS_NETNS),
         tcp_opts: Some(TcpOptsEntry::default()),
@@ -102,14 +103,18 @@ pub fn survey(
         let v6only = option_int(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
         entry.v6only = Some(v6only.map_err(|e| view.problem(e.to_string()))? != 0);
     }
+    let mut datagrams = Vec::new();
     let connection = if protocol as u32 == TCP {
         stream::survey(collector, view, &mut entry)?
     } else {
-        udp::survey(collector, view, &mut entry)?;
+        datagrams = udp::survey(collector, view, &mut entry)?;
         false
     };
     entry.id = collector.new_id();
     let id = entry.id;
+    if !datagrams.is_empty() {
+        collector.extra_of(id).datagrams = datagrams;
+    }
     if connection && collector.options.tcp_established && !collector.options.tcp_close {
         let held = view.fd.try_clone().map_err(|e| view.problem(e.to_string()))?;
         let at = collector.entries.len();
@@ -191,6 +196,7 @@ pub fn open(opener: &mut Opener<'_>, entry: &InetSkEntry) -> Result<OwnedFd, Pro
     let destination = endpoint(entry, making.fd, &entry.dst_addr, entry.dst_port)
         .ok_or_else(|| damaged("address of the peer"))??;
     let stream = entry.proto == TCP;
+    super::apply_own(opener, entry.id, making, When::BeforeBind)?;
     if stream && entry.dst_port != 0 && entry.state != LISTEN {
         super::repair::open(opener, entry, making, source, destination)?;
         return Ok(fd);
@@ -200,6 +206,9 @@ pub fn open(opener: &mut Opener<'_>, entry: &InetSkEntry) -> Result<OwnedFd, Pro
     options::apply_before_bind(making, &entry.opts, stream)?;
     if entry.src_port != 0 || !source.ip().is_unspecified() {
         bind(making, entry, source)?;
+    }
+    if let Some(extra) = opener.extra.get(&entry.id).filter(|_| !stream) {
+        datagram::give_back(making, entry, source, &extra.datagrams)?;
     }
     if stream && entry.state == LISTEN {
         rustix::net::listen(making.fd, entry.backlog as i32)

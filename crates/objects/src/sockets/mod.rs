@@ -4,14 +4,17 @@
 //! the first socket needs it. What waits in queues is read after the survey ([`Survey::read`]) and written by [`write`].
 //!
 //! A restore makes sockets whole in the controller, but for TCP connections: those stay in repair mode, silent, until
-//! [`leave_repair`] just before the tasks go on.
+//! [`set_going`] just before the tasks go on.
 
+mod datagram;
 mod holder;
 pub mod inet;
 mod ip;
 pub mod lock;
 pub mod netlink;
 mod note;
+mod option_own;
+mod option_table;
 pub mod options;
 mod packet;
 mod queue;
@@ -27,16 +30,17 @@ mod tests;
 
 use crate::Problem;
 use crate::files::collect::{Collector, View};
+use crate::files::open::Opener;
 use crate::problem::text;
-use rewake_image::messages::{FdTypes, SkPacketEntry};
+use rewake_image::messages::{FdTypes, FileEntry, SkPacketEntry};
 use rewake_image::{ImageWriter, kind};
 use rewake_netlink::{Error, Socket, diag};
 use rewake_sys::sockets::{option, option_int};
-use rustix::fd::{AsFd, BorrowedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::collections::{HashMap, HashSet};
 
-pub use repair::leave_repair;
-pub use unix_open::open as open_unix;
+use option_table::{Kinds, When};
+use options::Making;
 
 /// The id that the image has for the network namespace of the tree.
 const SOCKETS_NETNS: u32 = 2;
@@ -58,6 +62,8 @@ pub struct Survey {
     diag: Option<Socket>,
     inet_tables: HashMap<Table, HashMap<u32, diag::Inet>>,
     unix_table: Option<HashMap<u32, diag::Unix>>,
+    /// The options of new sockets.
+    usuals: option_own::Usuals,
 }
 
 impl Survey {
@@ -134,7 +140,7 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
         }
     }
     let refused = |what: &str| Err(view.problem(format!("{what} cannot be saved")));
-    match family {
+    let (id, done) = match family {
         libc::AF_INET | libc::AF_INET6 => inet::survey(collector, view, family, kind, protocol),
         libc::AF_UNIX => unix::survey(collector, view, kind),
         libc::AF_NETLINK => netlink::survey(collector, view, kind, protocol),
@@ -148,7 +154,62 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
         libc::AF_RDS => refused("RDS sockets (AF_RDS)"),
         SMC => refused("SMC sockets (AF_SMC)"),
         family => refused(&format!("sockets of address family {family}")),
+    }?;
+    option_own::survey(collector, view, id, (family, kind, protocol))?;
+    Ok((id, done))
+}
+
+/// Makes a socket of the image.
+///
+/// # Errors
+/// Why it cannot be made.
+pub(crate) fn open(opener: &mut Opener<'_>, file: &FileEntry) -> Result<OwnedFd, Problem> {
+    let absent = || Problem::new(format!("file id {}", file.id), "its entry is missing");
+    let (fd, object) = match FdTypes::try_from(file.r#type) {
+        Ok(FdTypes::Inetsk) => {
+            let entry = file.isk.as_deref().ok_or_else(absent)?;
+            (inet::open(opener, entry)?, inet::describe(entry))
+        }
+        Ok(FdTypes::Unixsk) => {
+            let entry = file.usk.as_deref().ok_or_else(absent)?;
+            (unix_open::open(opener, entry)?, unix_open::describe(entry))
+        }
+        Ok(FdTypes::Netlinksk) => {
+            let entry = file.nlsk.as_deref().ok_or_else(absent)?;
+            (netlink::open(entry)?, netlink::describe(entry))
+        }
+        _ => return Err(absent()),
+    };
+    apply_own(opener, file.id, Making { fd: fd.as_fd(), object: &object }, When::Made)?;
+    if opener.extra.get(&file.id).is_some_and(|extra| !extra.socket_options.is_empty()) {
+        opener.sockets.last.push((file.id, object));
     }
+    Ok(fd)
+}
+
+/// Sets the options of `rewake.img` that are to be set in a phase.
+fn apply_own(opener: &Opener<'_>, id: u32, making: Making<'_>, when: When) -> Result<(), Problem> {
+    let Some(extra) = opener.extra.get(&id).filter(|e| !e.socket_options.is_empty()) else {
+        return Ok(());
+    };
+    let get = |name| {
+        option_int(making.fd, libc::SOL_SOCKET, name).map_err(|e| making.problem(e.to_string()))
+    };
+    let kinds = Kinds::of(get(libc::SO_DOMAIN)?, get(libc::SO_TYPE)?, get(libc::SO_PROTOCOL)?);
+    option_own::apply(making, &extra.socket_options, kinds, when)
+}
+
+/// Lets all TCP connections go on, and sets what must be set last. To be called when all tasks exist and just before they
+/// go on.
+///
+/// # Errors
+/// A connection refuses; others may go on already.
+pub(crate) fn set_going(opener: &mut Opener<'_>) -> Result<(), Problem> {
+    repair::leave_repair(opener)?;
+    for (id, object) in std::mem::take(&mut opener.sockets.last) {
+        apply_own(opener, id, Making { fd: opener.opened(id)?, object: &object }, When::Last)?;
+    }
+    Ok(())
 }
 
 /// Which network namespace a socket belongs to (Linux 5.14).
@@ -185,6 +246,8 @@ pub struct Restore {
     ends: Option<HashSet<repair::Ends>>,
     /// Whether what the kernel had left of these connections is gone.
     orphans_cleared: bool,
+    /// Sockets that have options in `rewake.img`, by file id, and how error texts call them.
+    last: Vec<(u32, String)>,
 }
 
 /// The number of a network interface by the name in the image.

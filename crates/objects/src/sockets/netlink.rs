@@ -96,7 +96,7 @@ fn has_message(view: &View<'_>) -> bool {
 /// # Errors
 /// Its address is in use, or the kernel lacks its protocol.
 pub fn open(entry: &NetlinkSkEntry) -> Result<OwnedFd, Problem> {
-    let object = format!("netlink socket ({})", protocol_name(entry.protocol as i32));
+    let object = describe(entry);
     let failed =
         |what: &str, e: Errno| Problem::new(object.clone(), format!("cannot be {what}: {e}"));
     let fd = rustix::net::socket_with(
@@ -123,6 +123,11 @@ pub fn open(entry: &NetlinkSkEntry) -> Result<OwnedFd, Problem> {
     options::apply_before_bind(making, &entry.opts, false)?;
     options::apply(making, &entry.opts)?;
     Ok(fd)
+}
+
+/// How error texts call a socket of the image.
+pub(super) fn describe(entry: &NetlinkSkEntry) -> String {
+    format!("netlink socket ({})", protocol_name(entry.protocol as i32))
 }
 
 fn protocol_name(protocol: i32) -> String {

@@ -1,5 +1,7 @@
-//! Options that all sockets have: socket(7).
+//! Options that all sockets have: socket(7). The table of those that are numbers is [`option_table`](super::option_table);
+//! here are the others, and how any is set.
 
+use super::option_table::{Default, Field, Kinds, OPTIONS, Place, SocketOption, When};
 use crate::Problem;
 use crate::files::collect::View;
 use crate::problem::text;
@@ -19,15 +21,15 @@ const SO_BUF_LOCK: i32 = 72;
 pub fn survey(view: &View<'_>, local: bool) -> Result<SkOptsEntry, Problem> {
     let fd = view.as_fd();
     let failed = |e: SyscallError| view.problem(format!("its options cannot be read: {e}"));
-    let number = |name| option_int(fd, SOCKET, name).map_err(failed);
-    let unsigned = |name| number(name).map(|v| v as u32);
-    let flag = |name| number(name).map(|v| v != 0);
+    let unsigned = |name| option_int(fd, SOCKET, name).map(|v| v as u32).map_err(failed);
     let (send_seconds, send_microseconds) = time(fd, libc::SO_SNDTIMEO).map_err(failed)?;
     let (receive_seconds, receive_microseconds) = time(fd, libc::SO_RCVTIMEO).map_err(failed)?;
     let so_filter = match filter(fd) {
         Ok(filter) => filter,
         Err(e) if e.errno == Errno::ACCESS => {
-            return Err(view.problem("it has an eBPF filter attached, which cannot be saved"));
+            return Err(view
+                .problem("it has an eBPF filter attached (SO_ATTACH_BPF), which cannot be saved")
+                .remedy("have the program detach it for the time of the dump (SO_DETACH_FILTER)"));
         }
         Err(e) => return Err(failed(e)),
     };
@@ -35,32 +37,39 @@ pub fn survey(view: &View<'_>, local: bool) -> Result<SkOptsEntry, Problem> {
     let (on, seconds) = words(linger);
     let (device, length) = option::<16>(fd, SOCKET, libc::SO_BINDTODEVICE).map_err(failed)?;
     let device = device[..length].split(|b| *b == 0).next().unwrap_or_default().to_vec();
-    let opt = |name| flag(name).map(Some);
-    Ok(SkOptsEntry {
+    let mut entry = SkOptsEntry {
         so_sndbuf: unsigned(libc::SO_SNDBUF)?,
         so_rcvbuf: unsigned(libc::SO_RCVBUF)?,
         so_snd_tmo_sec: send_seconds,
         so_snd_tmo_usec: send_microseconds,
         so_rcv_tmo_sec: receive_seconds,
         so_rcv_tmo_usec: receive_microseconds,
-        reuseaddr: opt(libc::SO_REUSEADDR)?,
-        so_priority: Some(unsigned(libc::SO_PRIORITY)?),
-        so_rcvlowat: Some(unsigned(libc::SO_RCVLOWAT)?),
-        so_mark: Some(unsigned(libc::SO_MARK)?).filter(|mark| *mark != 0),
-        so_passcred: if local { opt(libc::SO_PASSCRED)? } else { None },
-        so_passsec: if local { opt(libc::SO_PASSSEC)? } else { None },
-        so_dontroute: opt(libc::SO_DONTROUTE)?,
-        so_no_check: opt(libc::SO_NO_CHECK)?,
         so_bound_dev: Some(device).filter(|name| !name.is_empty()),
         so_filter,
-        so_reuseport: opt(libc::SO_REUSEPORT)?,
-        so_broadcast: opt(libc::SO_BROADCAST)?,
-        so_keepalive: opt(libc::SO_KEEPALIVE)?,
-        so_oobinline: Some(unsigned(libc::SO_OOBINLINE)?),
         so_linger: (on != 0).then_some(seconds as u32),
-        so_buf_lock: number(SO_BUF_LOCK).ok().map(|lock| lock as u32),
+        so_buf_lock: option_int(fd, SOCKET, SO_BUF_LOCK).ok().map(|lock| lock as u32),
         ..SkOptsEntry::default()
-    })
+    };
+    let kinds = if local { Kinds::LOCAL } else { Kinds::REMOTE };
+    for (row, field) in OPTIONS.iter().filter_map(in_socket).filter(|(row, _)| row.kinds.any(kinds))
+    {
+        let value = option_int(fd, row.level, row.number)
+            .map_err(|e| view.problem(format!("{} cannot be read: {e}", row.name)))?;
+        if value != 0 || field.always {
+            (field.put)(&mut entry, value);
+        }
+    }
+    Ok(entry)
+}
+
+/// The option and its field, if it has one in [`SkOptsEntry`].
+fn in_socket(
+    row: &'static SocketOption,
+) -> Option<(&'static SocketOption, &'static Field<SkOptsEntry>)> {
+    match &row.place {
+        Place::Socket(field) => Some((row, field)),
+        _ => None,
+    }
 }
 
 fn words(bytes: [u8; 8]) -> (i32, i32) {
@@ -94,11 +103,50 @@ impl Making<'_> {
         set_option_int(self.fd, level, name, value).map_err(|e| self.refused(what, value, &e))
     }
 
-    /// Sets a flag of socket(7) that is off in a new socket.
-    fn raise(&self, name: i32, what: &str, value: Option<bool>) -> Result<(), Problem> {
-        match value {
-            Some(true) => self.set(SOCKET, name, what, 1),
-            _ => Ok(()),
+    /// Sets an option that the image has a field for, unless it is so anyway.
+    ///
+    /// # Errors
+    /// The kernel refuses it, but not for want of a privilege: that is worth a warning.
+    pub(super) fn set_field(
+        &self,
+        row: &SocketOption,
+        default: Default,
+        value: i32,
+    ) -> Result<(), Problem> {
+        let as_it_is = match default {
+            Default::Is(default) => value == default,
+            Default::Varies => option_int(self.fd, row.level, row.number) == Ok(value),
+        };
+        if as_it_is {
+            return Ok(());
+        }
+        let set = set_option_int(self.fd, row.level, row.number, value);
+        self.settled(row.name, value, set)
+    }
+
+    /// Judges how setting an option went: what only privileges or a newer kernel could set is left as it is, with a warning.
+    pub(super) fn settled(
+        &self,
+        what: &str,
+        value: impl std::fmt::Display,
+        set: Result<(), SyscallError>,
+    ) -> Result<(), Problem> {
+        match set {
+            Err(e) if matches!(e.errno, Errno::PERM | Errno::ACCESS) => {
+                log::warn!(
+                    "{}: {what} is not restored, for it takes CAP_NET_ADMIN in the network namespace to set it to {value}",
+                    self.object
+                );
+                Ok(())
+            }
+            Err(e) if matches!(e.errno, Errno::NOPROTOOPT | Errno::OPNOTSUPP) => {
+                log::warn!(
+                    "{}: {what} is not restored, for this kernel does not have it",
+                    self.object
+                );
+                Ok(())
+            }
+            other => other.map_err(|e| self.refused(what, value, &e)),
         }
     }
 
@@ -129,13 +177,10 @@ pub fn apply_before_bind(
     options: &SkOptsEntry,
     reuse: bool,
 ) -> Result<(), Problem> {
-    if reuse || options.reuseaddr == Some(true) {
+    if reuse && options.reuseaddr != Some(true) {
         making.set(SOCKET, libc::SO_REUSEADDR, "SO_REUSEADDR", 1)?;
     }
-    making.raise(libc::SO_REUSEPORT, "SO_REUSEPORT", options.so_reuseport)?;
-    if let Some(mark) = options.so_mark {
-        making.set(SOCKET, libc::SO_MARK, "SO_MARK", mark as i32)?;
-    }
+    apply_table(making, options, When::BeforeBind)?;
     if let Some(device) = &options.so_bound_dev {
         set_option(making.fd, SOCKET, libc::SO_BINDTODEVICE, device).map_err(|e| {
             let device = text(device);
@@ -174,19 +219,7 @@ pub fn apply(making: Making<'_>, options: &SkOptsEntry) -> Result<(), Problem> {
                 .map_err(|e| making.refused(what, format!("{seconds} s {microseconds} µs"), &e))?;
         }
     }
-    if let Some(priority) = options.so_priority.filter(|p| *p != 0) {
-        making.set(SOCKET, libc::SO_PRIORITY, "SO_PRIORITY", priority as i32)?;
-    }
-    if let Some(least) = options.so_rcvlowat.filter(|l| *l != 1) {
-        making.set(SOCKET, libc::SO_RCVLOWAT, "SO_RCVLOWAT", least as i32)?;
-    }
-    making.raise(libc::SO_PASSCRED, "SO_PASSCRED", options.so_passcred)?;
-    making.raise(libc::SO_PASSSEC, "SO_PASSSEC", options.so_passsec)?;
-    making.raise(libc::SO_DONTROUTE, "SO_DONTROUTE", options.so_dontroute)?;
-    making.raise(libc::SO_NO_CHECK, "SO_NO_CHECK", options.so_no_check)?;
-    making.raise(libc::SO_BROADCAST, "SO_BROADCAST", options.so_broadcast)?;
-    making.raise(libc::SO_KEEPALIVE, "SO_KEEPALIVE", options.so_keepalive)?;
-    making.raise(libc::SO_OOBINLINE, "SO_OOBINLINE", options.so_oobinline.map(|v| v != 0))?;
+    apply_table(making, options, When::Made)?;
     if let Some(seconds) = options.so_linger {
         let mut value = [0; 8];
         value[..4].copy_from_slice(&1i32.to_ne_bytes());
@@ -198,6 +231,16 @@ pub fn apply(making: Making<'_>, options: &SkOptsEntry) -> Result<(), Problem> {
     if !options.so_filter.is_empty() {
         attach_filter(fd, &options.so_filter)
             .map_err(|e| making.problem(format!("its BPF filter cannot be attached: {e}")))?;
+    }
+    Ok(())
+}
+
+/// Sets the options of a phase that have fields.
+fn apply_table(making: Making<'_>, options: &SkOptsEntry, when: When) -> Result<(), Problem> {
+    for (row, field) in OPTIONS.iter().filter(|row| row.when == when).filter_map(in_socket) {
+        if let Some(value) = (field.get)(options) {
+            making.set_field(row, field.default, value)?;
+        }
     }
     Ok(())
 }

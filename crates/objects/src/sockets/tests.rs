@@ -94,7 +94,7 @@ fn restored(
         .iter()
         .map(|id| opener.open(*id).map(|fd| fd.try_clone_to_owned().unwrap()))
         .collect::<Result<Vec<_>, _>>()?;
-    leave_repair(&mut opener)?;
+    set_going(&mut opener)?;
     Ok(fds)
 }
 

@@ -32,7 +32,7 @@ fn problem(entry: &UnixSkEntry, reason: impl Into<String>) -> Problem {
     Problem::new(describe(entry), reason)
 }
 
-fn describe(entry: &UnixSkEntry) -> String {
+pub(super) fn describe(entry: &UnixSkEntry) -> String {
     if entry.name.is_empty() {
         format!("unix socket [{}]", entry.ino)
     } else {

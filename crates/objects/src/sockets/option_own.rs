@@ -1,0 +1,165 @@
+//! Socket options that CRIU's format has no place for: those of a socket that differ from what a new one has, in
+//! `rewake.img`.
+//!
+//! A new socket of the same family, type and protocol is made and read once for all that are saved.
+
+use super::option_table::{Kinds, OPTIONS, Place, Shape, SocketOption, When};
+use super::options::Making;
+use super::{Survey, interface_index};
+use crate::Problem;
+use crate::files::collect::{Collector, View};
+use crate::problem::text;
+use rewake_image::messages::RewakeSocketOptionEntry;
+use rewake_sys::SyscallError;
+use rewake_sys::sockets::{option, set_option};
+use rustix::fd::{AsFd, BorrowedFd};
+use rustix::net::{AddressFamily, Protocol, RawProtocol, SocketFlags, SocketType};
+
+/// The largest value: an extension header of IPv6.
+const ROOM: usize = 2048;
+
+/// An option, and what a new socket has; nothing if that is not known.
+type Usual = (&'static SocketOption, Option<Vec<u8>>);
+
+/// What is usual for sockets of a family, type and protocol.
+pub(super) type Usuals = std::collections::HashMap<(i32, i32, i32), Vec<Usual>>;
+
+fn read(fd: BorrowedFd<'_>, row: &SocketOption) -> Result<Vec<u8>, SyscallError> {
+    match row.shape {
+        Shape::Bytes => {
+            option::<ROOM>(fd, row.level, row.number).map(|(value, len)| value[..len].to_vec())
+        }
+        _ => option::<4>(fd, row.level, row.number).map(|(value, len)| value[..len].to_vec()),
+    }
+}
+
+impl Survey {
+    /// What is usual for such a socket.
+    fn usual(&mut self, family: i32, kind: i32, protocol: i32) -> &[Usual] {
+        self.usuals.entry((family, kind, protocol)).or_insert_with(|| {
+            let kinds = Kinds::of(family, kind, protocol);
+            let own = OPTIONS
+                .iter()
+                .filter(|row| row.kinds.any(kinds) && matches!(row.place, Place::Own));
+            let new = rustix::net::socket_with(
+                AddressFamily::from_raw(family as u16),
+                SocketType::from_raw(kind as u32),
+                SocketFlags::CLOEXEC,
+                RawProtocol::new(protocol as u32).map(Protocol::from_raw),
+            );
+            match new {
+                // What it does not have, this kernel does not.
+                Ok(new) => {
+                    own.filter_map(|row| Some((row, Some(read(new.as_fd(), row).ok()?)))).collect()
+                }
+                Err(_) => own.map(|row| (row, None)).collect(),
+            }
+        })
+    }
+}
+
+/// Adds to the extra state of file `id` the options that are not as usual.
+///
+/// # Errors
+/// An option cannot be read.
+pub(super) fn survey(
+    collector: &mut Collector,
+    view: &View<'_>,
+    id: u32,
+    (family, kind, protocol): (i32, i32, i32),
+) -> Result<(), Problem> {
+    let fd = view.as_fd();
+    let mut found = Vec::new();
+    for (row, usual) in collector.sockets.usual(family, kind, protocol) {
+        let value = match (read(fd, row), usual) {
+            (Ok(value), _) => value,
+            (Err(_), None) => continue,
+            (Err(e), Some(_)) => {
+                return Err(view.problem(format!("{} cannot be read: {e}", row.name)));
+            }
+        };
+        if usual.as_ref() == Some(&value) || (row.unconnected && is_connected(fd)) {
+            continue;
+        }
+        found.push(entry(view, row, value)?);
+    }
+    if !found.is_empty() {
+        collector.extra_of(id).socket_options = found;
+    }
+    Ok(())
+}
+
+fn is_connected(fd: BorrowedFd<'_>) -> bool {
+    rustix::net::getpeername(fd).is_ok_and(|peer| peer.is_some())
+}
+
+fn entry(
+    view: &View<'_>,
+    row: &SocketOption,
+    value: Vec<u8>,
+) -> Result<RewakeSocketOptionEntry, Problem> {
+    let index = match (row.shape, value.first_chunk()) {
+        (Shape::Interface, Some(value)) => u32::from_ne_bytes(*value),
+        (Shape::NetworkInterface, Some(value)) => u32::from_be_bytes(*value),
+        _ => 0,
+    };
+    let interface = match index {
+        0 => None,
+        index => Some(
+            rustix::net::netdevice::index_to_name(view.as_fd(), index)
+                .map_err(|e| view.problem(format!("{}: interface {index}: {e}", row.name)))?
+                .into_bytes(),
+        ),
+    };
+    Ok(RewakeSocketOptionEntry {
+        level: row.level as u32,
+        number: row.number as u32,
+        value: if interface.is_some() { Vec::new() } else { value },
+        interface,
+    })
+}
+
+/// Sets those of a phase.
+///
+/// # Errors
+/// The kernel refuses one, or an interface does not exist.
+pub(super) fn apply(
+    making: Making<'_>,
+    options: &[RewakeSocketOptionEntry],
+    kinds: Kinds,
+    when: When,
+) -> Result<(), Problem> {
+    if options.is_empty() {
+        return Ok(());
+    }
+    let rows = OPTIONS
+        .iter()
+        .filter(|row| row.when == when && row.kinds.any(kinds) && matches!(row.place, Place::Own));
+    for row in rows {
+        let key = (row.level as u32, row.number as u32);
+        let Some(option) = options.iter().find(|o| (o.level, o.number) == key) else { continue };
+        let (value, shown) = match &option.interface {
+            None => (option.value.clone(), show(&option.value)),
+            Some(name) => {
+                let index = interface_index(making.fd, name)
+                    .map_err(|e| making.problem(format!("{}: {e}", row.name)))?;
+                let value = match row.shape {
+                    Shape::NetworkInterface => index.to_be_bytes(),
+                    _ => index.to_ne_bytes(),
+                };
+                (value.to_vec(), text(name))
+            }
+        };
+        let set = set_option(making.fd, row.level, row.number, &value);
+        making.settled(row.name, shown, set)?;
+    }
+    Ok(())
+}
+
+/// A value for people.
+fn show(value: &[u8]) -> String {
+    match value.try_into() {
+        Ok(int) => i32::from_ne_bytes(int).to_string(),
+        Err(_) => value.iter().map(|byte| format!("{byte:02x}")).collect(),
+    }
+}
