@@ -324,6 +324,9 @@ pub fn all() -> Vec<Program> {
         program!(tcp_pair)
             .options(&["--tcp-established"], &["--tcp-established"])
             .unless_criu_in(&[("stopped", STOPPED_TCP)]),
+        program!(addresses)
+            .options(&["--tcp-established"], &["--tcp-established"])
+            .unless_criu_in(&[("stopped", STOPPED_TCP)]),
         program!(tcp_close)
             .options(&["--tcp-established"], &["--tcp-established"])
             .not_in(&[("running_restored", PEER_GONE)])

@@ -68,6 +68,7 @@ fn run(program: &str, argv: Vec<OsString>) -> Result<ExitCode, ArgError> {
             return Ok(ExitCode::from(255));
         }
         Command::Demo => return Ok(demo::run()),
+        Command::Images => return commands::images::run(&words.operands[1..]),
         Command::Crit => return Ok(rewake_crit::main(words.operands.into_iter().skip(1))),
         _ => {}
     }

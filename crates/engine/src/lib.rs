@@ -20,4 +20,5 @@ pub use options::{
 pub use report::{DumpReport, Obstacle, RestoreReport};
 pub use restore::restore;
 pub use resume::resume;
+pub use rewake_objects::sockets::host;
 pub use unlock::{Locks, unlock};

@@ -1,5 +1,6 @@
 //! What a caller (command line, RPC) asks of a dump or a restore, in plain values.
 
+use rewake_image::addresses::Template;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -137,6 +138,8 @@ pub struct RestoreOptions {
     pub sibling: bool,
     /// `--new-pidns`: into a PID namespace (and a mount namespace with its own `/proc`) of its own.
     pub new_pidns: bool,
+    /// `--replace-address`, in the order given.
+    pub addresses: Vec<Template>,
     /// `--shell-job`.
     pub shell_job: bool,
     /// `--file-locks`.

@@ -252,7 +252,7 @@ impl ImageDir {
         RawImage::new(&self.path_of(name), kind, self.inventory.img_version, bytes)
     }
 
-    fn load(&self, name: &str) -> Result<Option<Vec<u8>>> {
+    pub(crate) fn load(&self, name: &str) -> Result<Option<Vec<u8>>> {
         let Some((fd, size)) = self.open_file(name)? else { return Ok(None) };
         let bytes = self.dir.read(name, &fd, size)?;
         if self.manifest.is_some() {

@@ -172,7 +172,7 @@ fn put_bytes(buf: &mut Vec<u8>, field: &FieldDesc, bytes: &[u8]) {
     buf.extend_from_slice(bytes);
 }
 
-fn put_varint(buf: &mut Vec<u8>, mut value: u64) {
+pub(crate) fn put_varint(buf: &mut Vec<u8>, mut value: u64) {
     while value >= 0x80 {
         buf.push(value as u8 | 0x80);
         value >>= 7;

@@ -4,6 +4,7 @@
 //! - [`ImageDir`] reads a checkpoint, [`ImageWriter`] writes one that appears whole or not at all;
 //! - [`pagemap`] and [`ghost`] are the files that need more than a list of messages;
 //! - [`raw`] and [`wire`] are the layers beneath: framing, and the checks on a message before it is decoded;
+//! - [`addresses`] gives the sockets of a checkpoint other addresses;
 //! - [`dynamic`] treats messages as data, for crit.
 //!
 //! This crate knows files and no processes. It believes nothing a file says: a damaged or hostile image gives an
@@ -11,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod addresses;
 pub mod descriptor;
 mod dir;
 pub mod dynamic;

@@ -72,15 +72,44 @@ impl FromIterator<(String, FileSum)> for Manifest {
 /// The text of a manifest of these files.
 pub(crate) fn format<'a>(files: impl Iterator<Item = (&'a str, FileSum)>) -> String {
     let mut text = format!("{FIRST_LINE}\n");
-    for (name, FileSum { size, crc }) in files {
-        // writing to a string does not fail
-        let _ = match crc {
-            Some(crc) => writeln!(text, "{name} {size} {crc:08x}"),
-            None => writeln!(text, "{name} {size} -"),
-        };
+    for (name, sum) in files {
+        put_line(&mut text, name, sum);
     }
-    let _ = writeln!(text, "end {:08x}", crc32fast::hash(text.as_bytes()));
+    put_end(&mut text);
     text
+}
+
+/// The text of a manifest in which a file has another sum, or is not mentioned; everything else is as in `text`.
+pub(crate) fn with_sum(text: &str, name: &str, sum: Option<FileSum>) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut mentioned = false;
+    for line in text.lines().filter(|l| !l.starts_with("end ")) {
+        if line.split(' ').next() != Some(name) {
+            out.push_str(line);
+            out.push('\n');
+        } else if let Some(sum) = sum {
+            put_line(&mut out, name, sum);
+            mentioned = true;
+        }
+    }
+    if let Some(sum) = sum.filter(|_| !mentioned) {
+        put_line(&mut out, name, sum);
+    }
+    put_end(&mut out);
+    out
+}
+
+fn put_line(text: &mut String, name: &str, FileSum { size, crc }: FileSum) {
+    // writing to a string does not fail
+    let _ = match crc {
+        Some(crc) => writeln!(text, "{name} {size} {crc:08x}"),
+        None => writeln!(text, "{name} {size} -"),
+    };
+}
+
+fn put_end(text: &mut String) {
+    let crc = crc32fast::hash(text.as_bytes());
+    let _ = writeln!(text, "end {crc:08x}");
 }
 
 /// Whether a name can stand in a manifest (and is a name at all).
@@ -116,6 +145,18 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         assert_eq!(Manifest::parse(&text()), Ok(sample()));
+    }
+
+    #[test]
+    fn one_sum_changes_and_the_rest_stays() {
+        let sum = FileSum { size: 7, crc: Some(1) };
+        let changed = with_sum(&text(), "core-7.img", Some(sum));
+        let parsed = Manifest::parse(&changed).unwrap();
+        assert_eq!(parsed.get("core-7.img"), Some(sum));
+        assert_eq!(parsed.get("pages-1.img"), sample().get("pages-1.img"));
+        let without = with_sum(&text(), "core-7.img", None);
+        assert_eq!(Manifest::parse(&without).unwrap().get("core-7.img"), None);
+        assert_eq!(with_sum(&text(), "core-7.img", sample().get("core-7.img")), text());
     }
 
     #[test]

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// What the names of hidden files and directories start with.
-const HIDDEN: &str = ".rewake-";
+pub(crate) const HIDDEN: &str = ".rewake-";
 /// The inventory before it gets its name.
 const NEW_INVENTORY: &str = ".rewake-inventory";
 /// How much a [`Stream`] gathers before it writes.

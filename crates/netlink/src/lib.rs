@@ -4,6 +4,7 @@
 //! Messages are read and built in place: a dump of ten thousand sockets is a few hundred receives and one record a socket.
 #![forbid(unsafe_code)]
 
+pub mod address;
 pub mod destroy;
 pub mod diag;
 pub mod iptables;

@@ -101,6 +101,9 @@ pub enum Kind {
         /// What it could have been.
         want: &'static str,
     },
+    /// The argument of `--replace-address` is no rule.
+    #[error("bad argument of --replace-address: {0}")]
+    BadRule(String),
     /// A known option whose feature is not built.
     #[error("{0} is not supported yet")]
     NotYet(String),

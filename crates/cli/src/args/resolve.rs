@@ -7,6 +7,8 @@ use std::time::Duration;
 use log::Level;
 use rewake_engine::{DumpOptions, FinalState, LockMethod, Locks, Pid, RestoreOptions, TcpPolicy};
 
+use rewake_image::addresses::Template;
+
 use super::table::{Command, Status};
 use super::{ArgError, Given, Kind, Origin, values};
 
@@ -105,6 +107,7 @@ struct Values {
     detached: bool,
     sibling: bool,
     new_pidns: bool,
+    addresses: Vec<Template>,
     images_dir: Option<PathBuf>,
     work_dir: Option<PathBuf>,
     log_file: Option<OsString>,
@@ -142,6 +145,8 @@ pub fn command(operands: &[OsString], given: &[Given]) -> Result<Command, ArgErr
         .ok_or_else(|| Kind::UnknownCommand(shown.clone().into_owned()).argv())?;
     let most = match command {
         Command::Resume => 2,
+        // It takes as many rules as there are.
+        Command::Images => return Ok(command),
         // Refused by name, whatever their operands.
         Command::NotBuilt(_) | Command::Removed(_) => return Ok(command),
         _ => 1,
@@ -220,6 +225,7 @@ fn word(command: Command) -> &'static str {
         Command::Unlock => "unlock",
         Command::Demo => "demo",
         Command::Crit => "crit",
+        Command::Images => "images",
         Command::NotBuilt(name) | Command::Removed(name) => name,
     }
 }
@@ -254,6 +260,11 @@ impl Values {
             "leave-running" => self.final_state = Some(FinalState::Running),
             "restore-detached" | "daemon" => self.detached = on,
             "restore-sibling" => self.sibling = on,
+            "replace-address" => {
+                let template = Template::new(text().to_string_lossy());
+                template.rule(0).map_err(|e| Kind::BadRule(e.to_string()))?;
+                self.addresses.push(template);
+            }
             "new-pidns" => self.new_pidns = true,
             "pidfile" => self.pidfile = Some(path()),
             "timeout" => {
@@ -417,6 +428,7 @@ impl Values {
                 detached: self.detached,
                 sibling: self.sibling,
                 new_pidns: self.new_pidns,
+                addresses: self.addresses.clone(),
                 shell_job: self.shell_job,
                 file_locks: self.file_locks,
                 link_remap: self.link_remap,

@@ -216,7 +216,7 @@ const DETACH: &str = "leave the restored tree to itself instead of waiting for i
 
 /// Every option.
 #[rustfmt::skip]
-pub static OPTIONS: [Opt; 86] = [
+pub static OPTIONS: [Opt; 87] = [
     // Common
     Opt::value("images-dir", "DIR", Common, "directory of the images (default: .)").short(b'D').all(Built),
     Opt::value("work-dir", "DIR", Common, "directory of logs, pidfile and statistics (default: that of the images)").short(b'W').all(Built),
@@ -263,6 +263,7 @@ pub static OPTIONS: [Opt; 86] = [
     // Network
     Opt::switch("tcp-established", Network, "save and restore established TCP connections").both(Built),
     Opt::switch("tcp-close", Network, "let TCP connections come back closed").both(Built),
+    Opt::value("replace-address", "OLD=NEW", Network, "restore sockets at other addresses, prefixes or ports; may repeat, the first match counts").restore(Built),
     Opt::switch("skip-in-flight", Network, "forget half-open connections of listeners").dump(Built),
     Opt::value("network-lock", "METHOD", Network, "keep packets of connections away until the restore: nftables (default), iptables or skip").dump(Built)
         .restore(NoEffect("the images say how their connections are locked")),
@@ -336,6 +337,8 @@ pub enum Command {
     Demo,
     /// The image tool.
     Crit,
+    /// Changes to a directory of images.
+    Images,
     /// Known, but not built: refused by name.
     NotBuilt(&'static str),
     /// Removed long ago: refused with exit code 255.
@@ -343,7 +346,7 @@ pub enum Command {
 }
 
 /// Command words: name, meaning, operands and purpose for the help.
-pub static COMMANDS: [(&str, Command, &str, &str); 16] = [
+pub static COMMANDS: [(&str, Command, &str, &str); 17] = [
     ("dump", Command::Dump, "-t PID [-D DIR]", "save the tree of PID to images in DIR"),
     ("restore", Command::Restore, "[-D DIR] [-d]", "bring a tree back from images in DIR"),
     ("check", Command::Check, "", "check what this kernel can do"),
@@ -356,6 +359,12 @@ pub static COMMANDS: [(&str, Command, &str, &str); 16] = [
         "remove network locks that killed dumps have left, or those of DIR, or all",
     ),
     ("demo", Command::Demo, "", "checkpoint and restore a small program, and show how"),
+    (
+        "images",
+        Command::Images,
+        "replace-address DIR OLD=NEW...",
+        "give the sockets in images other addresses",
+    ),
     ("crit", Command::Crit, "COMMAND ...", "look into images (rewake crit --help)"),
     ("pre-dump", Command::NotBuilt("pre-dump"), "-t PID", "save memory while the tree runs"),
     ("page-server", Command::NotBuilt("page-server"), "", "receive pages from a dump elsewhere"),

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod dump;
+pub mod images;
 pub mod restore;
 pub mod resume;
 pub mod unlock;

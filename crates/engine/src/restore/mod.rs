@@ -6,6 +6,7 @@
 //!
 //! On any failure every process created so far is killed ([`Created`]).
 
+mod addresses;
 mod arena;
 mod build;
 mod environment;
@@ -86,6 +87,8 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
         tcp_close: options.tcp.close,
     };
     let mut opener = Opener::new(&images, opener_options, checkpoint.file_extra.clone())?;
+    let rules = addresses::rules(&options.addresses, 0)?;
+    let notes = addresses::replace(&mut opener, &rules, options)?;
 
     let own = AddressSpace::read()?;
     let mut taken = own.maps.clone();
@@ -142,8 +145,9 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
         pids: Pids::Same,
         start,
     };
-    let report = run.execute(&mut opener, hooks, &mut created)?;
+    let mut report = run.execute(&mut opener, hooks, &mut created)?;
     created.keep();
+    report.warnings.splice(0..0, notes);
     Ok(report)
 }
 
@@ -373,9 +377,6 @@ impl Run<'_> {
         ready.release(self.options.final_state == FinalState::Stopped)?;
         if let Err(e) = hooks.run(Action::PostResume, Some(root)) {
             warnings.push(e);
-        }
-        for warning in &warnings {
-            log::warn!("{warning}");
         }
         let alive = || self.checkpoint.tasks.iter().filter_map(|t| t.alive.as_ref());
         Ok(RestoreReport {

@@ -5,6 +5,7 @@ use crate::Problem;
 use crate::pids::Pids;
 use crate::problem::text;
 use crate::sockets;
+use rewake_image::addresses::{self, Outcome, Rule};
 use rewake_image::messages::{
     FdTypes, FileEntry, FownEntry, PipeDataEntry, RemapFilePathEntry, RemapType, RewakeFileEntry,
     TtyInfoEntry,
@@ -43,6 +44,8 @@ pub struct Opener<'a> {
     /// The images.
     pub images: &'a ImageDir,
     pub(crate) files: HashMap<u32, FileEntry>,
+    /// Connections as they were before their addresses were replaced: so the network lock knows them.
+    pub(crate) locked: Vec<FileEntry>,
     opened: HashMap<u32, OwnedFd>,
     /// Files opened once more, for writing.
     writable: HashMap<u32, OwnedFd>,
@@ -90,6 +93,7 @@ impl<'a> Opener<'a> {
             root: None,
             images,
             files,
+            locked: Vec::new(),
             opened: HashMap::new(),
             writable: HashMap::new(),
             remaps: remaps.into_iter().map(|r| (r.orig_id, r)).collect(),
@@ -106,6 +110,13 @@ impl<'a> Opener<'a> {
             seals: Vec::new(),
             sockets: crate::sockets::Restore::default(),
         })
+    }
+
+    /// Gives the internet sockets of the images other addresses; nothing may be open yet.
+    pub fn replace_addresses(&mut self, rules: &[Rule]) -> Outcome {
+        let connected = |f: &&FileEntry| f.isk.as_ref().is_some_and(|s| s.dst_port != 0);
+        self.locked = self.files.values().filter(connected).cloned().collect();
+        addresses::rewrite(self.files.values_mut(), rules)
     }
 
     /// The entry of file `id`.

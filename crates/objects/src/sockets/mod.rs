@@ -8,6 +8,7 @@
 
 mod datagram;
 mod holder;
+pub mod host;
 pub mod inet;
 mod ip;
 pub mod lock;

@@ -352,7 +352,8 @@ pub fn leave_repair(opener: &mut Opener<'_>) -> Result<(), Problem> {
 
 /// Removes the lock of the checkpoint, and those of dumps that were killed.
 fn unlock(opener: &Opener<'_>) -> Result<(), Problem> {
-    let removed = lock::unlock(opener.images.inventory(), opener.files.values())?;
+    let removed =
+        lock::unlock(opener.images.inventory(), opener.files.values().chain(&opener.locked))?;
     log::debug!("network lock: {removed} tables or rules removed");
     Ok(())
 }
