@@ -1,7 +1,7 @@
 //! Finding a process tree and stopping it, every thread, without missing one that is being born.
 
 use crate::error::{Context, Error, Result};
-use rewake_inject::live::mend_interrupted;
+use rewake_inject::interrupted::mend_interrupted;
 use rewake_inject::tracee::{Running, Stopped};
 use rewake_objects::problem::text;
 use rewake_proc::read::ProcDir;

@@ -3,15 +3,19 @@
 //! * [`tracee`]: ptrace stops as types.
 //! * [`map`]: memory shared with an agent.
 //! * [`ring`]: scripts of operations and how an agent executes them.
-//! * [`live`]: an agent in a live process (dump).
+//! * [`live`]: an agent in a live process (dump); [`visit`]: its other threads are asked.
+//! * [`tell`]: how foreign code reports with one stop; [`interrupted`]: where a stopped thread goes on.
 //! * [`stub`]: agents in empty processes that become restored ones (restore).
 #![allow(unsafe_code, reason = "shared memory and raw clone; each block says why it is sound")]
 
+pub mod interrupted;
 pub mod live;
 pub mod map;
 pub mod ring;
 pub mod stub;
+pub mod tell;
 pub mod tracee;
+pub mod visit;
 
 mod error;
 pub use error::Error;

@@ -165,7 +165,7 @@ pub struct Ring {
 impl Ring {
     /// Bytes of a ring that holds `ops` operations and `data` bytes.
     #[must_use]
-    pub fn size_for(ops: usize, data: usize) -> usize {
+    pub const fn size_for(ops: usize, data: usize) -> usize {
         DATA_AT + data.next_multiple_of(64) + ops * size_of::<Op>()
     }
 

@@ -80,6 +80,26 @@ impl Running {
     /// # Errors
     /// [`Error::Stuck`] besides.
     pub fn wait_stop_until(self, deadline: Option<Instant>) -> Result<Stopped> {
+        self.wait_event(deadline, |signal| signal)
+    }
+
+    /// As [`Running::wait_stop`], but signals that arrive first are not delivered: they are given to `note`.
+    ///
+    /// # Errors
+    /// As [`Running::wait_stop`].
+    pub fn wait_stop_noting(&self, mut note: impl FnMut(i32)) -> Result<Stopped> {
+        self.wait_event(None, |signal| {
+            note(signal);
+            0
+        })
+    }
+
+    /// Waits for an event stop; `deliver` says which signal is delivered instead of one that arrived.
+    fn wait_event(
+        &self,
+        deadline: Option<Instant>,
+        mut deliver: impl FnMut(i32) -> i32,
+    ) -> Result<Stopped> {
         loop {
             match wait_status(self.tid, deadline)? {
                 Status::Stop(Stop::Event) => {
@@ -89,7 +109,7 @@ impl Running {
                     return Ok(Stopped { tid: self.tid, group_stop: Some(signal) });
                 }
                 Status::Stop(Stop::Signal(signal)) => {
-                    ptrace::cont(self.tid, signal)
+                    ptrace::cont(self.tid, deliver(signal))
                         .map_err(Error::syscall("delivering a signal"))?;
                 }
                 Status::Stop(Stop::Syscall | Stop::Other(_)) => {

@@ -1,7 +1,7 @@
 //! An agent goes into a live process, works, and leaves no trace. Needs no privilege beyond tracing one's own child.
 
 use rewake_agent::layout::Op;
-use rewake_inject::live::Live;
+use rewake_inject::live::{Live, Target};
 use rewake_inject::ring::Script;
 use rewake_inject::tracee::{Running, Stopped};
 use std::fs::{File, read_to_string};
@@ -9,7 +9,13 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 fn sleeper() -> Child {
-    let child = Command::new("sleep").arg("1000").stdin(Stdio::null()).spawn().expect("sleep runs");
+    let child = Command::new("sleep")
+        .arg("1000")
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("sleep runs");
     // Wait until it sleeps, past exec and the dynamic loader.
     while !read_to_string(format!("/proc/{}/syscall", child.id()))
         .unwrap_or_default()
@@ -40,8 +46,10 @@ fn view(pid: i32) -> (String, Vec<String>, String) {
         .map(|e| e.expect("entry").file_name().into_string().expect("number"))
         .collect();
     let status = read_to_string(format!("/proc/{pid}/status")).expect("status");
-    let status: String =
-        status.lines().filter(|l| l.starts_with("Sig") || l.starts_with("Tracer")).collect();
+    let status: String = status
+        .lines()
+        .filter(|l| l.starts_with("Sig") && !l.starts_with("SigQ") || l.starts_with("Tracer"))
+        .collect();
     (read_to_string(format!("/proc/{pid}/maps")).expect("maps"), fds, status)
 }
 
@@ -55,22 +63,28 @@ fn an_agent_works_and_leaves_no_trace() {
     )
     .expect("pidfd");
     let before = view(pid);
-    for _ in 0..50 {
+    // Telling by a signal, and by none.
+    for signal in [libc::SIGURG, 0].into_iter().cycle().take(50) {
         let leader = freeze(pid);
         let start = Instant::now();
         let memory =
             File::options().read(true).write(true).open(format!("/proc/{pid}/mem")).expect("mem");
+        let target = Target {
+            pidfd: std::os::fd::AsFd::as_fd(&pidfd),
+            memory,
+            candidates: &[vdso(pid)],
+            signal,
+        };
         let mut name = None;
-        let (live, results) =
-            Live::inject(leader, std::os::fd::AsFd::as_fd(&pidfd), memory, &[vdso(pid)], |base| {
-                let mut script = Script::new(base);
-                script.push(Op::new(libc::SYS_getpid, &[]));
-                let data = script.space(16);
-                script.push(Op::new(libc::SYS_prctl, &[16, data.address]));
-                name = Some(data);
-                script
-            })
-            .expect("inject");
+        let (live, results) = Live::inject(leader, target, |base| {
+            let mut script = Script::new(base);
+            script.push(Op::new(libc::SYS_getpid, &[]));
+            let data = script.space(16);
+            script.push(Op::new(libc::SYS_prctl, &[16, data.address]));
+            name = Some(data);
+            script
+        })
+        .expect("inject");
         assert_eq!(results.value(0), Ok(i64::from(pid)));
         assert_eq!(&results.bytes(name.expect("built"))[..6], b"sleep\0");
         let mut script = Script::new(live.data_base());

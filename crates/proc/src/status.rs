@@ -151,6 +151,26 @@ struct Required {
     no_new_privs: Option<bool>,
 }
 
+impl Status {
+    /// The command name as the kernel has it: in [`Status::name`] newlines and backslashes are escaped.
+    #[must_use]
+    pub fn comm(&self) -> Vec<u8> {
+        let mut comm = Vec::with_capacity(self.name.len());
+        let mut bytes = self.name.iter().copied();
+        while let Some(byte) = bytes.next() {
+            comm.push(match byte {
+                b'\\' => match bytes.next() {
+                    Some(b'n') => b'\n',
+                    Some(other) => other,
+                    None => b'\\',
+                },
+                byte => byte,
+            });
+        }
+        comm
+    }
+}
+
 /// Order of `Required::sets`.
 const SETS: [&str; 10] = [
     "SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt", "CapInh", "CapPrm", "CapEff", "CapBnd",

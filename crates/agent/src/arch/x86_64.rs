@@ -162,13 +162,15 @@ global_asm!(
 
 /// Saved general registers in the bootstrap: the first 20 words of `user_regs_struct` (r15 … rsp).
 pub const SAVED_WORDS: usize = 20;
-/// Thread visitors in the bootstrap: how many threads of one process can be visited at the same time.
-pub const VISITORS: usize = 2;
+/// Most thread visitors that fit: how many threads of one process can be visited at the same time.
+pub const VISITORS: usize = 6;
 
 // The bootstrap. Every path through it that the controller does not actively redirect ends in `restore registers`,
 // so its death at any instant sends the process back to where it was. The two places where it must not go on by
-// itself ("gate") fall through to the way back; the controller moves rip past them with one PTRACE_SETREGSET.
-//   r12 memfd   rbx header (mapping + 4096) or 0
+// itself ("gate") fall through to the way back; the controller moves rip past them with one PTRACE_SETREGSET. It has the
+// thread stop there by a signal that the thread sends itself ("tell"): one that the process ignores, so that it is
+// nothing at all once the tracer is gone. Signal number 0 sends nothing; then the controller follows the system calls.
+//   r12 memfd   rbx header (mapping + 4096) or 0   r13 result of mmap   r14 result of socketpair
 global_asm!(
     ".pushsection .rodata.rewake_bootstrap, \"a\", @progbits",
     ".globl rewake_bootstrap_start", ".hidden rewake_bootstrap_start",
@@ -176,63 +178,41 @@ global_asm!(
     ".globl rewake_bootstrap_mask", ".hidden rewake_bootstrap_mask",
     ".globl rewake_bootstrap_size", ".hidden rewake_bootstrap_size",
     ".globl rewake_bootstrap_memfd_flags", ".hidden rewake_bootstrap_memfd_flags",
+    ".globl rewake_bootstrap_signal", ".hidden rewake_bootstrap_signal",
     ".globl rewake_bootstrap_entry", ".hidden rewake_bootstrap_entry",
     ".globl rewake_bootstrap_map", ".hidden rewake_bootstrap_map",
     ".globl rewake_bootstrap_run", ".hidden rewake_bootstrap_run",
     ".globl rewake_bootstrap_depart", ".hidden rewake_bootstrap_depart",
     ".globl rewake_bootstrap_leave", ".hidden rewake_bootstrap_leave",
-    ".globl rewake_bootstrap_unmapped", ".hidden rewake_bootstrap_unmapped",
     ".globl rewake_bootstrap_end", ".hidden rewake_bootstrap_end",
-    ".globl rewake_visitor0_saved", ".hidden rewake_visitor0_saved",
-    ".globl rewake_visitor0_entry", ".hidden rewake_visitor0_entry",
-    ".globl rewake_visitor0_end", ".hidden rewake_visitor0_end",
-    ".globl rewake_visitor1_saved", ".hidden rewake_visitor1_saved",
-    ".globl rewake_visitor1_entry", ".hidden rewake_visitor1_entry",
-    ".globl rewake_visitor1_end", ".hidden rewake_visitor1_end",
+    ".globl rewake_visitor_entry", ".hidden rewake_visitor_entry",
+    ".globl rewake_visitor_slots", ".hidden rewake_visitor_slots",
+    ".globl rewake_visitor_end", ".hidden rewake_visitor_end",
     ".balign 16",
-    ".macro rewake_restore slot",
-    "lea rsp, [rip + \\slot + 18*8]",
-    "popfq",
-    "mov r15, [rip + \\slot + 0*8]",
-    "mov r14, [rip + \\slot + 1*8]",
-    "mov r13, [rip + \\slot + 2*8]",
-    "mov r12, [rip + \\slot + 3*8]",
-    "mov rbp, [rip + \\slot + 4*8]",
-    "mov rbx, [rip + \\slot + 5*8]",
-    "mov r11, [rip + \\slot + 6*8]",
-    "mov r10, [rip + \\slot + 7*8]",
-    "mov r9, [rip + \\slot + 8*8]",
-    "mov r8, [rip + \\slot + 9*8]",
-    "mov rax, [rip + \\slot + 10*8]",
-    "mov rcx, [rip + \\slot + 11*8]",
-    "mov rdx, [rip + \\slot + 12*8]",
-    "mov rsi, [rip + \\slot + 13*8]",
-    "mov rdi, [rip + \\slot + 14*8]",
-    "mov rsp, [rip + \\slot + 19*8]",
-    "jmp [rip + \\slot + 16*8]",
+    ".macro rewake_tell", // tkill(gettid(), signal)
+    "mov eax, 186",
+    "syscall",
+    "mov edi, eax",
+    "mov esi, [rip + rewake_bootstrap_signal]",
+    "mov eax, 200",
+    "syscall",
     ".endm",
     "rewake_bootstrap_start:",
     "rewake_bootstrap_saved: .fill 20, 8, 0",
     "rewake_bootstrap_mask: .quad 0",
-    "rewake_bootstrap_full: .quad -1",
     "rewake_bootstrap_size: .quad 0",
     "rewake_bootstrap_memfd_flags: .long 0",
+    "rewake_bootstrap_signal: .long 0",
     "rewake_bootstrap_name: .asciz \"rewake\"",
     ".balign 8",
     "rewake_bootstrap_entry:",
     "xor ebx, ebx",
-    "mov r12, -1",
-    "mov eax, 14", // rt_sigprocmask(SIG_SETMASK, all, NULL, 8)
-    "mov edi, 2",
-    "lea rsi, [rip + rewake_bootstrap_full]",
-    "xor edx, edx",
-    "mov r10d, 8",
-    "syscall",
     "mov eax, 319", // memfd_create(name, flags)
     "lea rdi, [rip + rewake_bootstrap_name]",
     "mov esi, [rip + rewake_bootstrap_memfd_flags]",
     "syscall",
     "mov r12, rax",
+    "rewake_tell",
     "jmp rewake_bootstrap_undo_memfd", // gate 1: the controller fills the ring first
     "rewake_bootstrap_map:",
     "mov eax, 9", // mmap(NULL, size, RWX, MAP_SHARED, memfd, 0)
@@ -243,8 +223,9 @@ global_asm!(
     "mov r8, r12",
     "xor r9d, r9d",
     "syscall",
+    "mov r13, rax",
     "cmp rax, -4095",
-    "jae rewake_bootstrap_undo_memfd",
+    "jae 2f",
     "lea rbx, [rax + 4096]",
     "mov eax, 53", // socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, header.sockets)
     "mov edi, 1",
@@ -252,6 +233,11 @@ global_asm!(
     "xor edx, edx",
     "lea r10, [rbx + {SOCKETS}]",
     "syscall",
+    "mov r14, rax",
+    "2:",
+    "rewake_tell",
+    "test rbx, rbx",
+    "jz rewake_bootstrap_undo_memfd",
     "jmp rewake_bootstrap_undo_pair", // gate 2: the controller takes its end first
     "rewake_bootstrap_run:",
     "mov eax, 3", // close(memfd)
@@ -277,59 +263,107 @@ global_asm!(
     "mov edi, r12d",
     "syscall",
     "jmp rewake_bootstrap_leave",
-    "rewake_bootstrap_depart:", // the controller's own way out: close the agent's end, then leave
+    "rewake_bootstrap_depart:", // the controller's own way out: close the agent's end, unmap, say so
     "mov eax, 3",
     "mov edi, r12d",
     "syscall",
-    "rewake_bootstrap_leave:", // rbx = header, or 0 if nothing is mapped
-    "test rbx, rbx",
-    "jz 2f",
     "mov eax, 11", // munmap
     "lea rdi, [rbx - 4096]",
     "mov rsi, [rip + rewake_bootstrap_size]",
     "syscall",
-    "2:",
-    "rewake_bootstrap_unmapped:",
+    "rewake_tell",
+    "jmp 3f",
+    "rewake_bootstrap_leave:", // rbx = header, or 0 if nothing is mapped
+    "test rbx, rbx",
+    "jz 3f",
+    "mov eax, 11", // munmap
+    "lea rdi, [rbx - 4096]",
+    "mov rsi, [rip + rewake_bootstrap_size]",
+    "syscall",
+    "3:",
     "mov eax, 14", // rt_sigprocmask(SIG_SETMASK, saved, NULL, 8)
     "mov edi, 2",
     "lea rsi, [rip + rewake_bootstrap_mask]",
     "xor edx, edx",
     "mov r10d, 8",
     "syscall",
-    "rewake_restore rewake_bootstrap_saved",
+    "lea rsp, [rip + rewake_bootstrap_saved + 18*8]",
+    "popfq",
+    "mov r15, [rip + rewake_bootstrap_saved + 0*8]",
+    "mov r14, [rip + rewake_bootstrap_saved + 1*8]",
+    "mov r13, [rip + rewake_bootstrap_saved + 2*8]",
+    "mov r12, [rip + rewake_bootstrap_saved + 3*8]",
+    "mov rbp, [rip + rewake_bootstrap_saved + 4*8]",
+    "mov rbx, [rip + rewake_bootstrap_saved + 5*8]",
+    "mov r11, [rip + rewake_bootstrap_saved + 6*8]",
+    "mov r10, [rip + rewake_bootstrap_saved + 7*8]",
+    "mov r9, [rip + rewake_bootstrap_saved + 8*8]",
+    "mov r8, [rip + rewake_bootstrap_saved + 9*8]",
+    "mov rax, [rip + rewake_bootstrap_saved + 10*8]",
+    "mov rcx, [rip + rewake_bootstrap_saved + 11*8]",
+    "mov rdx, [rip + rewake_bootstrap_saved + 12*8]",
+    "mov rsi, [rip + rewake_bootstrap_saved + 13*8]",
+    "mov rdi, [rip + rewake_bootstrap_saved + 14*8]",
+    "mov rsp, [rip + rewake_bootstrap_saved + 19*8]",
+    "jmp [rip + rewake_bootstrap_saved + 16*8]",
     ".balign 8",
     "rewake_bootstrap_end:",
-    // Thread visitors: ask a thread what only it can tell, into the ring at r13; the kernel's stores fail softly
-    // (EFAULT) if the ring is gone, so a visitor never outlives its memory.
-    ".macro rewake_visitor n",
-    "rewake_visitor\\n\\()_saved: .fill 20, 8, 0",
-    "rewake_visitor\\n\\()_entry:",
+    // The thread visitor: asks a thread what only it can tell, and tells; r13 = its slot. The kernel's stores fail softly
+    // (EFAULT) if the ring is gone, so a visitor never outlives its memory. No instruction here changes a flag, and
+    // only the registers in the slot are used.
+    "rewake_visitor_entry:",
     "mov eax, 131", // sigaltstack(NULL, out)
-    "xor edi, edi",
-    "mov rsi, r13",
+    "mov edi, 0",
+    "mov rsi, [r13 + {OUT}]",
     "syscall",
     "mov eax, 157", // prctl(PR_GET_TID_ADDRESS, out + 24)
     "mov edi, 40",
-    "lea rsi, [r13 + 24]",
+    "lea rsi, [rsi + 24]",
     "syscall",
     "mov eax, 157", // prctl(PR_GET_PDEATHSIG, out + 32)
     "mov edi, 2",
-    "lea rsi, [r13 + 32]",
+    "lea rsi, [rsi + 8]",
     "syscall",
-    "mov eax, 157", // prctl(PR_GET_SECUREBITS): its result is read off rax
+    "mov eax, 157", // prctl(PR_GET_SECUREBITS): its result is read off rdx
     "mov edi, 27",
     "syscall",
-    "rewake_restore rewake_visitor\\n\\()_saved",
+    "mov rdx, rax",
+    "mov eax, 157", // prctl(PR_GET_TIMERSLACK): its result is read off r10
+    "mov edi, 30",
+    "syscall",
+    "mov r10, rax",
+    "rewake_tell",
+    "mov eax, 14", // rt_sigprocmask(SIG_SETMASK, saved, NULL, 8)
+    "mov edi, 2",
+    "lea rsi, [r13 + {SLOT_MASK}]",
+    "mov edx, 0",
+    "mov r10d, 8",
+    "syscall",
+    "mov rax, [r13 + 0*8]",
+    "mov rdi, [r13 + 1*8]",
+    "mov rsi, [r13 + 2*8]",
+    "mov rdx, [r13 + 3*8]",
+    "mov r10, [r13 + 4*8]",
+    "mov rcx, [r13 + 5*8]",
+    "mov r11, [r13 + 6*8]",
+    "jmp [r13 + {TAIL}]",
     ".balign 8",
-    ".endm",
-    "rewake_visitor 0",
-    "rewake_visitor0_end:",
-    "rewake_visitor 1",
-    "rewake_visitor1_end:",
-    ".purgem rewake_visitor",
-    ".purgem rewake_restore",
+    "rewake_visitor_slots:",
+    ".rept {VISITORS}",
+    "2: .fill {SLOT_WORDS}, 8, 0",
+    "mov r13, [rip + 2b + 7*8]", // the tail, which ends the use of r13
+    "jmp [rip + 2b + 8*8]",
+    ".balign 8",
+    ".endr",
+    "rewake_visitor_end:",
+    ".purgem rewake_tell",
     ".popsection",
     SOCKETS = const offset::SOCKETS,
+    VISITORS = const VISITORS,
+    SLOT_WORDS = const size_of::<VisitorSlot>() / 8,
+    SLOT_MASK = const core::mem::offset_of!(VisitorSlot, mask),
+    OUT = const core::mem::offset_of!(VisitorSlot, out),
+    TAIL = const core::mem::offset_of!(VisitorSlot, tail),
 );
 
 // The init of a PID namespace that holds a restored tree: reaps whoever is left to it, passes signals on to the tree's
@@ -388,6 +422,20 @@ global_asm!(
     ".popsection",
 );
 
+/// What a visitor needs to send its thread back alone. The thread's other registers are not touched.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct VisitorSlot {
+    /// rax, rdi, rsi, rdx, r10, rcx, r11, r13, rip with which the thread goes on.
+    pub registers: [u64; 9],
+    /// Its signal mask.
+    pub mask: u64,
+    /// Address of a [`VisitorResult`].
+    pub out: u64,
+    /// Address of this slot's tail: the instructions right after it.
+    pub tail: u64,
+}
+
 unsafe extern "C" {
     static rewake_executor_start: u8;
     static rewake_executor_end: u8;
@@ -398,19 +446,16 @@ unsafe extern "C" {
     static rewake_bootstrap_mask: u8;
     static rewake_bootstrap_size: u8;
     static rewake_bootstrap_memfd_flags: u8;
+    static rewake_bootstrap_signal: u8;
     static rewake_bootstrap_entry: u8;
     static rewake_bootstrap_map: u8;
     static rewake_bootstrap_run: u8;
     static rewake_bootstrap_depart: u8;
     static rewake_bootstrap_leave: u8;
-    static rewake_bootstrap_unmapped: u8;
     static rewake_bootstrap_end: u8;
-    static rewake_visitor0_saved: u8;
-    static rewake_visitor0_entry: u8;
-    static rewake_visitor0_end: u8;
-    static rewake_visitor1_saved: u8;
-    static rewake_visitor1_entry: u8;
-    static rewake_visitor1_end: u8;
+    static rewake_visitor_entry: u8;
+    static rewake_visitor_slots: u8;
+    static rewake_visitor_end: u8;
 }
 
 fn between(start: *const u8, end: *const u8) -> &'static [u8] {
@@ -444,24 +489,27 @@ pub struct Bootstrap {
     pub size: usize,
     /// Flags of `memfd_create` (u32).
     pub memfd_flags: usize,
+    /// The signal by which threads tell (u32); 0 for none.
+    pub signal: usize,
     /// First instruction.
     pub entry: usize,
     /// Where the controller continues after `memfd_create` (rbx = 0, r12 = memfd).
     pub map: usize,
     /// Where the controller continues after `socketpair` (rbx = header, r12 = memfd).
     pub run: usize,
-    /// Closes descriptor r12, unmaps, restores (rbx = header).
+    /// Closes descriptor r12, unmaps, tells, restores (rbx = header).
     pub depart: usize,
     /// Unmaps and restores; what [`crate::layout::Header::exit`] points at.
     pub leave: usize,
-    /// The instruction after `munmap`.
-    pub unmapped: usize,
-    /// Per visitor: saved registers, entry (r13 = result), end.
-    pub visitors: [(usize, usize, usize); VISITORS],
+    /// Where a visitor begins (r13 = its slot).
+    pub visitor: usize,
+    /// The first visitor's slot; see [`Bootstrap::slot`].
+    slots: usize,
+    slot_len: usize,
     end: usize,
 }
 
-/// What a visitor stores: `stack_t`, `clear_child_tid`, parent-death signal.
+/// What a visitor has the kernel store: `stack_t`, `clear_child_tid`, parent-death signal.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct VisitorResult {
@@ -484,31 +532,29 @@ impl Bootstrap {
         let start = &raw const rewake_bootstrap_start;
         let at = |symbol: *const u8| between(start, symbol).len();
         Bootstrap {
-            bytes: between(start, &raw const rewake_visitor1_end),
+            bytes: between(start, &raw const rewake_visitor_end),
             saved: at(&raw const rewake_bootstrap_saved),
             mask: at(&raw const rewake_bootstrap_mask),
             size: at(&raw const rewake_bootstrap_size),
             memfd_flags: at(&raw const rewake_bootstrap_memfd_flags),
+            signal: at(&raw const rewake_bootstrap_signal),
             entry: at(&raw const rewake_bootstrap_entry),
             map: at(&raw const rewake_bootstrap_map),
             run: at(&raw const rewake_bootstrap_run),
             depart: at(&raw const rewake_bootstrap_depart),
             leave: at(&raw const rewake_bootstrap_leave),
-            unmapped: at(&raw const rewake_bootstrap_unmapped),
-            visitors: [
-                (
-                    at(&raw const rewake_visitor0_saved),
-                    at(&raw const rewake_visitor0_entry),
-                    at(&raw const rewake_visitor0_end),
-                ),
-                (
-                    at(&raw const rewake_visitor1_saved),
-                    at(&raw const rewake_visitor1_entry),
-                    at(&raw const rewake_visitor1_end),
-                ),
-            ],
+            visitor: at(&raw const rewake_visitor_entry),
+            slots: at(&raw const rewake_visitor_slots),
+            slot_len: between(&raw const rewake_visitor_slots, &raw const rewake_visitor_end).len()
+                / VISITORS,
             end: at(&raw const rewake_bootstrap_end),
         }
+    }
+
+    /// Where the slot of visitor `n` is: a [`VisitorSlot`], and right after it its tail.
+    #[must_use]
+    pub fn slot(&self, n: usize) -> usize {
+        self.slots + n * self.slot_len
     }
 
     /// Bytes needed with `visitors` thread visitors.
@@ -516,7 +562,7 @@ impl Bootstrap {
     pub fn len(&self, visitors: usize) -> usize {
         match visitors {
             0 => self.end,
-            n => self.visitors[n.min(VISITORS) - 1].2,
+            n => self.slot(n.min(VISITORS)),
         }
     }
 }

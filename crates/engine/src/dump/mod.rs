@@ -6,6 +6,7 @@
 mod files;
 mod inside;
 mod outside;
+mod thread;
 mod write;
 
 use crate::error::{Context, Error, Result};
@@ -200,7 +201,7 @@ fn survey_task(
         }
     }
     let (inside, agent) = inside::survey(task, &outside, &pidfd, pin, cure)?;
-    outside.survey_pages(task, inside.delivered_signals)?;
+    outside.survey_pages(task)?;
     let mut problems = std::mem::take(&mut outside.problems);
     let files = files::survey(collector, task, &outside, &inside, &pidfd, &mut problems)?;
     obstacles.extend(problems.into_iter().map(|p| p.of(pid, &comm)));

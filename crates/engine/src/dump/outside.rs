@@ -5,7 +5,7 @@ use crate::freeze::Task;
 use rewake_image::messages::VmaEntry;
 use rewake_objects::Problem;
 use rewake_objects::memory::pages::{self, Run};
-use rewake_objects::memory::vma::{self, Backing, Vma, status};
+use rewake_objects::memory::vma::{self, Vma, status};
 use rewake_proc::read::ProcDir;
 use rewake_proc::status::Status;
 use rewake_proc::timers::PosixTimer;
@@ -152,19 +152,12 @@ fn read_vdso(memory: &File, vmas: &[Vma], own: &[u8]) -> Vec<u8> {
 }
 
 impl Outside {
-    /// Looks which pages hold data: after everything that may still touch memory. If signals were delivered since
-    /// (`stacks_grew`), a stack may have grown, so the mappings are read again; the agent's own is not one of the task's.
+    /// Looks which pages hold data: after everything that may still touch memory.
     ///
     /// # Errors
-    /// The task is gone or `/proc` cannot be read.
-    pub fn survey_pages(&mut self, task: &Task, stacks_grew: bool) -> Result<()> {
+    /// The task is gone.
+    pub fn survey_pages(&mut self, task: &Task) -> Result<()> {
         let (pid, comm) = (task.pid(), task.comm());
-        if stacks_grew {
-            let mut buffer = Vec::new();
-            let text = task.dir.read("smaps", &mut buffer).of(pid, comm)?;
-            self.vmas = vma::survey(text, &mut Vec::new()).of(pid, comm)?;
-            self.vmas.retain(|v| v.backing != Backing::Memfd(b"rewake".to_vec()));
-        }
         self.runs = pages::survey(&self.pagemap, &self.vmas).of(pid, comm)?;
         Ok(())
     }

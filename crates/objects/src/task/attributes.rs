@@ -6,6 +6,7 @@ use rewake_inject::ring::{Data, Results, Script};
 
 const PR_GET_PDEATHSIG: u64 = 2;
 const PR_SET_PDEATHSIG: u64 = 1;
+const PR_GET_TIMERSLACK: u64 = 30;
 const PR_GET_DUMPABLE: u64 = 3;
 const PR_SET_DUMPABLE: u64 = 4;
 const PR_GET_SECUREBITS: u64 = 27;
@@ -56,6 +57,8 @@ pub struct Attributes {
     pub mdwe: u32,
     /// `PR_GET_IO_FLUSHER`.
     pub io_flusher: bool,
+    /// `PR_GET_TIMERSLACK` of the leader, in nanoseconds.
+    pub timer_slack: u64,
 }
 
 /// Adds the questions.
@@ -74,6 +77,7 @@ pub fn ask(script: &mut Script) -> Asked {
     prctl(script, &[PR_GET_TSC, data.address + 48]);
     prctl(script, &[PR_GET_MDWE, 0, 0, 0, 0]);
     prctl(script, &[PR_GET_IO_FLUSHER, 0, 0, 0, 0]);
+    prctl(script, &[PR_GET_TIMERSLACK]);
     Asked { data, first }
 }
 
@@ -94,6 +98,7 @@ pub fn read(results: &Results, asked: Asked) -> Attributes {
         tsc: results.u32(data, 48),
         mdwe: results.or_zero(first + 10) as u32,
         io_flusher: results.or_zero(first + 11) != 0,
+        timer_slack: results.or_zero(first + 12) as u64,
     }
 }
 

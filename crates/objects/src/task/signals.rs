@@ -64,6 +64,15 @@ pub fn restore_actions(steps: &mut Steps, actions: &[SaEntry]) {
     }
 }
 
+/// The mask bit of a queued signal.
+#[must_use]
+pub fn bit(info: &SigInfo) -> u64 {
+    match i32::from_ne_bytes([info[0], info[1], info[2], info[3]]) {
+        signal @ 1..=64 => 1 << (signal - 1),
+        _ => 0,
+    }
+}
+
 /// The image's form of a queue.
 #[must_use]
 pub fn queue(signals: Vec<SigInfo>) -> SignalQueueEntry {

@@ -1,0 +1,232 @@
+//! What ptrace and `/proc` tell of single threads.
+
+use super::outside::Outside;
+use crate::error::{Context, Result};
+use crate::freeze::Task;
+use rewake_image::messages::{RewakeThreadEntry, RseqEntry, ThreadCoreEntry};
+use rewake_inject::interrupted::{after_rseq, mend_interrupted};
+use rewake_inject::tracee::Stopped;
+use rewake_inject::visit::Visited;
+use rewake_objects::task::{registers, schedule, signals};
+use rewake_proc::read::ProcDir;
+use rewake_proc::status::Status;
+use rewake_sys::ptrace::{self, Registers};
+use rewake_sys::sched::{self, SchedAttr};
+use rewake_sys::task::robust_list;
+use std::os::unix::fs::FileExt;
+
+/// What any of our threads can find out of a thread that stands still: nothing of it needs the tracer.
+#[derive(Debug)]
+pub struct Facts {
+    /// `/proc/PID/task/TID/status`; of the leader it is [`Outside::status`].
+    pub status: Option<Status>,
+    robust_list: (u64, u64),
+    attr: SchedAttr,
+    nice: i32,
+    affinity: Vec<u64>,
+    io_priority: Option<u32>,
+}
+
+/// Gathers the facts of threads of one task, the leader first; of many, as many at a time as there are CPUs.
+///
+/// # Errors
+/// A thread is gone.
+pub fn facts(dir: &ProcDir, tids: &[i32]) -> std::result::Result<Vec<Facts>, String> {
+    /// Below this a thread of our own costs more than it saves.
+    const ENOUGH: usize = 16;
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = workers.min(tids.len() / ENOUGH).max(1);
+    let one_after_the_other = |tids: &[i32], first: usize| {
+        let mut buffer = Vec::with_capacity(4096);
+        tids.iter()
+            .enumerate()
+            .map(|(i, tid)| gather(dir, *tid, first + i == 0, &mut buffer))
+            .collect::<std::result::Result<Vec<_>, _>>()
+    };
+    let (own, others) = tids.split_at(tids.len().div_ceil(workers));
+    std::thread::scope(|scope| {
+        let running: Vec<_> = others
+            .chunks(own.len().max(1))
+            .map(|chunk| scope.spawn(|| one_after_the_other(chunk, 1)))
+            .collect();
+        let mut all = one_after_the_other(own, 0)?;
+        for worker in running {
+            all.extend(worker.join().map_err(|_| "a thread that reads /proc died".to_owned())??);
+        }
+        Ok(all)
+    })
+}
+
+fn gather(
+    dir: &ProcDir,
+    tid: i32,
+    leader: bool,
+    buffer: &mut Vec<u8>,
+) -> std::result::Result<Facts, String> {
+    let at =
+        |what: &'static str| move |e: &dyn std::fmt::Display| format!("thread {tid}: {what}: {e}");
+    let status = match leader {
+        true => None,
+        false => {
+            let text = dir
+                .read(&format!("task/{tid}/status"), buffer)
+                .map_err(|e| at("reading its status")(&e))?;
+            Some(rewake_proc::status::parse(text).map_err(|e| at("reading its status")(&e))?)
+        }
+    };
+    let attr = sched::attributes(tid).map_err(|e| at("reading scheduling attributes")(&e))?;
+    Ok(Facts {
+        status,
+        robust_list: robust_list(tid).map_err(|e| at("reading the robust list")(&e))?,
+        nice: sched::nice(tid).unwrap_or(attr.nice),
+        attr,
+        affinity: sched::affinity(tid).unwrap_or_default(),
+        io_priority: sched::io_priority(tid).ok(),
+    })
+}
+
+/// A thread's part of the images.
+pub struct ThreadState {
+    pub core: ThreadCoreEntry,
+    pub info: rewake_image::messages::ThreadInfoX86,
+    pub extra: RewakeThreadEntry,
+    pub mask: u64,
+    /// Signals in its own queue, as a mask.
+    pub pending: u64,
+    /// Its registers, as the kernel has them.
+    pub regs: Registers,
+    /// Of threads other than the leader.
+    pub securebits: Option<u32>,
+    /// Of threads other than the leader.
+    pub status: Option<Status>,
+}
+
+impl ThreadState {
+    /// Adds what a visit brought.
+    pub fn visited(&mut self, visited: &Visited) {
+        let result = &visited.result;
+        self.securebits = Some(visited.securebits);
+        self.extra.timer_slack = Some(visited.timer_slack);
+        self.info.clear_tid_addr = result.tid_address;
+        self.core.sas =
+            Some(signals::alternate_stack(result.ss_sp, result.ss_size, result.ss_flags as u32));
+        // The kernel stores an int.
+        self.core.pdeath_sig = Some(result.pdeath_sig as u32).filter(|s| *s != 0);
+    }
+}
+
+const EINTR: u64 = -4i64 as u64;
+const ERESTARTSYS: i64 = -512;
+const ERESTARTNOINTR: i64 = -513;
+const ERESTARTNOHAND: i64 = -514;
+const ERESTART_RESTARTBLOCK: i64 = -516;
+
+/// Registers for the image: an interrupted system call is made again, as CRIU writes it; where the kernel's restart
+/// block is needed the image says `EINTR`, and our own extra says how to do better.
+fn for_image(regs: &Registers, extra: &mut RewakeThreadEntry, outside: &Outside) -> Registers {
+    if (regs.orig_rax as i64) < 0 {
+        return *regs;
+    }
+    let back = regs.rip.wrapping_sub(2);
+    match regs.rax as i64 {
+        ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => {
+            Registers { rax: regs.orig_rax, rip: back, ..*regs }
+        }
+        ERESTART_RESTARTBLOCK => {
+            extra.again = vec![interrupted_call(regs, back, outside), back];
+            Registers { rax: EINTR, ..*regs }
+        }
+        _ => match mend_interrupted(regs) {
+            Some(_) => Registers { rax: regs.orig_rax, rip: back, ..*regs },
+            None => *regs,
+        },
+    }
+}
+
+/// The number of the call that has a restart block. If it was restarted before, the registers name restart_syscall(2);
+/// what it was then stands in the code, for C libraries load the number right before the instruction at `back`, or can
+/// be told from the arguments, if it was a sleep.
+fn interrupted_call(regs: &Registers, back: u64, outside: &Outside) -> u64 {
+    const MOV_EAX: u8 = 0xb8;
+    const CLOCKS: u64 = 16;
+    const LOWEST_POINTER: u64 = 1 << 16;
+    if regs.orig_rax != libc::SYS_restart_syscall as u64 {
+        return regs.orig_rax;
+    }
+    let mut code = [0u8; 5];
+    let read = outside.memory.read_exact_at(&mut code, back.wrapping_sub(5));
+    if let (Ok(()), [MOV_EAX, a, b, c, d]) = (read, code) {
+        return u64::from(u32::from_le_bytes([a, b, c, d]));
+    }
+    let is_time = |address: u64| {
+        let mut bytes = [0u8; 16];
+        let read = outside.memory.read_exact_at(&mut bytes, address);
+        let nanoseconds = u64::from_ne_bytes([
+            bytes[8], bytes[9], bytes[10], bytes[11], bytes[12], bytes[13], bytes[14], bytes[15],
+        ]);
+        read.is_ok() && bytes != [0; 16] && nanoseconds < 1_000_000_000
+    };
+    let pointer_or_null = |v: u64| v == 0 || v >= LOWEST_POINTER;
+    if regs.rdi < CLOCKS && regs.rsi == 0 && is_time(regs.rdx) && pointer_or_null(regs.r10) {
+        libc::SYS_clock_nanosleep as u64
+    } else if pointer_or_null(regs.rsi) && is_time(regs.rdi) {
+        libc::SYS_nanosleep as u64
+    } else {
+        regs.orig_rax
+    }
+}
+
+/// Reads what ptrace tells of a stopped thread. `xsave` is room for its FPU registers.
+///
+/// # Errors
+/// The thread is gone, or its state cannot be saved.
+pub fn state(
+    thread: &Stopped,
+    facts: Facts,
+    xsave: &mut [u8],
+    task: &Task,
+    outside: &Outside,
+) -> Result<ThreadState> {
+    let (tid, pid, comm) = (thread.tid(), task.pid(), task.comm());
+    let at = |what: &'static str| {
+        move |e: rewake_sys::SyscallError| format!("thread {tid}: {what}: {e}")
+    };
+    let regs = thread.registers().of(pid, comm)?;
+    let len = ptrace::regset(tid, ptrace::NT_X86_XSTATE, xsave)
+        .or_else(|_| ptrace::regset(tid, ptrace::NT_PRFPREG, xsave))
+        .map_err(at("reading FPU registers"))
+        .of(pid, comm)?;
+    let mut extra = RewakeThreadEntry { tid: tid as u32, ..RewakeThreadEntry::default() };
+    let image_regs = for_image(&after_rseq(tid, &outside.memory, &regs), &mut extra, outside);
+    let mask = ptrace::signal_mask(tid).map_err(at("reading the signal mask")).of(pid, comm)?;
+    let queue =
+        ptrace::queued_signals(tid, false).map_err(at("reading queued signals")).of(pid, comm)?;
+    let mut core = ThreadCoreEntry {
+        futex_rla: facts.robust_list.0,
+        futex_rla_len: facts.robust_list.1 as u32,
+        blk_sigset: Some(mask),
+        ..ThreadCoreEntry::default()
+    };
+    let pending = queue.iter().fold(0, |all, info| all | signals::bit(info));
+    core.signals_p = Some(signals::queue(queue));
+    if let Ok(config) = ptrace::rseq_config(tid) {
+        core.rseq_entry = Some(RseqEntry {
+            rseq_abi_pointer: config.pointer,
+            rseq_abi_size: config.size,
+            signature: config.signature,
+            rseq_cs_pointer: None,
+        });
+    }
+    schedule::survey(&mut core, &mut extra, &facts.attr, facts.nice);
+    extra.affinity = facts.affinity;
+    extra.io_priority = facts.io_priority;
+    if let Ok(sud) = ptrace::sud_config(tid)
+        && sud.mode != 0
+    {
+        extra.syscall_dispatch = vec![sud.mode, sud.selector, sud.offset, sud.len];
+    }
+    let info = registers::survey(&image_regs, &xsave[..len], 0)
+        .map_err(|p| crate::Error::of(pid, comm, p))?;
+    let status = facts.status;
+    Ok(ThreadState { core, info, extra, mask, pending, regs, securebits: None, status })
+}

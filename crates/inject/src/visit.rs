@@ -1,0 +1,145 @@
+//! Visits to the threads of a process that has an agent inside: what only a thread itself can tell.
+//!
+//! As many threads at a time as there are slots in the padding run the visitor's few system calls and tell.
+
+use crate::interrupted::{after_rseq, self_resuming};
+use crate::live::{Live, VISIT_RESULTS_AT};
+use crate::tell::{self, Owed};
+use crate::tracee::Stopped;
+use crate::{Error, Result};
+use rewake_agent::arch::{VisitorResult, VisitorSlot};
+use rewake_sys::ptrace::{self, Registers};
+use std::os::unix::fs::FileExt;
+
+/// What only a thread itself can tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Visited {
+    /// Alternate stack, thread id's address, parent-death signal.
+    pub result: VisitorResult,
+    /// `PR_GET_SECUREBITS`.
+    pub securebits: u32,
+    /// `PR_GET_TIMERSLACK`, in nanoseconds.
+    pub timer_slack: u64,
+}
+
+/// A thread that is to be visited: it stands in a ptrace stop with these registers and this signal mask.
+#[derive(Debug)]
+pub struct Host {
+    /// The thread.
+    pub thread: Stopped,
+    /// Its registers.
+    pub regs: Registers,
+    /// Its signal mask.
+    pub mask: u64,
+}
+
+/// System calls of the visitor before it tells.
+const QUESTIONS: usize = 5;
+
+impl Live {
+    /// Asks threads of the process what only they can tell. They stand in a ptrace stop with their registers and masks
+    /// unchanged afterwards, in the same order.
+    ///
+    /// # Errors
+    /// A thread is gone, or there was no room for a visitor in the process.
+    pub fn visit(&self, hosts: Vec<Host>) -> Result<Vec<(Stopped, Visited)>> {
+        let (signal, slots) = (self.signal, self.room.visitors);
+        if slots == 0 && !hosts.is_empty() {
+            return Err(Error::NoRoom { needed: self.boot.len(1) });
+        }
+        let mut done = Vec::with_capacity(hosts.len());
+        let mut rest = hosts.into_iter().peekable();
+        while rest.peek().is_some() {
+            let wave = rest.by_ref().take(if signal == 0 { 1 } else { slots });
+            self.wave(wave.collect(), &mut done)?;
+        }
+        Ok(done)
+    }
+
+    fn wave(&self, hosts: Vec<Host>, done: &mut Vec<(Stopped, Visited)>) -> Result<()> {
+        let mut owed = Owed::default();
+        let hosts: Vec<Host> = hosts
+            .into_iter()
+            .map(|host| {
+                let regs = after_rseq(host.thread.tid(), &self.memory, &host.regs);
+                Host { regs, ..host }
+            })
+            .collect();
+        self.fill_slots(&hosts)?;
+        for (slot, Host { thread, regs, .. }) in hosts.iter().enumerate() {
+            thread.set_registers(&Registers {
+                rip: self.room.address + self.boot.visitor as u64,
+                r13: self.room.address + self.boot.slot(slot) as u64,
+                orig_rax: u64::MAX,
+                ..*regs
+            })?;
+            // After the registers: the visitor gives the thread its mask back by itself, if it must.
+            ptrace::set_signal_mask(thread.tid(), tell::quiet_mask(self.signal))
+                .map_err(Error::syscall("blocking signals"))?;
+            if self.signal != 0 {
+                ptrace::cont(thread.tid(), 0).map_err(Error::syscall("continuing a thread"))?;
+            }
+        }
+        for (slot, Host { thread, regs, mask }) in hosts.into_iter().enumerate() {
+            let (tid, group_stop) = (thread.tid(), thread.group_stop());
+            let (mut stopped, answers) = if self.signal != 0 {
+                let (stopped, at) = tell::wait_told(tid, self.signal, mask, &mut owed)?;
+                (stopped, (at.rdx, at.r10))
+            } else {
+                let stopped = tell::follow(thread, 2 * QUESTIONS, &mut owed)?;
+                let at = stopped.registers()?;
+                (stopped.to_event_stop()?, (at.rdx, at.rax))
+            };
+            // The mask first: whoever is still in the visitor gets it back anyway.
+            ptrace::set_signal_mask(tid, mask)
+                .map_err(Error::syscall("restoring the signal mask"))?;
+            stopped.set_registers(&regs)?;
+            stopped.set_group_stop(group_stop);
+            // SAFETY: VisitorResult is a struct of integers.
+            let result = unsafe { self.map.get(result_at(slot)) };
+            let (securebits, timer_slack) = (answers.0 as u32, answers.1);
+            done.push((stopped, Visited { result, securebits, timer_slack }));
+        }
+        self.owed.borrow_mut().merge(owed);
+        Ok(())
+    }
+
+    /// Writes what each visitor needs to go back alone, in one piece.
+    fn fill_slots(&self, hosts: &[Host]) -> Result<()> {
+        let first = self.boot.slot(0);
+        let mut bytes = self.boot.bytes[first..self.boot.slot(hosts.len())].to_vec();
+        for (n, Host { regs, mask, .. }) in hosts.iter().enumerate() {
+            let resumed = self_resuming(regs);
+            let at = self.boot.slot(n);
+            let slot = VisitorSlot {
+                registers: [
+                    resumed.rax,
+                    resumed.rdi,
+                    resumed.rsi,
+                    resumed.rdx,
+                    resumed.r10,
+                    resumed.rcx,
+                    resumed.r11,
+                    resumed.r13,
+                    resumed.rip,
+                ],
+                mask: *mask,
+                out: self.ring.header_address() - crate::map::PAGE as u64 + result_at(n) as u64,
+                tail: self.room.address + (at + size_of::<VisitorSlot>()) as u64,
+            };
+            let words = slot.registers.into_iter().chain([slot.mask, slot.out, slot.tail]);
+            for (i, word) in words.enumerate() {
+                let to = at - first + i * 8;
+                bytes[to..to + 8].copy_from_slice(&word.to_ne_bytes());
+            }
+        }
+        self.memory.write_all_at(&bytes, self.room.address + first as u64).map_err(|_| {
+            Error::Inside { what: "saving registers", errno: rewake_sys::Errno::FAULT }
+        })
+    }
+}
+
+/// Where the result of slot `n` lies in the mapping.
+fn result_at(n: usize) -> usize {
+    VISIT_RESULTS_AT + n * size_of::<VisitorResult>()
+}
