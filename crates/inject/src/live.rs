@@ -312,7 +312,7 @@ impl Start<'_> {
     }
 
     /// To the first gate; returns the number of the memfd, as the kernel returned it.
-    fn to_memfd(&mut self, leader: Stopped, mask: u64) -> Result<(Stopped, Registers, u64)> {
+    fn at_first_gate(&mut self, leader: Stopped, mask: u64) -> Result<(Stopped, Registers, u64)> {
         if self.target.signal != 0 {
             let tid = leader.resume()?.tid();
             let (leader, regs) = tell::wait_told(tid, self.target.signal, mask, &mut self.owed)?;
@@ -324,7 +324,7 @@ impl Start<'_> {
     }
 
     /// To the second gate: the ring is mapped (header in rbx) and holds a socket pair.
-    fn to_pair(&mut self, leader: Stopped, mask: u64) -> Result<(Stopped, Registers)> {
+    fn at_second_gate(&mut self, leader: Stopped, mask: u64) -> Result<(Stopped, Registers)> {
         let (leader, regs, mapped, paired) = if self.target.signal != 0 {
             let tid = leader.resume()?.tid();
             let (leader, regs) = tell::wait_told(tid, self.target.signal, mask, &mut self.owed)?;
@@ -348,7 +348,7 @@ impl Start<'_> {
         let original = after_rseq(pid, &self.target.memory, &leader.registers()?);
         let mask = ptrace::signal_mask(pid).map_err(Error::syscall("reading the signal mask"))?;
         self.enter(&leader, &original, mask)?;
-        let (leader, regs, number) = self.to_memfd(leader, mask)?;
+        let (leader, regs, number) = self.at_first_gate(leader, mask)?;
         inside("memfd_create", number)?;
         let memfd = fetch(self.target.pidfd, number)?;
         rustix::fs::ftruncate(&memfd, self.map_len as u64)
@@ -363,7 +363,7 @@ impl Start<'_> {
             orig_rax: u64::MAX,
             ..regs
         })?;
-        let (leader, regs) = self.to_pair(leader, mask)?;
+        let (leader, regs) = self.at_second_gate(leader, mask)?;
         let header = regs.rbx;
         // SAFETY: two i32.
         let sockets: [i32; 2] = unsafe { map.get(PAGE + offset::SOCKETS) };
