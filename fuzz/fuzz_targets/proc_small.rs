@@ -3,11 +3,11 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use rewake_proc::{auxv, children, idmap, link, pagemap, single, syscall, timens, timers};
+use rewake_proc::{auxv, children, idmap, link, net, pagemap, single, syscall, timens, timers};
 
 fuzz_target!(|data: &[u8]| {
     let Some((&choice, text)) = data.split_first() else { return };
-    match choice % 17 {
+    match choice % 18 {
         0 => {
             let Ok(vector) = auxv::parse(text) else { return };
             let words = vector.entries.iter().flat_map(|(at, value)| [*at, *value]).chain([0, 0]);
@@ -80,6 +80,9 @@ fuzz_target!(|data: &[u8]| {
         15 => {
             let _ =
                 (single::personality(text), single::coredump_filter(text), single::loginuid(text));
+        }
+        16 => {
+            let _ = (net::sockets("raw", text), net::igmp(text), net::igmp6(text));
         }
         _ => {
             let Ok(value) = single::sysctl("ns_last_pid", text) else { return };

@@ -1,12 +1,12 @@
 //! Both ways with CRIU: what one of the two dumped, the other restores. Runs if `CRIU=path` is given.
 
-use crate::flavours::{Outcome, finish, started, unless_later};
+use crate::flavours::{Outcome, finish, in_its_net, started, unless_later};
 use crate::harness::{Fs, NotReady, Tool};
 use crate::programs::Program;
 
 /// Dumps with `from`, restores with `to`, checks; then the other way with the same tree.
 pub fn run(program: &Program, from: &Tool, to: &Tool) -> Outcome {
-    let done = cross(program, from, to);
+    let done = in_its_net(program, || cross(program, from, to));
     finish(if program.later { unless_later(done) } else { done })
 }
 

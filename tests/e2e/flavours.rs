@@ -1,6 +1,7 @@
 //! The ways to checkpoint a program: each leads to its own check passing.
 
 use crate::harness::{Fail, Fs, NotReady, Run, Tool};
+use crate::netns::Net;
 use crate::programs::Program;
 use crate::view::View;
 use libtest_mimic::{Completion, Failed};
@@ -45,7 +46,30 @@ impl Flavour {
 
 /// Runs one program in one flavour.
 pub fn run(program: &Program, tool: &Tool, flavour: Flavour) -> Outcome {
-    let done = match flavour {
+    let done = in_its_net(program, || attempt(program, tool, flavour));
+    finish(if program.later { unless_later(done) } else { done })
+}
+
+/// Runs the body in a network namespace of its own, if the program asks for one.
+pub fn in_its_net(
+    program: &Program,
+    body: impl FnOnce() -> Result<(), NotReady> + Send,
+) -> Result<(), NotReady> {
+    if !program.private_net {
+        return body();
+    }
+    let net = Net::new().map_err(|e| NotReady::Skip(format!("no network namespace: {e}")))?;
+    net.within(|| {
+        // ICMP echo sockets for everybody.
+        std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 2147483647")
+            .map_err(|e| NotReady::Fail(format!("ping_group_range: {e}")))?;
+        body()
+    })
+    .map_err(NotReady::Fail)?
+}
+
+fn attempt(program: &Program, tool: &Tool, flavour: Flavour) -> Result<(), NotReady> {
+    match flavour {
         Flavour::Plain => plain(program),
         Flavour::Dead => dead(program, tool, 3),
         Flavour::AsCriu => {
@@ -56,8 +80,7 @@ pub fn run(program: &Program, tool: &Tool, flavour: Flavour) -> Outcome {
         Flavour::RunningRestored => from_survivor(program, tool),
         Flavour::Stopped => stopped(program, tool),
         Flavour::StoppedRestored => restored_stopped(program, tool),
-    };
-    finish(if program.later { unless_later(done) } else { done })
+    }
 }
 
 /// Makes a skip of a refusal that says the kind of object is not there yet.

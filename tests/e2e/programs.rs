@@ -36,6 +36,8 @@ pub struct Program {
     pub loses: &'static [&'static str],
     /// What rewake does not do yet, although it does not refuse: trials are ignored with this reason.
     pub gap: Option<&'static str>,
+    /// Whether it runs in a network namespace of its own, and the command with it.
+    pub private_net: bool,
     /// Why it cannot be in another PID namespace than before.
     pub needs_its_pids: Option<&'static str>,
     /// How often the survivor is dumped with `--leave-running`.
@@ -64,6 +66,7 @@ impl Program {
             criu_loses: &[],
             loses: &[],
             gap: None,
+            private_net: false,
             needs_its_pids: None,
             running_dumps: 2,
             probe: None,
@@ -90,6 +93,11 @@ impl Program {
 
     const fn loses(mut self, facts: &'static [&'static str]) -> Program {
         self.loses = facts;
+        self
+    }
+
+    const fn private_net(mut self) -> Program {
+        self.private_net = true;
         self
     }
 
@@ -332,7 +340,9 @@ pub fn all() -> Vec<Program> {
             .not_in(&[("running_restored", PEER_GONE)])
             .unless_criu_in(&[("stopped", STOPPED_TCP)]),
         program!(udp).unless_criu("it drops datagrams that wait to be read"),
-        program!(socket_options).unless_criu("it keeps the options that its format has only"),
+        program!(raw).private_net().unless_criu("it needs a kernel module for raw sockets (INET_RAW_DIAG)"),
+        program!(multicast).private_net().unless_criu("it does not keep multicast memberships"),
+        program!(socket_options).private_net().unless_criu("it keeps the options that its format has only"),
         program!(unix_pair).later(),
         program!(unix_pair)
             .later()

@@ -24,6 +24,7 @@ pub mod link;
 pub mod locks;
 pub mod maps;
 pub mod mountinfo;
+pub mod net;
 pub mod pagemap;
 pub mod read;
 pub mod single;

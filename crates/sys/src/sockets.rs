@@ -24,6 +24,22 @@ pub fn option<const N: usize>(
     Ok((value, len as usize))
 }
 
+/// Reads a socket option that is asked about by what is in `value` beforehand; returns the length of the answer.
+///
+/// # Errors
+/// As [`option`].
+pub fn ask_option(fd: BorrowedFd<'_>, level: i32, name: i32, value: &mut [u8]) -> Result<usize> {
+    let mut len = value.len() as libc::socklen_t;
+    // SAFETY: value is live for `len` bytes, for reading and writing.
+    let result = unsafe {
+        libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut len)
+    };
+    if result < 0 {
+        return Err(SyscallError::new("getsockopt", last_errno()));
+    }
+    Ok(len as usize)
+}
+
 /// Reads an `int` socket option.
 ///
 /// # Errors

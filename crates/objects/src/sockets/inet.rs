@@ -3,7 +3,7 @@
 
 use super::option_table::{Kinds, When};
 use super::options::{self, Making};
-use super::{SOCKETS_NETNS, datagram, holder, ip, stream, udp};
+use super::{SOCKETS_NETNS, datagram, holder, ip, membership, raw, stream, udp};
 use crate::Problem;
 use crate::files::collect::{Collector, View};
 use crate::files::open::Opener;
@@ -37,7 +37,10 @@ const TCP: u32 = libc::IPPROTO_TCP as u32;
 /// Minor number of multipath TCP, which is a socket of its own kind.
 const MPTCP: u32 = 262;
 
-/// Surveys a TCP, UDP or UDP-Lite socket; `kind` is `SOCK_*`, `protocol` `IPPROTO_*`.
+const DCCP: u32 = 33;
+const L2TP: u32 = 115;
+
+/// Surveys a TCP, UDP, UDP-Lite, ICMP echo or raw socket; `kind` is `SOCK_*`, `protocol` `IPPROTO_*`.
 ///
 /// # Errors
 /// It is connected and no option says what to do with it, or it has state that the image format has no place for.
@@ -48,7 +51,9 @@ pub fn survey(
     kind: i32,
     protocol: i32,
 ) -> Result<(u32, FdTypes), Problem> {
+    let echo = matches!(protocol, libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6);
     match protocol as u32 {
+        _ if kind == libc::SOCK_RAW || echo => {}
         TCP => {}
         MPTCP => {
             return Err(view.problem("multipath TCP sockets cannot be saved").remedy(
@@ -59,14 +64,8 @@ pub fn survey(
         _ if protocol == libc::IPPROTO_SCTP => {
             return Err(view.problem("SCTP sockets cannot be saved"));
         }
-        _ if kind == libc::SOCK_RAW => {
-            return Err(
-                view.problem(format!("raw sockets (IP protocol {protocol}) cannot be saved yet"))
-            );
-        }
-        _ if matches!(protocol, libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6) => {
-            return Err(view.problem("ICMP echo (ping) sockets cannot be saved yet"));
-        }
+        DCCP => return Err(view.problem("DCCP sockets cannot be saved")),
+        L2TP => return Err(view.problem("L2TP sockets (tunnels) cannot be saved")),
         _ => {
             return Err(view.problem(format!("sockets of IP protocol {protocol} cannot be saved")));
         }
@@ -104,16 +103,23 @@ pub fn survey(
         entry.v6only = Some(v6only.map_err(|e| view.problem(e.to_string()))? != 0);
     }
     let mut datagrams = Vec::new();
-    let connection = if protocol as u32 == TCP {
+    let mut memberships = Vec::new();
+    let connection = if kind == libc::SOCK_STREAM {
         stream::survey(collector, view, &mut entry)?
     } else {
-        datagrams = udp::survey(collector, view, &mut entry)?;
+        memberships = membership::survey(&mut collector.sockets, view, family)?;
+        if raw::is_one(&entry) {
+            raw::survey(collector, view, &mut entry)?;
+        } else {
+            datagrams = udp::survey(collector, view, &mut entry)?;
+        }
         false
     };
     entry.id = collector.new_id();
     let id = entry.id;
-    if !datagrams.is_empty() {
-        collector.extra_of(id).datagrams = datagrams;
+    if !datagrams.is_empty() || !memberships.is_empty() {
+        let extra = collector.extra_of(id);
+        (extra.datagrams, extra.memberships) = (datagrams, memberships);
     }
     if connection && collector.options.tcp_established && !collector.options.tcp_close {
         let held = view.fd.try_clone().map_err(|e| view.problem(e.to_string()))?;
@@ -180,22 +186,24 @@ pub fn open(opener: &mut Opener<'_>, entry: &InetSkEntry) -> Result<OwnedFd, Pro
             .filter(|f| matches!(i32::from(*f), libc::AF_INET | libc::AF_INET6))
             .ok_or_else(|| damaged("address family"))?,
     );
-    if !matches!(entry.r#type as i32, libc::SOCK_STREAM | libc::SOCK_DGRAM) {
-        return Err(Problem::new(object, "sockets of this type cannot be restored yet"));
+    if !matches!(entry.r#type as i32, libc::SOCK_STREAM | libc::SOCK_DGRAM | libc::SOCK_RAW) {
+        return Err(damaged("socket type"));
     }
-    let fd = rustix::net::socket_with(
-        family,
-        SocketType::from_raw(entry.r#type),
-        SocketFlags::CLOEXEC,
-        RawProtocol::new(entry.proto).map(Protocol::from_raw),
-    )
-    .map_err(|e| Problem::new(object.clone(), format!("cannot be made: {e}")))?;
+    let made = if raw::is_echo(entry) {
+        raw::open_echo(family, entry.proto)
+    } else {
+        let protocol = RawProtocol::new(entry.proto).map(Protocol::from_raw);
+        let kind = SocketType::from_raw(entry.r#type);
+        rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, protocol)
+            .map_err(|e| e.to_string())
+    };
+    let fd = made.map_err(|e| Problem::new(object.clone(), format!("cannot be made: {e}")))?;
     let making = Making { fd: fd.as_fd(), object: &object };
     let source = endpoint(entry, making.fd, &entry.src_addr, entry.src_port)
         .ok_or_else(|| damaged("address"))??;
     let destination = endpoint(entry, making.fd, &entry.dst_addr, entry.dst_port)
         .ok_or_else(|| damaged("address of the peer"))??;
-    let stream = entry.proto == TCP;
+    let stream = entry.r#type as i32 == libc::SOCK_STREAM;
     super::apply_own(opener, entry.id, making, When::BeforeBind)?;
     if stream && entry.dst_port != 0 && entry.state != LISTEN {
         super::repair::open(opener, entry, making, source, destination)?;
@@ -204,20 +212,24 @@ pub fn open(opener: &mut Opener<'_>, entry: &InetSkEntry) -> Result<OwnedFd, Pro
     ip::apply_before_bind(making, entry)?;
     // A server's port is not free while connections of its last run linger (TIME_WAIT); UDP has none.
     options::apply_before_bind(making, &entry.opts, stream)?;
-    if entry.src_port != 0 || !source.ip().is_unspecified() {
+    // The port of a raw socket is its protocol.
+    let port = entry.src_port != 0 && entry.r#type as i32 != libc::SOCK_RAW;
+    if port || !source.ip().is_unspecified() {
         bind(making, entry, source)?;
     }
     if let Some(extra) = opener.extra.get(&entry.id).filter(|_| !stream) {
         datagram::give_back(making, entry, source, &extra.datagrams)?;
+        membership::join(making, &extra.memberships)?;
     }
     if stream && entry.state == LISTEN {
         rustix::net::listen(making.fd, entry.backlog as i32)
             .map_err(|e| bind_problem(making, entry, source, e))?;
-    } else if entry.dst_port != 0 {
+    } else if entry.dst_port != 0 || (!stream && !destination.ip().is_unspecified()) {
         rustix::net::connect(making.fd, &destination)
             .map_err(|e| making.problem(format!("cannot be connected to {destination}: {e}")))?;
     }
     ip::apply(making, entry)?;
+    raw::apply(making, entry)?;
     options::apply(making, &entry.opts)?;
     if stream {
         apply_tcp(making, entry)?;
@@ -255,6 +267,14 @@ pub(super) fn bind(
     rustix::net::bind(making.fd, &source).map_err(|e| bind_problem(making, entry, source, e))
 }
 
+fn holder_of(entry: &InetSkEntry, source: SocketAddr) -> Option<String> {
+    if raw::is_echo(entry) {
+        let inodes = raw::echo_inodes(entry.family, source.port());
+        return holder::of_inodes(&inodes.into_iter().collect());
+    }
+    holder::of_address(entry.proto, source)
+}
+
 fn bind_problem(
     making: Making<'_>,
     entry: &InetSkEntry,
@@ -262,7 +282,7 @@ fn bind_problem(
     errno: Errno,
 ) -> Problem {
     match errno {
-        Errno::ADDRINUSE => match holder::of_address(entry.proto, source) {
+        Errno::ADDRINUSE => match holder_of(entry, source) {
             Some(holder) => making
                 .problem(format!("address {source} is in use by {holder}"))
                 .remedy("end that process, or restore in another network namespace"),
@@ -358,9 +378,11 @@ pub(super) fn ends_of(entry: &InetSkEntry) -> Option<super::repair::Ends> {
 #[must_use]
 pub fn describe(entry: &InetSkEntry) -> String {
     let protocol = match entry.proto as i32 {
+        _ if entry.r#type as i32 == libc::SOCK_RAW => "raw",
         libc::IPPROTO_TCP => "TCP",
         libc::IPPROTO_UDP => "UDP",
         libc::IPPROTO_UDPLITE => "UDP-Lite",
+        libc::IPPROTO_ICMP | libc::IPPROTO_ICMPV6 => "ICMP echo",
         _ => "internet",
     };
     let show = |words: &[u32], port: u32| match ip_of(entry.family, words) {

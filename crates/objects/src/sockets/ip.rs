@@ -37,8 +37,12 @@ pub(super) fn kinds(entry: &InetSkEntry) -> Kinds {
 /// Sets what of ip(7) and ipv6(7) decides where a socket may be bound.
 pub(super) fn apply_before_bind(making: Making<'_>, entry: &InetSkEntry) -> Result<(), Problem> {
     let v6 = entry.family as i32 == libc::AF_INET6;
-    if let Some(v6only) = entry.v6only.filter(|_| v6) {
-        making.set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, "IPV6_V6ONLY", v6only.into())?;
+    let (level, name) = (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY);
+    // Of raw sockets it cannot be changed; of others the default is a sysctl.
+    if let Some(v6only) = entry.v6only.filter(|_| v6).map(i32::from)
+        && option_int(making.fd, level, name) != Ok(v6only)
+    {
+        making.set(level, name, "IPV6_V6ONLY", v6only)?;
     }
     apply_phase(making, entry, When::BeforeBind)
 }

@@ -12,6 +12,7 @@ pub mod host;
 pub mod inet;
 mod ip;
 pub mod lock;
+mod membership;
 pub mod netlink;
 mod note;
 mod option_own;
@@ -19,6 +20,7 @@ mod option_table;
 pub mod options;
 mod packet;
 mod queue;
+mod raw;
 pub mod repair;
 pub mod stream;
 mod udp;
@@ -65,6 +67,10 @@ pub struct Survey {
     unix_table: Option<HashMap<u32, diag::Unix>>,
     /// The options of new sockets.
     usuals: option_own::Usuals,
+    /// Multicast groups of the network namespace.
+    groups: Option<Vec<rewake_proc::net::Group>>,
+    /// Tables of /proc/net, by name and inode number.
+    listed: HashMap<&'static str, HashMap<u64, rewake_proc::net::Socket>>,
 }
 
 impl Survey {
