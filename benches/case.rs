@@ -14,6 +14,8 @@ pub struct Case {
     /// GiB of memory that are touched and freed before each command. In a virtual machine memory that was freed goes back to
     /// the host after a while, and whoever touches it first then pays for a fault of the host's.
     pub warm_gib: usize,
+    /// Options of both commands.
+    pub options: &'static [&'static str],
 }
 
 /// All cases in the order they are run.
@@ -24,6 +26,7 @@ pub const ALL: &[Case] = &[
         dump_target: Some(4.0),
         restore_target: Some(4.0),
         warm_gib: 0,
+        options: &[],
     },
     Case {
         name: "procs200",
@@ -31,6 +34,7 @@ pub const ALL: &[Case] = &[
         dump_target: Some(60.0),
         restore_target: Some(50.0),
         warm_gib: 0,
+        options: &[],
     },
     Case {
         name: "threads500",
@@ -38,6 +42,7 @@ pub const ALL: &[Case] = &[
         dump_target: Some(20.0),
         restore_target: Some(25.0),
         warm_gib: 0,
+        options: &[],
     },
     Case {
         name: "vmas20k",
@@ -45,6 +50,7 @@ pub const ALL: &[Case] = &[
         dump_target: Some(50.0),
         restore_target: Some(30.0),
         warm_gib: 0,
+        options: &[],
     },
     Case {
         name: "fds3k",
@@ -52,6 +58,23 @@ pub const ALL: &[Case] = &[
         dump_target: None,
         restore_target: None,
         warm_gib: 0,
+        options: &[],
+    },
+    Case {
+        name: "tcp500",
+        what: "500 TCP connections within one process, data in all queues",
+        dump_target: Some(40.0),
+        restore_target: Some(40.0),
+        warm_gib: 0,
+        options: &["--tcp-established"],
+    },
+    Case {
+        name: "tcp10k",
+        what: "a server with 10,000 TCP connections, whose clients are outside",
+        dump_target: Some(1000.0),
+        restore_target: Some(1000.0),
+        warm_gib: 0,
+        options: &["--tcp-established"],
     },
     Case {
         name: "heap1g",
@@ -59,6 +82,7 @@ pub const ALL: &[Case] = &[
         dump_target: None,
         restore_target: None,
         warm_gib: 4,
+        options: &[],
     },
 ];
 

@@ -177,11 +177,14 @@ fn checkpoint(
     let log = dir.join("log");
     let log = log.to_str().ok_or("the directory's name is not text")?;
     machine::warm(case.warm_gib << 30)?;
-    let dump = tool.time(&["dump", "-t", &root.to_string(), "-D", images, "-o", log], dir)?;
+    let root_text = root.to_string();
+    let dump = [&["dump", "-t", &root_text, "-D", images, "-o", log], case.options].concat();
+    let dump = tool.time(&dump, dir)?;
     before.wait_gone()?;
     let frozen = frozen(Path::new(images))?;
     machine::warm(case.warm_gib << 30)?;
-    let restore = tool.time(&["restore", "-d", "-D", images, "-o", log], dir)?;
+    let restore = [&["restore", "-d", "-D", images, "-o", log], case.options].concat();
+    let restore = tool.time(&restore, dir)?;
     before.same(&tree::look(root, memory)?)?;
     Ok(Times { dump, frozen, restore })
 }

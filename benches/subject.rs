@@ -3,6 +3,8 @@
 //! A subject prints `ready` (and for `heap1g` the address and length of its memory), points its standard output to
 //! `/dev/null` as the other two are, and sleeps for good.
 
+mod tcp;
+
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
@@ -43,6 +45,14 @@ fn hold(name: &str, dir: &Path) -> Result<(), String> {
         }
         "fds3k" => {
             let _open = descriptors(dir)?;
+            ready("")
+        }
+        "tcp500" => {
+            let _open = tcp::within(500)?;
+            ready("")
+        }
+        "tcp10k" => {
+            let _open = tcp::server(10_000)?;
             ready("")
         }
         "heap1g" => {

@@ -335,6 +335,20 @@ pub fn all() -> Vec<Program> {
         program!(addresses)
             .options(&["--tcp-established"], &["--tcp-established"])
             .unless_criu_in(&[("stopped", STOPPED_TCP)]),
+        program!(tcp_states)
+            .options(&["--tcp-established"], &["--tcp-established"])
+            .unless_criu_in(&[("stopped", STOPPED_TCP)]),
+        program!(tcp_states)
+            .named("tcp_states_6")
+            .env(&[("ZOO_V6", "1")])
+            .options(&["--tcp-established"], &["--tcp-established"])
+            .unless_criu_in(&[("stopped", STOPPED_TCP)]),
+        program!(tcp_states)
+            .named("tcp_states_outside")
+            .env(&[("ZOO_OUTSIDE", "1")])
+            .options(&["--tcp-established"], &["--tcp-established"])
+            .not_in(&[("running_restored", PEER_GONE)])
+            .unless_criu_in(&[("stopped", STOPPED_TCP)]),
         program!(tcp_close)
             .options(&["--tcp-established"], &["--tcp-established"])
             .not_in(&[("running_restored", PEER_GONE)])

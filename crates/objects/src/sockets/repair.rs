@@ -274,12 +274,20 @@ impl Pending {
         Making { fd: self.fd.as_fd(), object: &self.object }
     }
 
-    /// Receives the peer's FIN anew, in repair mode.
+    /// Whether this end closes before the FIN of a peer outside comes: neither knows yet that the other has.
+    fn closes_first(&self) -> bool {
+        self.fin.is_some() && self.entry.state == CLOSING
+    }
+
+    /// Receives the FIN of a peer outside anew, behind the network lock.
     fn receive_fin(&self) -> Result<(), Problem> {
         let Some(fin) = &self.fin else { return Ok(()) };
         let making = self.making();
-        if self.entry.state == CLOSING {
-            // The own FIN went before it, and has not been acknowledged. In repair mode it counts as sent.
+        if self.closes_first() {
+            if !self.unsent.is_empty() {
+                // It has to be in the queue before the FIN, and what is put there in repair mode would count as sent.
+                self.let_go(Repair::OffSilent)?;
+            }
             inet::shut_down(making, SkShutdown::Write as i32)?;
         }
         fin.deliver().map_err(|e| {
@@ -295,11 +303,11 @@ impl Pending {
     }
 
     /// Ends repair mode and sends what was not sent.
-    fn let_go(&self) -> Result<(), Problem> {
+    fn let_go(&self, mode: Repair) -> Result<(), Problem> {
         let making = self.making();
         // Before anything is sent: TCP_CORK and TCP_NODELAY decide how it is.
         inet::apply_tcp(making, &self.entry)?;
-        tcp::repair(making.fd, Repair::Off)
+        tcp::repair(making.fd, mode)
             .map_err(|e| making.problem(format!("it cannot be taken out of repair mode: {e}")))?;
         if self.entry.state == SYN_SENT {
             rustix::io::ioctl_fionbio(making.fd, true)
@@ -321,7 +329,7 @@ impl Pending {
 
     /// Sends the FIN of an end that had.
     fn close_again(&self) -> Result<(), Problem> {
-        if !fin_sent(self.entry.state) || (self.fin.is_some() && self.entry.state == CLOSING) {
+        if !fin_sent(self.entry.state) || self.closes_first() {
             return Ok(());
         }
         inet::shut_down(self.making(), SkShutdown::Write as i32)
@@ -342,11 +350,19 @@ pub fn leave_repair(opener: &mut Opener<'_>) -> Result<(), Problem> {
     let connections = std::mem::take(&mut opener.sockets.connections);
     connections.iter().try_for_each(Pending::receive_fin)?;
     unlock(opener)?;
-    connections.iter().try_for_each(Pending::let_go)?;
-    // The end whose FIN came first closes first.
-    let (first, second): (Vec<_>, Vec<_>) =
-        connections.iter().partition(|c| !fin_received(c.entry.state));
-    first.into_iter().chain(second).try_for_each(Pending::close_again)?;
+    for connection in &connections {
+        let gone_on = connection.closes_first() && !connection.unsent.is_empty();
+        if !gone_on {
+            connection.let_go(Repair::Off)?;
+        }
+    }
+    // The end whose FIN came first closes first, and before it the one that had closed without knowing of that.
+    let mut in_order: Vec<&Pending> = connections.iter().collect();
+    in_order.sort_by_key(|c| match c.entry.state {
+        CLOSING => 0,
+        state => 1 + u8::from(fin_received(state)),
+    });
+    in_order.into_iter().try_for_each(Pending::close_again)?;
     connections.iter().try_for_each(Pending::finish)
 }
 
