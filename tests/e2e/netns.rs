@@ -1,8 +1,10 @@
 //! Network namespaces for trials: made without any helper program, gone with their last user.
 
-use crate::harness::Fail;
+use crate::harness::{Fail, NotReady, execute};
 use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
+use std::process::Command;
 
 /// A network namespace with its loopback up.
 #[derive(Debug)]
@@ -66,5 +68,31 @@ pub fn raise(interface: &str) -> Result<(), Fail> {
     match unsafe { libc::ioctl(control.as_raw_fd(), libc::SIOCSIFFLAGS, &request) } {
         0 => Ok(()),
         _ => Err(last(&format!("{interface} up"))),
+    }
+}
+
+/// Runs `ip` of iproute2 in the thread's namespace.
+pub fn ip(dir: &Path, arguments: &str) -> Result<(), NotReady> {
+    let places = ["/usr/sbin/ip", "/sbin/ip", "/usr/bin/ip"];
+    let Some(path) = places.iter().find(|p| Path::new(p).exists()) else {
+        return Err(NotReady::Skip("ip (iproute2) is not installed".into()));
+    };
+    let mut command = Command::new(path);
+    command.args(arguments.split_whitespace());
+    let done = execute(command, dir)?;
+    if done.success() {
+        return Ok(());
+    }
+    let text = format!("ip {arguments}: {}", done.text.trim());
+    let lacks = ["Unknown device type", "Operation not supported"];
+    Err(if lacks.iter().any(|l| text.contains(l)) { NotReady::Skip(text) } else { text.into() })
+}
+
+impl Net {
+    /// A pair of virtual interfaces: `near` in the thread's namespace, `far` in this one.
+    pub fn cable(&self, dir: &Path, near: &str, far: &str) -> Result<(), NotReady> {
+        let (me, ns) = (std::process::id(), self.ns.as_raw_fd());
+        ip(dir, &format!("link add {near} type veth peer name {far} netns /proc/{me}/fd/{ns}"))?;
+        ip(dir, &format!("link set {near} up"))
     }
 }

@@ -371,7 +371,22 @@ pub fn all() -> Vec<Program> {
 
 /// A program that is used by other trials, among them those that no flavour can run.
 pub fn by_name(name: &str) -> Result<Program, Fail> {
-    let others = vec![program!(unsupported), program!(shell_job)];
+    let others = vec![
+        program!(unsupported),
+        program!(shell_job),
+        program!(tcp_listen)
+            .named("tcp_listen_device")
+            .env(&[("ZOO_BIND", "10.78.0.1:0"), ("ZOO_DEVICE", "zoo0")]),
+        program!(tcp_listen).named("tcp_listen_address").env(&[("ZOO_BIND", "10.78.0.1:0")]),
+        program!(tcp_listen).named("tcp_listen_still").env(&[("ZOO_STILL", "1")]),
+        program!(tcp_chaos),
+        program!(tcp_chaos).named("tcp_chaos_close").env(&[("ZOO_CLOSE", "1")]),
+        // For a server that is elsewhere.
+        program!(tcp_chaos)
+            .named("tcp_chaos_server")
+            .env(&[("ZOO_CLIENTS", "0"), ("ZOO_BIND", "10.77.0.2:7777")]),
+        program!(tcp_chaos).named("tcp_chaos_clients").env(&[("ZOO_SERVER", "10.77.0.2:7777")]),
+    ];
     all()
         .into_iter()
         .chain(others)

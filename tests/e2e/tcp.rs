@@ -2,16 +2,19 @@
 //! has a network namespace of its own.
 
 use crate::flavours::finish;
-use crate::harness::{Fail, Fs, NotReady, Run, Tool, execute};
-use crate::netns::Net;
+use crate::harness::{Fail, Fs, NotReady, Run, TIMEOUT, Tool, execute, exists};
+use crate::netns::{Net, ip};
 use crate::programs::{Program, by_name};
 use crate::refusals::refused;
 use crate::view::View;
 use crate::{no_excuses, skip, trial};
 use libtest_mimic::Trial;
 use std::fs;
+use std::io::{ErrorKind, Read};
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 const ESTABLISHED: &[&str] = &["--tcp-established"];
 const CLOSE: &[&str] = &["--tcp-close"];
@@ -40,6 +43,14 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("dead_stays_locked", dead_stays_locked);
     add("rules_are_those_of_iptables", rules_are_those_of_iptables);
     add("leftovers_are_removed", leftovers_are_removed);
+    add("skip_in_flight", skip_in_flight);
+    add("address_in_use", address_in_use);
+    add("interface_is_missing", interface_is_missing);
+    add("address_is_missing", address_is_missing);
+    add("nothing_was_agreed", nothing_was_agreed);
+    add("two_hosts", two_hosts);
+    add("chaos_established", |tool| chaos(tool, "tcp_chaos", ESTABLISHED));
+    add("chaos_close", |tool| chaos(tool, "tcp_chaos_close", CLOSE));
     all
 }
 
@@ -275,5 +286,206 @@ fn leftovers_are_removed(tool: &Tool) -> Result<(), NotReady> {
     }
     nothing_locked(&run, tool)?;
     run.check(&before)?;
+    Ok(())
+}
+
+/// The server is saved and restored many times while its clients write and read without a pause.
+fn chaos(tool: &Tool, program: &str, restore: &[&str]) -> Result<(), NotReady> {
+    let (mut run, before) = ready(&by_name(program)?)?;
+    wait_for(&run, "connected")?;
+    let until = Instant::now() + Duration::from_secs(30);
+    for n in 0..50u64 {
+        progress(&run)?;
+        // Another instant each time.
+        std::thread::sleep(Duration::from_micros(n * 731 % 10_000));
+        let images = run.images(n as usize)?;
+        // A client that calls just now has to call again.
+        run.dump(tool, &images, &["--tcp-established", "--skip-in-flight"])?;
+        run.gone(&before.pids(), "after dump")?;
+        run.restore(tool, &images, restore)?;
+        let _ = fs::remove_dir_all(&images);
+        if Instant::now() > until {
+            // A slow machine: what was done counts.
+            break;
+        }
+    }
+    progress(&run)?;
+    run.check(&before)?;
+    let ended = fs::read_to_string(run.dir.join("ended")).unwrap_or_default();
+    let ended: u32 = ended.trim().parse().map_err(|e| format!("ended: {e}"))?;
+    if (ended == 0) == (restore == CLOSE) {
+        return Err(run.fail(format!("{ended} connections have ended")).into());
+    }
+    Ok(())
+}
+
+/// Waits until the server has received more.
+fn progress(run: &Run) -> Result<(), Fail> {
+    let total = || -> u64 {
+        let text = fs::read_to_string(run.dir.join("total")).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    };
+    let before = total();
+    let until = Instant::now() + TIMEOUT;
+    while total() <= before {
+        if Instant::now() > until {
+            return Err(run.fail(format!("the server stands still at {before} bytes")));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// Waits until a file of the run exists.
+fn wait_for(run: &Run, name: &str) -> Result<(), Fail> {
+    let until = Instant::now() + TIMEOUT;
+    while !run.dir.join(name).exists() {
+        if Instant::now() > until {
+            return Err(run.fail(format!("{name} does not appear")));
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// Connections that nobody has accepted yet are refused, or forgotten: their clients are told, and new ones are served.
+fn skip_in_flight(tool: &Tool) -> Result<(), NotReady> {
+    let program = by_name("tcp_listen_still")?;
+    let (mut run, before) = ready(&program)?;
+    let port = fs::read_to_string(run.dir.join("port")).map_err(|e| e.to_string())?;
+    let port: u16 = port.trim().parse().map_err(|e| format!("port: {e}"))?;
+    let mut client = TcpStream::connect(("127.0.0.1", port)).map_err(|e| e.to_string())?;
+    let images = run.images(1)?;
+    let done = run.try_dump(tool, run.root, &images, &[])?;
+    let words = ["1 connections wait to be accepted", "--skip-in-flight"];
+    refused(&run, tool, &done, &images.join("dump.log"), &words)?;
+    run.dump(tool, &images, &["--skip-in-flight"])?;
+    client.set_read_timeout(Some(TIMEOUT)).map_err(|e| e.to_string())?;
+    let ended = match client.read(&mut [0]) {
+        Ok(n) => n == 0,
+        Err(e) => e.kind() == ErrorKind::ConnectionReset,
+    };
+    if !ended {
+        return Err(run.fail("a forgotten client is not told".into()).into());
+    }
+    run.restore(tool, &images, &[])?;
+    run.check(&before)?;
+    Ok(())
+}
+
+/// Nothing of a refused restore is there: no process, no listener.
+fn nothing_left(run: &Run, before: &View) -> Result<(), Fail> {
+    match before.pids().iter().find(|pid| exists(**pid)) {
+        None => Ok(()),
+        Some(pid) => Err(run.fail(format!("process {pid} is left"))),
+    }
+}
+
+/// Who has the address of a listener is named.
+fn address_in_use(tool: &Tool) -> Result<(), NotReady> {
+    let (mut run, before) = ready(&by_name("tcp_listen")?)?;
+    let images = run.images(1)?;
+    run.dump(tool, &images, &[])?;
+    run.gone(&before.pids(), "after dump")?;
+    let port = fs::read_to_string(run.dir.join("port")).map_err(|e| e.to_string())?;
+    let address = format!("127.0.0.1:{}", port.trim());
+    let taken = TcpListener::bind(&address).map_err(|e| e.to_string())?;
+    let me = format!("in use by process {} (", std::process::id());
+    let done = run.try_restore(tool, &images, &[])?;
+    refused(&run, tool, &done, &images.join("restore.log"), &[&address, &me])?;
+    nothing_left(&run, &before)?;
+    drop(taken);
+    run.restore(tool, &images, &[])?;
+    run.check(&before)?;
+    Ok(())
+}
+
+/// A listener bound to an interface that is gone at the restore: the interface is named.
+fn interface_is_missing(tool: &Tool) -> Result<(), NotReady> {
+    missing(tool, "tcp_listen_device", &["network interface zoo0"])
+}
+
+/// The same of an address that no interface has.
+fn address_is_missing(tool: &Tool) -> Result<(), NotReady> {
+    missing(tool, "tcp_listen_address", &["no network interface here has the address 10.78.0.1"])
+}
+
+fn missing(tool: &Tool, program: &str, words: &[&str]) -> Result<(), NotReady> {
+    let other = Net::new().map_err(NotReady::Skip)?;
+    let dir = crate::harness::base(Fs::Memory);
+    let connect = || -> Result<(), NotReady> {
+        other.cable(&dir, "zoo0", "zoo1")?;
+        ip(&dir, "addr add 10.78.0.1/24 dev zoo0")
+    };
+    connect()?;
+    let (mut run, before) = ready(&by_name(program)?)?;
+    let images = run.images(1)?;
+    run.dump(tool, &images, &[])?;
+    run.gone(&before.pids(), "after dump")?;
+    ip(&dir, "link del zoo0")?;
+    let done = run.try_restore(tool, &images, &[])?;
+    refused(&run, tool, &done, &images.join("restore.log"), words)?;
+    nothing_left(&run, &before)?;
+    connect()?;
+    run.restore(tool, &images, &[])?;
+    Ok(())
+}
+
+/// Connections without timestamps, selective acknowledgements and window scaling.
+fn nothing_was_agreed(tool: &Tool) -> Result<(), NotReady> {
+    for name in ["timestamps", "sack", "window_scaling"] {
+        let path = format!("/proc/sys/net/ipv4/tcp_{name}");
+        // The mount of /proc may be read-only.
+        fs::write(&path, "0").map_err(|e| NotReady::Skip(format!("{path}: {e}")))?;
+    }
+    for name in ["tcp_states_outside", "tcp_pair"] {
+        let (mut run, before) = ready(&by_name(name)?)?;
+        for n in 0..2 {
+            let images = run.images(n)?;
+            run.dump(tool, &images, ESTABLISHED)?;
+            run.gone(&before.pids(), "after dump")?;
+            run.restore(tool, &images, ESTABLISHED)?;
+        }
+        run.check(&before)?;
+    }
+    Ok(())
+}
+
+/// A server moves between two hosts, there and back again and again, with its address; its clients on a third one go on.
+fn two_hosts(tool: &Tool) -> Result<(), NotReady> {
+    let hosts = [Net::new().map_err(NotReady::Skip)?, Net::new().map_err(NotReady::Skip)?];
+    let dir = crate::harness::base(Fs::Memory);
+    ip(&dir, "addr add 10.77.0.1/32 dev lo")?;
+    for (n, host) in hosts.iter().enumerate() {
+        host.cable(&dir, &format!("host{n}"), "eth0")?;
+        host.within(|| -> Result<(), NotReady> {
+            ip(&dir, "addr add 10.77.0.2/32 dev eth0")?;
+            ip(&dir, "link set eth0 up")?;
+            ip(&dir, "route add 10.77.0.1/32 dev eth0")
+        })??;
+    }
+    let lead_to =
+        |n: usize| ip(&dir, &format!("route replace 10.77.0.2/32 dev host{n} src 10.77.0.1"));
+    lead_to(0)?;
+    let (mut server, before) = hosts[0].within(|| ready(&by_name("tcp_chaos_server")?))??;
+    let (clients, outside) = ready(&by_name("tcp_chaos_clients")?)?;
+    wait_for(&clients, "connected")?;
+    for n in 0..10 {
+        let (from, to) = (n % 2, (n + 1) % 2);
+        progress(&server)?;
+        let images = server.images(n)?;
+        hosts[from].within(|| {
+            server.dump(tool, &images, ESTABLISHED)?;
+            server.gone(&before.pids(), "after dump")
+        })??;
+        // Until the server is there, its new host would answer that it is not: packets go to the old one, where they are lost.
+        hosts[to].within(|| server.restore(tool, &images, ESTABLISHED).map(drop))??;
+        lead_to(to)?;
+    }
+    progress(&server)?;
+    // From now on connections may end.
+    fs::write(server.dir.join("clients_done"), "").map_err(|e| e.to_string())?;
+    clients.check(&outside)?;
+    server.check(&before)?;
     Ok(())
 }

@@ -9,8 +9,8 @@ const TYPE_FLAGS: u16 = 0xc000;
 #[derive(Debug, Clone, Default)]
 pub struct Builder {
     bytes: Vec<u8>,
-    /// Where the message that is being built starts.
-    start: usize,
+    /// Where the message that is being built starts; without one these are attributes only.
+    start: Option<usize>,
 }
 
 /// Where a nested attribute starts.
@@ -27,7 +27,7 @@ impl Builder {
 
     /// Begins a message; `flags` are `NLM_F_*`.
     pub fn begin(&mut self, kind: u16, flags: u16, sequence: u32) -> &mut Builder {
-        self.start = self.bytes.len();
+        self.start = Some(self.bytes.len());
         self.bytes.extend_from_slice(&[0; 4]);
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
         self.bytes.extend_from_slice(&flags.to_ne_bytes());
@@ -80,8 +80,9 @@ impl Builder {
 
     /// Writes the length of the message so far.
     fn seal(&mut self) {
-        let len = (self.bytes.len() - self.start) as u32;
-        self.bytes[self.start..self.start + 4].copy_from_slice(&len.to_ne_bytes());
+        let Some(start) = self.start else { return };
+        let len = (self.bytes.len() - start) as u32;
+        self.bytes[start..start + 4].copy_from_slice(&len.to_ne_bytes());
     }
 }
 
@@ -156,6 +157,14 @@ mod tests {
         assert_eq!(found[0], (3, &b"abcde"[..]));
         assert_eq!(found[1].0, 4);
         assert_eq!(attributes(found[1].1).collect::<Vec<_>>(), [(1, &[7u8][..])]);
+    }
+
+    #[test]
+    fn attributes_need_no_message() {
+        let mut builder = Builder::new();
+        builder.attribute(1, b"abc").attribute(2, b"d");
+        let found: Vec<_> = attributes(builder.as_bytes()).collect();
+        assert_eq!(found, [(1, &b"abc"[..]), (2, &b"d"[..])]);
     }
 
     #[test]

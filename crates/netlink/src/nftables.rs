@@ -4,12 +4,14 @@
 use crate::message::{Builder, attributes};
 use crate::socket::{Error, Socket};
 use crate::transaction::{
-    Batch, DELETE_TABLE, ELEMENTS, EQUAL, GET_TABLE, HOOK_INPUT, HOOK_OUTPUT, LIST_ELEMENT,
-    META_L4PROTO, META_MARK, META_NFPROTO, NETWORK_HEADER, NEW_CHAIN, NEW_ELEMENT, NEW_RULE,
-    NEW_SET, NEW_TABLE, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, NOT_EQUAL, REGISTER, SUBSYSTEM,
-    TABLE_OWNER, TRANSPORT_HEADER, compare, drop_packet, expression, meta, number, text,
+    Batch, DELETE_ELEMENT, DELETE_TABLE, ELEMENTS, EQUAL, GET_ELEMENT, GET_TABLE, HOOK_INPUT,
+    HOOK_OUTPUT, LIST_ELEMENT, META_L4PROTO, META_MARK, META_NFPROTO, NETWORK_HEADER, NEW_CHAIN,
+    NEW_ELEMENT, NEW_RULE, NEW_SET, NEW_TABLE, NFPROTO_INET, NFPROTO_IPV4, NFPROTO_IPV6, NOT_EQUAL,
+    REGISTER, SUBSYSTEM, TABLE_OWNER, TRANSPORT_HEADER, compare, drop_packet, expression, meta,
+    number, text,
 };
 use rustix::io::Errno;
+use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
 
 /// Packets with this mark pass: what a restore sends itself, on behalf of the peer. It is CRIU's.
@@ -84,6 +86,62 @@ pub(crate) fn tables_of(socket: &mut Socket, family: u8) -> Result<Vec<Table>, E
     })
 }
 
+/// Takes `connections` out of the sets of the table `table`, which blocks others still, or else is removed. Returns how
+/// many there were.
+///
+/// # Errors
+/// As [`tables`].
+pub fn release(table: &str, connections: &[Connection]) -> Result<usize, Error> {
+    let mut socket = Socket::open(libc::NETLINK_NETFILTER)?;
+    let unwanted: HashSet<Vec<u8>> = connections.iter().map(key).collect();
+    let (mut gone, mut left) = (Vec::new(), 0);
+    for set in SETS {
+        let keys = elements(&mut socket, table, set)?;
+        let (out, other): (Vec<_>, Vec<_>) = keys.into_iter().partition(|k| unwanted.contains(k));
+        left += other.len();
+        gone.extend(out.into_iter().map(|key| (set, key)));
+    }
+    if gone.is_empty() {
+        return Ok(0);
+    }
+    if left == 0 {
+        return remove(table).map(|_| gone.len());
+    }
+    let mut batch = Batch::new(&mut socket);
+    for (set, key) in &gone {
+        let message = batch.message(DELETE_ELEMENT, NFPROTO_INET, 0);
+        message.attribute(1, &text(table)).attribute(2, &text(set));
+        let list = message.nest(3);
+        let element = message.nest(LIST_ELEMENT);
+        let data = message.nest(1);
+        message.attribute(1, key).end(data).end(element).end(list);
+    }
+    batch.commit()?;
+    Ok(gone.len())
+}
+
+/// The elements of a set; none if there is no such set.
+fn elements(socket: &mut Socket, table: &str, set: &str) -> Result<Vec<Vec<u8>>, Error> {
+    let mut request = Builder::new();
+    request.attribute(1, &text(table)).attribute(2, &text(set));
+    let body = [&[NFPROTO_INET, 0, 0, 0], request.as_bytes()].concat();
+    let find = |within: &[u8], wanted| {
+        attributes(within).find_map(|(k, v)| (k == wanted).then(|| v.to_vec())).unwrap_or_default()
+    };
+    let elements =
+        socket.dump(SUBSYSTEM << 8 | GET_ELEMENT, &body, |keys: &mut Vec<Vec<u8>>, message| {
+            let list = find(message.body.get(4..).unwrap_or_default(), 3);
+            keys.extend(attributes(&list).map(|(_, element)| find(&find(element, 1), 1)));
+        });
+    match elements {
+        Err(Error::Refused(Errno::NOENT)) => Ok(Vec::new()),
+        elements => elements,
+    }
+}
+
+/// The sets of a table: of IPv4, of IPv6.
+const SETS: [&str; 2] = ["conns4", "conns6"];
+
 /// A name without its end mark.
 pub(crate) fn until_nul(bytes: &[u8]) -> &[u8] {
     bytes.split(|b| *b == 0).next().unwrap_or_default()
@@ -147,7 +205,7 @@ fn block(
     let families = [
         Family {
             proto: NFPROTO_IPV4,
-            set: "conns4",
+            set: SETS[0],
             address: 4,
             source: 12,
             destination: 16,
@@ -155,7 +213,7 @@ fn block(
         },
         Family {
             proto: NFPROTO_IPV6,
-            set: "conns6",
+            set: SETS[1],
             address: 16,
             source: 8,
             destination: 24,
@@ -322,6 +380,10 @@ mod tests {
         drop(block);
         assert_eq!(remove(&name), Ok(false), "it goes with its owner");
         assert!(!arrives(&mut a, &mut b));
+        assert_eq!(release(&kept, &[ends(&c), ends(&a)]), Ok(1));
+        assert_eq!(remove(&kept), Ok(false), "it blocked nothing more");
+        Block::stay(&kept, &[ends(&a), ends(&c)], "").unwrap();
+        assert_eq!(release(&kept, &[ends(&c)]), Ok(1));
         assert_eq!(remove(&kept), Ok(true));
         assert_eq!(remove(&kept), Ok(false));
         b.set_read_timeout(Some(Duration::from_secs(10))).unwrap();

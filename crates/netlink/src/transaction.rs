@@ -16,6 +16,8 @@ pub(crate) const GET_RULE: u16 = 7;
 pub(crate) const DELETE_RULE: u16 = 8;
 pub(crate) const NEW_SET: u16 = 9;
 pub(crate) const NEW_ELEMENT: u16 = 12;
+pub(crate) const GET_ELEMENT: u16 = 13;
+pub(crate) const DELETE_ELEMENT: u16 = 14;
 
 pub(crate) const NFPROTO_INET: u8 = 1;
 pub(crate) const NFPROTO_IPV4: u8 = 2;

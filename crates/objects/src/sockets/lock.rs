@@ -14,6 +14,7 @@ use rewake_image::messages::{FileEntry, InventoryEntry};
 use rewake_netlink::nftables::{self, Block};
 use rewake_netlink::{Error, iptables};
 use std::collections::HashSet;
+use std::net::SocketAddr;
 
 /// How connections are locked: `--network-lock`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -146,7 +147,8 @@ impl Drop for Lock {
     }
 }
 
-/// Removes the lock of a checkpoint, of CRIU's as well: how many tables or rules.
+/// Removes the lock of a checkpoint, of CRIU's as well: how many tables or rules. Its connections are also taken out of
+/// locks that older checkpoints have left here: a program that has been elsewhere in the meantime comes back.
 ///
 /// # Errors
 /// `CAP_NET_ADMIN` is missing.
@@ -155,21 +157,20 @@ pub fn unlock<'a>(
     files: impl Iterator<Item = &'a FileEntry>,
 ) -> Result<usize, Problem> {
     let run_id = inventory.dump_criu_run_id.as_deref().map(String::from_utf8_lossy);
+    let ends: Vec<Ends> = files
+        .filter_map(|file| file.isk.as_deref())
+        .filter(|socket| socket.dst_port != 0)
+        .filter_map(inet::ends_of)
+        .collect();
     match (Method::of(inventory), run_id) {
         (Method::Nftables, Some(run_id)) => {
-            nftables::remove(&table(&run_id)).map(usize::from).map_err(problem)
+            let own = nftables::remove(&table(&run_id)).map_err(problem)?;
+            Ok(usize::from(own) + older(&ends).map_err(problem)?)
         }
-        (Method::Iptables, _) => {
-            let connections: HashSet<Ends> = files
-                .filter_map(|file| file.isk.as_deref())
-                .filter(|socket| socket.dst_port != 0)
-                .filter_map(inet::ends_of)
-                .flat_map(|(own, peer)| [(own, peer), (peer, own)])
-                .collect();
-            if connections.is_empty() {
-                return Ok(0);
-            }
-            let removed = iptables::remove_connections(|ends| connections.contains(ends));
+        (Method::Iptables, _) if !ends.is_empty() => {
+            let both: HashSet<Ends> =
+                ends.iter().flat_map(|(own, peer)| [(*own, *peer), (*peer, *own)]).collect();
+            let removed = iptables::remove_connections(|ends| both.contains(ends));
             if !matches!(removed, Ok(1..)) && has_legacy_rules() {
                 log::warn!(
                     "the checkpoint's connections may be blocked by rules of iptables-legacy, which only that can remove"
@@ -183,6 +184,19 @@ pub fn unlock<'a>(
         }
         _ => Ok(0),
     }
+}
+
+/// Takes connections out of the locks that are still there: out of how many.
+fn older(ends: &[Ends]) -> Result<usize, Error> {
+    let connections: Vec<nftables::Connection> =
+        ends.iter().map(|(own, peer)| (SocketAddr::from(*own), SocketAddr::from(*peer))).collect();
+    let mut count = 0;
+    for lock in nftables::tables()? {
+        if lock.name.starts_with(CRIU_TABLE) && lock.owner.is_none() {
+            count += usize::from(nftables::release(&lock.name, &connections)? != 0);
+        }
+    }
+    Ok(count)
 }
 
 /// Whether there is a table of the kind that iptables-legacy makes. The kernel has the file only while there is one.

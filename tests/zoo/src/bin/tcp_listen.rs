@@ -1,5 +1,6 @@
 //! Kernel state: a listening TCP socket on the loopback: options, backlog, address. Serves an echo to clients from
-//! outside the tree (the harness connects before, between and after), its port in `DIR/port`.
+//! outside the tree (the harness connects before, between and after), its port in `DIR/port`. `ZOO_BIND` is its address,
+//! `ZOO_DEVICE` the interface it is bound to; with `ZOO_STILL=1` it accepts nobody until the check.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -27,7 +28,11 @@ fn serve(listener: &TcpListener) -> zoo::Check {
 
 fn main() {
     zoo::run(|z| {
-        let listener = TcpListener::bind("127.0.0.1:0").map_err(|e| e.to_string())?;
+        let address = std::env::var("ZOO_BIND").unwrap_or_else(|_| "127.0.0.1:0".into());
+        let listener = TcpListener::bind(address).map_err(|e| e.to_string())?;
+        if let Ok(device) = std::env::var("ZOO_DEVICE") {
+            zoo::net::set(&listener, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, device.as_bytes())?;
+        }
         let other = TcpListener::bind("[::1]:0").ok();
         listener.set_nonblocking(true).map_err(|e| e.to_string())?;
         listener.set_ttl(33).map_err(|e| e.to_string())?;
@@ -36,7 +41,9 @@ fn main() {
         z.publish("port", &address.port().to_string());
         z.ready()?;
         while !z.checking() {
-            serve(&listener)?;
+            if z.param("ZOO_STILL", 0) == 0 {
+                serve(&listener)?;
+            }
             zoo::nap(2);
         }
         ensure_eq!(listener.local_addr().map_err(|e| e.to_string())?, address, "address");
