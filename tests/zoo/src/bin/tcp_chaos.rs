@@ -20,7 +20,7 @@ const AHEAD: u64 = 300_000;
 fn byte(client: u8, at: u64) -> u8 {
     match at {
         0 => client,
-        at => Rng(at / 8 ^ u64::from(client) << 56).next().to_le_bytes()[(at % 8) as usize],
+        at => Rng((at / 8) ^ (u64::from(client) << 56)).next().to_le_bytes()[(at % 8) as usize],
     }
 }
 

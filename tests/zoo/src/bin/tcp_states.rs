@@ -12,7 +12,7 @@ const CASES: [&str; 4] = ["FIN_WAIT1", "LAST_ACK", "CLOSING", "CLOSE_WAIT"];
 
 /// The byte of a stream at a place.
 fn byte(case: usize, at: usize) -> u8 {
-    (at ^ at >> 8 ^ at >> 16).wrapping_mul(31).wrapping_add(case) as u8
+    (at ^ (at >> 8) ^ (at >> 16)).wrapping_mul(31).wrapping_add(case) as u8
 }
 
 /// Sends until nothing more fits; how much that was.
