@@ -363,6 +363,11 @@ pub fn all() -> Vec<Program> {
             .named("unix_pair_empty")
             .env(&[("ZOO_EMPTY", "1")])
             .unless_criu("it loses empty datagrams"),
+        program!(unix_flight),
+        program!(unix_flight)
+            .named("unix_flight_epoll")
+            .env(&[("ZOO_EPOLL", "1")])
+            .unless_criu("it cannot save an epoll instance in flight"),
         program!(seccomp).later(),
         program!(syscall_user_dispatch).unless_criu("it does not keep syscall user dispatch"),
         program!(proctitle),

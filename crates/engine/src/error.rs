@@ -19,6 +19,12 @@ pub struct Error {
 /// Result of the engine's operations.
 pub type Result<T> = std::result::Result<T, Error>;
 
+impl From<Problem> for Error {
+    fn from(problem: Problem) -> Error {
+        Error { hint: problem.remedy.clone(), ..Error::new(problem.to_string()) }
+    }
+}
+
 impl Error {
     /// An error without a known way out.
     pub fn new(message: impl Into<String>) -> Error {

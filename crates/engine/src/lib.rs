@@ -15,7 +15,8 @@ mod unlock;
 pub use dump::{check_tree, dump};
 pub use error::Error;
 pub use options::{
-    Action, DumpOptions, FinalState, Hooks, LockMethod, NoHooks, Pid, RestoreOptions, TcpPolicy,
+    Action, DumpOptions, FinalState, Hooks, LockMethod, NoHooks, OutsideUnix, Pid, RestoreOptions,
+    TcpPolicy,
 };
 pub use report::{DumpReport, Obstacle, RestoreReport};
 pub use restore::restore;

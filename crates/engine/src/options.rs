@@ -1,6 +1,7 @@
 //! What a caller (command line, RPC) asks of a dump or a restore, in plain values.
 
 use rewake_image::addresses::Template;
+pub use rewake_objects::sockets::unix::Outside as OutsideUnix;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -121,6 +122,8 @@ pub struct DumpOptions {
     pub tcp: TcpPolicy,
     /// `--network-lock`.
     pub network_lock: LockMethod,
+    /// `--ext-unix-sk`, `--external unix[INODE]`: unix sockets outside the tree that may be left out.
+    pub outside_unix: OutsideUnix,
 }
 
 /// Options of a restore.
@@ -154,4 +157,8 @@ pub struct RestoreOptions {
     pub pidfile: Option<PathBuf>,
     /// TCP options.
     pub tcp: TcpPolicy,
+    /// `--ext-unix-sk`: unix sockets may connect anew to addresses outside the tree.
+    pub external_unix: bool,
+    /// `--inherit-fd fd[N]:socket:[INODE]`: inode number in the images, and the caller's descriptor to be put in its place.
+    pub inherited_sockets: Vec<(u32, i32)>,
 }

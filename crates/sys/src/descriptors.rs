@@ -55,6 +55,54 @@ pub fn open_by_handle(mount: BorrowedFd<'_>, kind: i32, handle: &[u8]) -> Result
     unsafe { syscall("open_by_handle_at", libc::SYS_open_by_handle_at, args) }.map(owned)
 }
 
+/// Another descriptor for what is descriptor `number` of this process: fcntl(2) with `F_DUPFD_CLOEXEC`.
+///
+/// # Errors
+/// `EBADF` if there is no such descriptor.
+pub fn duplicate(number: i32) -> Result<OwnedFd> {
+    let args = [number as usize, libc::F_DUPFD_CLOEXEC as usize, 0, 0, 0, 0];
+    // SAFETY: numbers only; nothing is closed.
+    unsafe { syscall("fcntl", libc::SYS_fcntl, args) }.map(owned)
+}
+
+/// Lets epoll instance `epoll` watch `target` under the number `number`, whatever that number is in this process: a thread
+/// with a descriptor table of its own adds it. `events` and `data` are those of epoll_ctl(2).
+///
+/// # Errors
+/// `EPERM` if the file cannot be watched; `ELOOP` if the instances watch each other.
+pub fn watch_as(
+    epoll: BorrowedFd<'_>,
+    target: BorrowedFd<'_>,
+    number: i32,
+    events: u32,
+    data: u64,
+) -> Result<()> {
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            // SAFETY: a number; only this thread's table changes, which ends with it.
+            unsafe {
+                syscall("unshare", libc::SYS_unshare, [libc::CLONE_FILES as usize, 0, 0, 0, 0, 0])
+            }?;
+            // Where the target's number does not overwrite it.
+            let above = (number.max(0) as usize).saturating_add(1);
+            let args = [epoll.as_raw_fd() as usize, libc::F_DUPFD as usize, above, 0, 0, 0];
+            // SAFETY: numbers only.
+            let epoll = unsafe { syscall("fcntl", libc::SYS_fcntl, args) }?;
+            if target.as_raw_fd() != number {
+                let args = [target.as_raw_fd() as usize, number as usize, 0, 0, 0, 0];
+                // SAFETY: numbers only, in the thread's own table.
+                unsafe { syscall("dup3", libc::SYS_dup3, args) }?;
+            }
+            let mut event = libc::epoll_event { events, u64: data };
+            let event = (&raw mut event) as usize;
+            let args = [epoll, libc::EPOLL_CTL_ADD as usize, number as usize, event, 0, 0];
+            // SAFETY: the event is live.
+            unsafe { syscall("epoll_ctl", libc::SYS_epoll_ctl, args) }.map(drop)
+        });
+        thread.join().unwrap_or(Err(crate::SyscallError::new("epoll_ctl", crate::Errno::IO)))
+    })
+}
+
 /// A pidfd of a process that is dead and reaped.
 ///
 /// # Errors

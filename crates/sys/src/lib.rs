@@ -9,6 +9,7 @@ pub mod file;
 pub mod futex;
 pub mod kcmp;
 pub mod memory;
+pub mod message;
 pub mod pagemap;
 pub mod probe;
 pub mod ptrace;

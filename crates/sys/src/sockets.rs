@@ -180,6 +180,15 @@ pub fn queue_length(fd: BorrowedFd<'_>, which: u32) -> Result<usize> {
     Ok(usize::try_from(length).unwrap_or(0))
 }
 
+/// Whether the next byte of a stream is the one out of band (`SIOCATMARK`; sockatmark(3)).
+///
+/// # Errors
+/// `ENOTTY` where there are no such bytes.
+pub fn at_mark(fd: BorrowedFd<'_>) -> Result<bool> {
+    const SIOCATMARK: u32 = 0x8905;
+    queue_length(fd, SIOCATMARK).map(|answer| answer != 0)
+}
+
 /// Opens, as by `O_PATH`, the file a unix socket is bound to (`SIOCUNIXFILE`).
 ///
 /// # Errors

@@ -23,6 +23,7 @@
 )]
 
 pub mod net;
+pub mod unix;
 
 use std::ffi::CString;
 use std::io;

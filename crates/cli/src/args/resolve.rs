@@ -5,7 +5,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use log::Level;
-use rewake_engine::{DumpOptions, FinalState, LockMethod, Locks, Pid, RestoreOptions, TcpPolicy};
+use rewake_engine::{
+    DumpOptions, FinalState, LockMethod, Locks, OutsideUnix, Pid, RestoreOptions, TcpPolicy,
+};
 
 use rewake_image::addresses::Template;
 
@@ -120,6 +122,9 @@ struct Values {
     timeout: Option<u64>,
     tcp: TcpPolicy,
     network_lock: LockMethod,
+    outside_unix: OutsideUnix,
+    external_unix: bool,
+    inherited_sockets: Vec<(u32, i32)>,
     link_remap: bool,
     ghost_limit: Option<u64>,
     shell_job: bool,
@@ -295,6 +300,26 @@ impl Values {
             "tcp-established" => self.tcp.established = on,
             "tcp-close" => self.tcp.close = on,
             "skip-in-flight" => self.tcp.skip_in_flight = on,
+            "ext-unix-sk" => {
+                self.external_unix = on;
+                let inodes = values::numbers(arg).ok_or_else(|| bad("a list of inode numbers"))?;
+                self.outside_unix.all |= inodes.is_empty();
+                self.outside_unix.inodes.extend(inodes);
+            }
+            "external" => {
+                let inode = values::bracketed(text(), "unix")
+                    .ok_or_else(|| Kind::NotYet(format!("--external {}", text().display())))?;
+                self.external_unix = on;
+                self.outside_unix.inodes.insert(inode);
+            }
+            "inherit-fd" => {
+                let (number, resource) =
+                    values::inherited(text()).ok_or_else(|| bad("fd[N]:RES"))?;
+                let inode = values::bracketed(resource, "socket:").ok_or_else(|| {
+                    Kind::NotYet(format!("--inherit-fd of {}", resource.display()))
+                })?;
+                self.inherited_sockets.push((inode, number));
+            }
             "network-lock" => {
                 let method = one_of(arg, &["iptables", "nftables", "skip", "none"])
                     .ok_or_else(|| bad("iptables, nftables or skip"))?;
@@ -396,6 +421,7 @@ impl Values {
                 timeout: (seconds > 0).then(|| Duration::from_secs(seconds)),
                 tcp: self.tcp,
                 network_lock: self.network_lock,
+                outside_unix: self.outside_unix.clone(),
             },
             display_stats: self.display_stats,
             scripts: self.scripts.clone(),
@@ -436,6 +462,8 @@ impl Values {
                 check_cpu: mask != 0,
                 pidfile: self.pidfile.clone(),
                 tcp: self.tcp,
+                external_unix: self.external_unix,
+                inherited_sockets: self.inherited_sockets.clone(),
             },
             display_stats: self.display_stats,
             scripts: self.scripts.clone(),

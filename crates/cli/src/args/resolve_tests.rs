@@ -125,7 +125,11 @@ fn missing_and_surplus_words() {
 fn what_is_not_built_is_refused_by_name() {
     assert_eq!(error("dump -t 1 --track-mem"), "--track-mem of dump is not supported yet");
     assert_eq!(error("restore --lazy-pages"), "--lazy-pages of restore is not supported yet");
-    assert_eq!(error("dump -t 1 -x"), "--ext-unix-sk of dump is not supported yet");
+    assert_eq!(error("dump -t 1 --external mnt[x]:y"), "--external mnt[x]:y is not supported yet");
+    assert_eq!(
+        error("restore --inherit-fd fd[3]:pipe:[9]"),
+        "--inherit-fd of pipe:[9] is not supported yet"
+    );
     assert_eq!(
         error("dump -t 1 --manage-cgroups=full"),
         "--manage-cgroups=full is not supported yet"
@@ -142,6 +146,9 @@ fn what_is_not_built_is_refused_by_name() {
         "dump -t 1 --cpu-cap=none",
         "dump -t 1 --no-mntns-compat-mode",
         "dump -t 1 --no-ghost-fiemap",
+        "dump -t 1 -x --external unix[7]",
+        "dump -t 1 --ext-unix-sk=7,8",
+        "restore -x --inherit-fd fd[3]:socket:[9]",
         "restore --network-lock nftables",
     ] {
         assert!(run(fine).is_ok(), "{fine}");
@@ -188,6 +195,8 @@ fn the_table_tells_the_truth() {
                     "file-validation" => "filesize",
                     "manage-cgroups" => "ignore",
                     "cpu-cap" => "none",
+                    "external" => "unix[1]",
+                    "inherit-fd" => "fd[0]:socket:[1]",
                     _ => "1",
                 })),
             };

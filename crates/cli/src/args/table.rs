@@ -267,15 +267,15 @@ pub static OPTIONS: [Opt; 87] = [
     Opt::switch("skip-in-flight", Network, "forget half-open connections of listeners").dump(Built),
     Opt::value("network-lock", "METHOD", Network, "keep packets of connections away until the restore: nftables (default), iptables or skip").dump(Built)
         .restore(NoEffect("the images say how their connections are locked")),
-    Opt::maybe("ext-unix-sk", "INODES", Network, "allow unix sockets connected outside the tree").short(b'x').dump(NotYet),
+    Opt::maybe("ext-unix-sk", "INODES", Network, "leave out the peers of unix sockets that are outside the tree; connect anew to their addresses").short(b'x').both(Built),
     Opt::switch("weak-sysctls", Network, "only warn about sysctls that do not exist").restore(NotYet),
     Opt::value("veth-pair", "IN=OUT", Network, "name of the host end of a veth pair").restore(NotYet),
     Opt::value("empty-ns", "NS", Network, "create the namespace (net) but leave it empty").both(NotYet),
     // Namespaces
     Opt::value("root", "PATH", Namespaces, "new root of the mount namespace; a mount point").short(b'r').both(NotYet),
-    Opt::value("external", "ID[:VALUE]", Namespaces, "a resource that belongs to the outside").both(NotYet),
-    Opt::value("inherit-fd", "fd[N]:RES", Namespaces, "use descriptor N in the place of RES")
-        .dump(Wrong("can only be used with restore")).restore(NotYet).check(Wrong("can only be used with restore")),
+    Opt::value("external", "ID[:VALUE]", Namespaces, "a resource that belongs to the outside (only unix[INODE] yet)").both(Built),
+    Opt::value("inherit-fd", "fd[N]:RES", Namespaces, "use descriptor N in the place of RES (only socket:[INODE] of a unix socket yet)")
+        .dump(Wrong("can only be used with restore")).restore(Built).check(Wrong("can only be used with restore")),
     Opt::value("join-ns", "NS:PID|FILE", Namespaces, "restore into this namespace").short(b'J').restore(NotYet),
     Opt::value("skip-mnt", "PATH", Namespaces, "leave out the mount at PATH").dump(NotYet),
     Opt::value("enable-fs", "LIST", Namespaces, "allow these file systems; all is allowed").dump(NotYet),

@@ -70,6 +70,24 @@ pub fn cpu_cap(arg: Option<&OsStr>) -> Option<u32> {
     Some(if mask == 0 { 0 } else { mask | cpu::IMAGE })
 }
 
+/// A list of decimal numbers with commas between; empty if there is no argument.
+pub fn numbers(arg: Option<&OsStr>) -> Option<Vec<u32>> {
+    let Some(arg) = arg else { return Some(Vec::new()) };
+    arg.to_str()?.split(',').map(|number| number.parse().ok()).collect()
+}
+
+/// The number in `KIND[NUMBER]`.
+pub fn bracketed(arg: &OsStr, kind: &str) -> Option<u32> {
+    arg.to_str()?.strip_prefix(kind)?.strip_prefix('[')?.strip_suffix(']')?.parse().ok()
+}
+
+/// Descriptor number and resource in `fd[N]:RES`.
+pub fn inherited(arg: &OsStr) -> Option<(i32, &OsStr)> {
+    let (number, resource) = arg.to_str()?.strip_prefix("fd[")?.split_once("]:")?;
+    let number = number.parse().ok().filter(|n| *n >= 0)?;
+    Some((number, OsStr::new(resource))).filter(|_| !resource.is_empty())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -114,6 +132,20 @@ mod tests {
         assert_eq!(pid(os("17")), Some(17));
         for bad in ["0", "-4", "", "x", "17x", "99999999999"] {
             assert_eq!(pid(os(bad)), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn outside_resources() {
+        assert_eq!(numbers(None), Some(vec![]));
+        assert_eq!(numbers(Some(os("5,17"))), Some(vec![5, 17]));
+        assert_eq!(numbers(Some(os("5,"))), None);
+        assert_eq!(bracketed(os("unix[12]"), "unix"), Some(12));
+        assert_eq!(bracketed(os("mnt[12]"), "unix"), None);
+        assert_eq!(bracketed(os("unix[12]:x"), "unix"), None);
+        assert_eq!(inherited(os("fd[3]:socket:[9]")), Some((3, os("socket:[9]"))));
+        for bad in ["fd[3]:", "fd[-1]:x", "fd[x]:y", "3:x", ""] {
+            assert_eq!(inherited(os(bad)), None, "{bad}");
         }
     }
 

@@ -119,6 +119,7 @@ fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<(Surveye
         tcp_established: options.tcp.established,
         tcp_close: options.tcp.close,
         skip_in_flight: options.tcp.skip_in_flight,
+        outside: options.outside_unix.clone(),
     });
     collector.pids = tree.tasks.iter().map(Task::pid).collect();
     let mut obstacles = sessions(tree, options);
@@ -147,7 +148,9 @@ fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<(Surveye
             alive,
         });
     }
-    for (pid, problem) in collector.sockets.obstacles() {
+    let mut late = collector.descriptors_in_flight();
+    late.extend(collector.unix_peers());
+    for (pid, problem) in late {
         let comm = tasks.iter().find(|t| t.pid == pid).map_or(&b""[..], |t| &t.comm);
         obstacles.push(problem.of(pid, comm));
     }

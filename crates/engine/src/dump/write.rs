@@ -184,6 +184,9 @@ fn write_files(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -
             .values()
             .map(|f| RewakeEntry { file: Some(f.clone()), ..RewakeEntry::default() }),
     );
+    let packets = files.sockets.packets_extra();
+    extra
+        .extend(packets.map(|p| RewakeEntry { packet: Some(p.clone()), ..RewakeEntry::default() }));
     images.write_all(kind::REWAKE, (), &extra)?;
     Ok(())
 }

@@ -85,10 +85,13 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
         shell_job: options.shell_job,
         tcp_established: options.tcp.established,
         tcp_close: options.tcp.close,
+        external_unix: options.external_unix,
+        inherited_sockets: options.inherited_sockets.clone(),
     };
     let mut opener = Opener::new(&images, opener_options, checkpoint.file_extra.clone())?;
     let rules = addresses::rules(&options.addresses, 0)?;
     let notes = addresses::replace(&mut opener, &rules, options)?;
+    opener.check()?;
 
     let own = AddressSpace::read()?;
     let mut taken = own.maps.clone();
@@ -129,6 +132,7 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
     );
 
     hooks.run(Action::PreRestore, None).map_err(Error::new)?;
+    opener.prepare()?;
     let Some(arena) = Arena::create(base, arena_len).map_err(|e| Error::new(e.to_string()))? else {
         return Err(Error::new(format!("the address range at {base:#x} was taken meanwhile")));
     };
@@ -148,6 +152,7 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
     let mut report = run.execute(&mut opener, hooks, &mut created)?;
     created.keep();
     report.warnings.splice(0..0, notes);
+    opener.keep();
     Ok(report)
 }
 
@@ -373,7 +378,7 @@ impl Run<'_> {
         log::info!("ready after {:?}", self.start.elapsed());
         hooks.run(Action::PreResume, Some(root)).map_err(Error::new)?;
         let is_restored = |group: i32| self.checkpoint.tasks.iter().any(|t| t.pgid == group);
-        opener.set_going(is_restored).map_err(|p| Error::new(p.to_string()))?;
+        opener.set_going(is_restored)?;
         ready.release(self.options.final_state == FinalState::Stopped)?;
         if let Err(e) = hooks.run(Action::PostResume, Some(root)) {
             warnings.push(e);

@@ -11,6 +11,8 @@ messages! {
         optional message RewakeThreadEntry thread = 2;
         /// A file description.
         optional message RewakeFileEntry file = 3;
+        /// A message in the receive queue of a unix socket.
+        optional message RewakePacketEntry packet = 20;
     }
 
     /// Extra state of a process.
@@ -64,6 +66,11 @@ messages! {
         repeated message RewakeMembershipEntry memberships = 11;
         /// What a UDP socket has received, the oldest first.
         repeated message RewakeDatagramEntry datagrams = 12;
+        /// Of a unix socket.
+        optional message RewakeUnixEntry unix = 20;
+        /// Of an epoll instance that no process has a descriptor for: the file ids of what it watches, in the order of its
+        /// items.
+        repeated uint32 watched = 21;
     }
 
     /// A socket option: setsockopt(2).
@@ -98,5 +105,35 @@ messages! {
         required uint32 source_port = 3;
         /// To which address, if the program asked to be told (`IP_PKTINFO`).
         optional bytes destination = 4;
+    }
+
+    /// Extra state of a unix socket: unix(7).
+    message RewakeUnixEntry "rewake_unix_entry" {
+        /// Where the file it is bound to is now, if that is not where its name leads.
+        optional bytes path = 1;
+        /// Of a listening socket: inode numbers of the clients that wait for accept(2), the first first.
+        repeated uint32 waiting = 2;
+        /// The address of a peer that is closed.
+        optional bytes peer_name = 3;
+        /// Its peer was closed before it had read everything: the next call fails with `ECONNRESET`.
+        optional bool reset = 4;
+        /// `SO_PEERCRED`: pid, uid and gid; absent if there are none.
+        repeated uint32 peer_credentials = 5;
+        /// What `SO_PEERCRED` will tell of it to who accepts its connection.
+        repeated uint32 own_credentials = 6;
+    }
+
+    /// Extra state of a message in the receive queue of a unix socket.
+    message RewakePacketEntry "rewake_packet_entry" {
+        /// The file id of the receiving socket.
+        required uint32 id_for = 1;
+        /// Which of the socket's messages in `sk-queues.img` it is, from 0.
+        required uint32 index = 2;
+        /// `SCM_CREDENTIALS`: pid, uid and gid of the sender.
+        repeated uint32 credentials = 3;
+        /// The address of the sender of a datagram.
+        optional bytes sender = 4;
+        /// The byte is out of band (`MSG_OOB`).
+        optional bool oob = 5;
     }
 }

@@ -29,6 +29,8 @@ pub struct Options {
     pub tcp_close: bool,
     /// `--skip-in-flight`.
     pub skip_in_flight: bool,
+    /// `--ext-unix-sk` and `--external unix[INODE]`.
+    pub outside: crate::sockets::unix::Outside,
 }
 
 /// One descriptor of one task, seen from the controller.
@@ -61,6 +63,9 @@ impl View<'_> {
     /// How error texts call it.
     #[must_use]
     pub fn object(&self) -> String {
+        if self.pid == std::process::id() as i32 {
+            return format!("a descriptor in flight ({})", text(&self.link));
+        }
         format!("fd {} ({})", self.number, text(&self.link))
     }
 
@@ -151,6 +156,10 @@ pub struct Collector {
     /// Sets of tasks that hold the same device, inode and flags, ordered by kcmp(2).
     known: HashMap<(u64, u64, u32), Vec<Known>>,
     next_id: u32,
+    /// Descriptors in flight that are held by nobody else.
+    pub(super) in_flight: Vec<OwnedFd>,
+    /// The task that has the socket in which the descriptor at hand is in flight.
+    pub(super) carrier: Option<i32>,
 }
 
 impl Collector {
@@ -175,7 +184,15 @@ impl Collector {
             sockets: crate::sockets::Survey::default(),
             known: HashMap::new(),
             next_id: 1,
+            in_flight: Vec::new(),
+            carrier: None,
         }
+    }
+
+    /// The task of the tree that `view` is seen from: it has the descriptor, or the socket in which it is in flight.
+    #[must_use]
+    pub fn holder(&self, view: &View<'_>) -> i32 {
+        self.carrier.unwrap_or(view.pid)
     }
 
     /// A file id that nobody has.

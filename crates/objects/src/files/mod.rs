@@ -11,6 +11,7 @@ pub mod collect;
 pub mod epoll;
 pub mod eventfd;
 pub mod fifo;
+pub mod flight;
 pub mod ghost;
 pub mod inotify;
 pub mod open;

@@ -30,6 +30,10 @@ pub struct Options {
     pub tcp_established: bool,
     /// `--tcp-close`.
     pub tcp_close: bool,
+    /// `--ext-unix-sk`: connect unix sockets to the addresses of their peers outside the tree.
+    pub external_unix: bool,
+    /// `--inherit-fd fd[N]:socket:[INODE]`: inode number in the image, and our descriptor to be put in its place.
+    pub inherited_sockets: Vec<(u32, i32)>,
 }
 
 /// The descriptions of an image and those that are open already.
@@ -117,6 +121,27 @@ impl<'a> Opener<'a> {
         let connected = |f: &&FileEntry| f.isk.as_ref().is_some_and(|s| s.dst_port != 0);
         self.locked = self.files.values().filter(connected).cloned().collect();
         addresses::rewrite(self.files.values_mut(), rules)
+    }
+
+    /// Checks what the images say of sockets, before any process exists.
+    ///
+    /// # Errors
+    /// They are damaged or ask for something impossible.
+    pub fn check(&mut self) -> Result<(), Problem> {
+        sockets::check_unix(self)
+    }
+
+    /// Makes what has to be there before any process is.
+    ///
+    /// # Errors
+    /// An address is in use.
+    pub fn prepare(&mut self) -> Result<(), Problem> {
+        sockets::prepare_unix(self)
+    }
+
+    /// Lets what was made in file systems stay: the restore has succeeded.
+    pub fn keep(&mut self) {
+        self.sockets.keep();
     }
 
     /// The entry of file `id`.
@@ -262,6 +287,7 @@ impl<'a> Opener<'a> {
             }
         }
         tty::finish(self, is_restored)?;
+        sockets::settle_unix(self)?;
         sockets::set_going(self)
     }
 

@@ -91,7 +91,7 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
         Driver::Slave(_) => state.is_some(),
         Driver::Controlling => true,
         // These can be opened again by anybody; but one that controls a session came from a login outside.
-        _ => controls(view)?.0 != 0,
+        _ => controls(view, collector.holder(view))?.0 != 0,
     };
     if outside && !collector.options.shell_job {
         return Err(view
@@ -173,9 +173,9 @@ fn termios(entry: &TermiosEntry) -> Termios {
 }
 
 /// Session and foreground process group, if the terminal controls the task's session; else zeros.
-fn controls(view: &View<'_>) -> Result<(u32, u32), Problem> {
+fn controls(view: &View<'_>, task: i32) -> Result<(u32, u32), Problem> {
     // TIOCGSID answers only those whose controlling terminal it is, which ours it is not.
-    let stat = rewake_proc::read::ProcDir::open(view.pid)
+    let stat = rewake_proc::read::ProcDir::open(task)
         .and_then(|dir| dir.stat(&mut Vec::new()))
         .map_err(|e| view.problem(e.to_string()))?;
     let here = (major(view.stat.st_rdev), minor(view.stat.st_rdev));
@@ -196,7 +196,7 @@ fn info(
 ) -> Result<u32, Problem> {
     let (kind, id) = driver.identity();
     let rdev = device(view.stat.st_rdev);
-    let (sid, pgrp) = controls(view)?;
+    let (sid, pgrp) = controls(view, collector.holder(view))?;
     if let Some(known) = collector.ttys.iter_mut().find(|t| t.id == id) {
         if known.rdev != rdev {
             return Err(view.problem("two terminals of this kind in one tree cannot be saved"));

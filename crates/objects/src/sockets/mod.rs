@@ -25,6 +25,8 @@ pub mod repair;
 pub mod stream;
 mod udp;
 pub mod unix;
+mod unix_check;
+mod unix_fill;
 mod unix_open;
 mod unix_path;
 
@@ -35,7 +37,7 @@ use crate::Problem;
 use crate::files::collect::{Collector, View};
 use crate::files::open::Opener;
 use crate::problem::text;
-use rewake_image::messages::{FdTypes, FileEntry, SkPacketEntry};
+use rewake_image::messages::{FdTypes, FileEntry, RewakePacketEntry};
 use rewake_image::{ImageWriter, kind};
 use rewake_netlink::{Error, Socket, diag};
 use rewake_sys::sockets::{option, option_int};
@@ -44,6 +46,8 @@ use std::collections::{HashMap, HashSet};
 
 use option_table::{Kinds, When};
 use options::Making;
+pub use unix_check::load as check_unix;
+pub use unix_open::{prepare as prepare_unix, settle as settle_unix};
 
 /// The id that the image has for the network namespace of the tree.
 const SOCKETS_NETNS: u32 = 2;
@@ -59,12 +63,12 @@ pub struct Survey {
     /// Unix sockets of the tree by inode number.
     pub(crate) unix: HashMap<u32, unix::Found>,
     /// `sk-queues.img`.
-    pub(crate) packets: Vec<(SkPacketEntry, Vec<u8>)>,
+    pub(crate) packets: Vec<unix::Packet>,
     /// `SO_NETNS_COOKIE` of the network namespace that we are in.
     netns: Option<[u8; 8]>,
     diag: Option<Socket>,
     inet_tables: HashMap<Table, HashMap<u32, diag::Inet>>,
-    unix_table: Option<HashMap<u32, diag::Unix>>,
+    unix_table: Option<unix::Table>,
     /// The options of new sockets.
     usuals: option_own::Usuals,
     /// Multicast groups of the network namespace.
@@ -110,12 +114,21 @@ impl Survey {
         Ok(self.inet_tables[&key].get(&inode).copied())
     }
 
-    /// What sock_diag tells of a unix socket.
-    fn unix(&mut self, inode: u32) -> Result<Option<&diag::Unix>, Error> {
+    /// What sock_diag tells of all unix sockets.
+    fn unix_table(&mut self) -> Result<&unix::Table, Error> {
         if self.unix_table.is_none() {
-            self.unix_table = Some(diag::unix(self.diag()?)?);
+            self.unix_table = Some(unix::Table::new(diag::unix(self.diag()?)?));
         }
-        Ok(self.unix_table.as_ref().and_then(|table| table.get(&inode)))
+        // It has just been put there.
+        self.unix_table.as_ref().ok_or(Error::Unsteady)
+    }
+
+    /// What `rewake.img` says of messages in the queues of unix sockets.
+    pub fn packets_extra(&self) -> impl Iterator<Item = &RewakePacketEntry> {
+        let told = |e: &&RewakePacketEntry| {
+            !e.credentials.is_empty() || e.sender.is_some() || e.oob.is_some()
+        };
+        self.packets.iter().map(|packet| &packet.extra).filter(told)
     }
 }
 
@@ -187,7 +200,10 @@ pub(crate) fn open(opener: &mut Opener<'_>, file: &FileEntry) -> Result<OwnedFd,
         }
         _ => return Err(absent()),
     };
-    apply_own(opener, file.id, Making { fd: fd.as_fd(), object: &object }, When::Made)?;
+    // Those of unix sockets are set when all queues are full.
+    if file.usk.is_none() {
+        apply_own(opener, file.id, Making { fd: fd.as_fd(), object: &object }, When::Made)?;
+    }
     if opener.extra.get(&file.id).is_some_and(|extra| !extra.socket_options.is_empty()) {
         opener.sockets.last.push((file.id, object));
     }
@@ -231,9 +247,9 @@ const SMC: i32 = 43;
 /// They cannot be written.
 pub fn write(images: &ImageWriter, survey: &Survey) -> Result<(), rewake_image::ImageError> {
     let mut queues = images.stream(kind::SK_QUEUES, ());
-    for (entry, data) in &survey.packets {
-        queues.push(entry)?;
-        queues.payload(data)?;
+    for packet in &survey.packets {
+        queues.push(&packet.entry)?;
+        queues.payload(&packet.data)?;
     }
     queues.finish()?;
     survey.connections.iter().try_for_each(|connection| connection.write(images))
@@ -244,17 +260,29 @@ pub fn write(images: &ImageWriter, survey: &Survey) -> Result<(), rewake_image::
 pub struct Restore {
     /// TCP connections in repair mode.
     connections: Vec<repair::Pending>,
-    /// Unix sockets by inode number of the image, once [`Restore::unix_loaded`].
+    /// Unix sockets by inode number of the image.
     unix: HashMap<u32, unix_open::State>,
     unix_loaded: bool,
+    unix_made: bool,
+    unix_filling: bool,
+    unix_filled: bool,
+    /// The files of bound unix sockets.
+    places: unix_path::Places,
     /// Receive queues by file id.
-    packets: HashMap<u32, Vec<(SkPacketEntry, Vec<u8>)>>,
+    packets: HashMap<u32, Vec<unix_fill::Packet>>,
     /// Source and destination of each connection in the image: who finds itself reversed has its peer in the tree.
     ends: Option<HashSet<repair::Ends>>,
     /// Whether what the kernel had left of these connections is gone.
     orphans_cleared: bool,
     /// Sockets that have options in `rewake.img`, by file id, and how error texts call them.
     last: Vec<(u32, String)>,
+}
+
+impl Restore {
+    /// Lets what was made in file systems stay: the restore has succeeded.
+    pub fn keep(&mut self) {
+        self.places.keep();
+    }
 }
 
 /// The number of a network interface by the name in the image.

@@ -1,183 +1,389 @@
-//! Binding unix sockets to the addresses of the image.
+//! Addresses of unix sockets.
+//!
+//! bind(2) makes a file at the path it is given, and the socket keeps both: the path as it was written, and the file. The
+//! file may be moved or deleted later, and the path may be relative to a directory that nobody knows any more. So a restore
+//! binds every socket in a directory of its own beside the file's place ([`Places`]), as seen from which the path leads into
+//! that directory, and moves the file to where it was at the dump just before the tasks go on. Until then nobody else finds
+//! it; whoever has to, among us, goes by the file ([`Reach`]).
 
-use super::{holder, unix::shown};
+use super::holder;
+use super::unix::shown;
 use crate::Problem;
-use crate::problem::text;
-use rewake_image::messages::UnixSkEntry;
+use crate::files::collect::View;
+use rewake_image::messages::{FilePermsEntry, RewakeUnixEntry, UnixSkEntry};
 use rewake_netlink::diag;
-use rustix::fd::BorrowedFd;
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid};
+use rewake_sys::sockets::{bound_file, unshare_directory};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Stat, Uid};
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SendFlags, SocketAddrUnix, SocketFlags, SocketType};
-use std::collections::HashSet;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
-/// The address of an entry that has one.
-pub fn address(entry: &UnixSkEntry) -> Result<SocketAddrUnix, Problem> {
-    let made = match entry.name.split_first() {
-        Some((0, name)) => SocketAddrUnix::new_abstract_name(name),
-        _ => SocketAddrUnix::new(path_in(entry)),
-    };
-    made.map_err(|e| problem(entry, format!("the image has no valid address: {e}")))
-}
+/// What the directories are called, before the id of the process that made them.
+const PREFIX: &str = ".rewake-sockets-";
 
-/// The path as the program named it.
-fn path_in(entry: &UnixSkEntry) -> &[u8] {
-    entry.name.strip_suffix(b"\0").unwrap_or(&entry.name)
-}
-
-fn is_abstract(entry: &UnixSkEntry) -> bool {
-    entry.name.first() == Some(&0)
-}
-
-fn problem(entry: &UnixSkEntry, reason: impl Into<String>) -> Problem {
-    Problem::new(format!("unix socket {}", shown(&entry.name)), reason)
-}
-
-/// Binds a socket to the address of `entry`, calls `meanwhile` with the address, and removes the file again if it was
-/// deleted. Without an address nothing is done.
-pub fn bind(
-    entry: &UnixSkEntry,
-    fd: BorrowedFd<'_>,
-    meanwhile: impl FnOnce(&SocketAddrUnix) -> Result<(), Problem> + Send,
+/// The file a socket is bound to: owner and mode, whether and where it is still there, and from where it was named.
+///
+/// # Errors
+/// The file cannot be examined.
+pub fn survey(
+    view: &View<'_>,
+    task: i32,
+    entry: &mut UnixSkEntry,
+    extra: &mut RewakeUnixEntry,
 ) -> Result<(), Problem> {
-    if entry.name.is_empty() {
+    let failed =
+        |e: String| view.problem(format!("the file it is bound to cannot be examined: {e}"));
+    let file = bound_file(view.as_fd()).map_err(|e| failed(e.to_string()))?;
+    let stat = rustix::fs::fstat(&file).map_err(|e| failed(e.to_string()))?;
+    entry.file_perms =
+        Some(FilePermsEntry { mode: stat.st_mode, uid: stat.st_uid, gid: stat.st_gid });
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))
+        .map_err(|e| failed(e.to_string()))?;
+    let link = link.as_os_str().as_bytes();
+    let deleted = stat.st_nlink == 0;
+    let path = link.strip_suffix(b" (deleted)").filter(|_| deleted).unwrap_or(link);
+    entry.deleted = deleted.then_some(true);
+    let name = written(&entry.name);
+    let leads_there = |path: &[u8]| !deleted && leads_to(path, &stat);
+    if name.first() == Some(&b'/') {
+        if !deleted && path != name && !leads_there(name) {
+            extra.path = Some(path.to_vec());
+        }
         return Ok(());
     }
-    let address = address(entry)?;
-    let refused = |e: Errno| problem(entry, format!("cannot be bound: {e}"));
-    if is_abstract(entry) {
-        return match rustix::net::bind(fd, &address) {
-            Ok(()) => meanwhile(&address),
-            Err(Errno::ADDRINUSE) => Err(in_use(entry, |other| other.name == entry.name)),
-            Err(e) => Err(refused(e)),
-        };
-    }
-    in_directory(entry, || {
-        let path = Path::new(OsStr::from_bytes(path_in(entry)));
-        let aside = clear(entry, path)?;
-        let bound = rustix::net::bind(fd, &address).map_err(refused).and_then(|()| {
-            dress(entry, path)?;
-            meanwhile(&address)
-        });
-        if entry.deleted == Some(true) && bound.is_ok() {
-            rustix::fs::unlink(path)
-                .map_err(|e| problem(entry, format!("cannot be unlinked: {e}")))?;
-        }
-        if let Some(aside) = aside {
-            rustix::fs::rename(&aside, path)
-                .map_err(|e| problem(entry, format!("{}: {e}", aside.display())))?;
-        }
-        bound
-    })
-}
-
-/// Calls `body` with the address of `entry`, from where it is valid.
-pub fn at(
-    entry: &UnixSkEntry,
-    body: impl FnOnce(&SocketAddrUnix) -> Result<(), Problem> + Send,
-) -> Result<(), Problem> {
-    let address = address(entry)?;
-    if is_abstract(entry) { body(&address) } else { in_directory(entry, || body(&address)) }
-}
-
-/// Runs `body` in the directory that the entry's path starts from.
-fn in_directory(
-    entry: &UnixSkEntry,
-    body: impl FnOnce() -> Result<(), Problem> + Send,
-) -> Result<(), Problem> {
-    let name = path_in(entry);
-    if name.first() == Some(&b'/') {
-        return body();
-    }
-    let Some(directory) = &entry.name_dir else {
-        return Err(problem(entry, "its path is relative, and the image does not tell to what"));
+    // A name without dots was given in what remains of the path without it; for others the task's own directory may do.
+    let dotted = name.split(|b| *b == b'/').any(|part| matches!(part, b"." | b".."));
+    let above = path.strip_suffix(name).and_then(|dir| dir.strip_suffix(b"/"));
+    let directory = match above.filter(|_| !dotted) {
+        Some(dir) => Some(if dir.is_empty() { b"/".to_vec() } else { dir.to_vec() }),
+        None => rustix::fs::readlink(format!("/proc/{task}/cwd"), Vec::new())
+            .ok()
+            .map(|cwd| cwd.into_bytes())
+            .filter(|cwd| leads_there(&[cwd, &b"/"[..], name].concat())),
     };
-    let failed = |e: Errno| problem(entry, format!("{}: {e}", text(directory)));
-    // A working directory belongs to a thread only once it is unshared.
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            rewake_sys::sockets::unshare_directory().map_err(|e| failed(e.errno))?;
-            rustix::process::chdir(directory.as_slice()).map_err(failed)?;
-            body()
-        });
-        thread.join().unwrap_or_else(|_| Err(problem(entry, "cannot be bound")))
-    })
+    if directory.is_none() && !deleted {
+        extra.path = Some(path.to_vec());
+    }
+    entry.name_dir = Some(directory.unwrap_or_else(|| b"/".to_vec()));
+    Ok(())
 }
 
-/// Makes way at `path`. A socket that nobody has any more is what a killed process leaves; it is removed. What is there and
-/// the socket's own file is not, because that had been deleted, is moved to the name returned.
-fn clear(entry: &UnixSkEntry, path: &Path) -> Result<Option<PathBuf>, Problem> {
-    let failed = |e: Errno| problem(entry, format!("cannot be bound: {e}"));
+fn leads_to(path: &[u8], stat: &Stat) -> bool {
+    rustix::fs::lstat(path).is_ok_and(|s| (s.st_dev, s.st_ino) == (stat.st_dev, stat.st_ino))
+}
+
+/// The address of the peer, in the form unix_diag has; empty if it has none.
+pub fn name_of_peer(fd: BorrowedFd<'_>) -> Vec<u8> {
+    let peer = rustix::net::getpeername(fd).ok().flatten();
+    let Some(peer) = peer.and_then(|peer| SocketAddrUnix::try_from(peer).ok()) else {
+        return Vec::new();
+    };
+    if let Some(name) = peer.abstract_name() {
+        return [b"\0", name].concat();
+    }
+    peer.path_bytes().map_or_else(Vec::new, |path| [path, b"\0"].concat())
+}
+
+/// A path as the program gave it.
+fn written(name: &[u8]) -> &[u8] {
+    name.strip_suffix(b"\0").unwrap_or(name)
+}
+
+/// Is it a name that leads to no file?
+pub fn is_abstract(name: &[u8]) -> bool {
+    name.first() == Some(&0)
+}
+
+/// A `struct sockaddr_un` as bytes.
+fn address(name: &[u8]) -> Vec<u8> {
+    let mut bytes = libc::sa_family_t::to_ne_bytes(libc::AF_UNIX as u16).to_vec();
+    bytes.extend_from_slice(name);
+    bytes
+}
+
+/// How to reach a bound socket, wherever its file is.
+#[derive(Debug)]
+pub struct Reach {
+    address: Vec<u8>,
+    /// By which the address leads to it.
+    _file: Option<OwnedFd>,
+}
+
+impl Reach {
+    /// The way to the socket `fd`, whose address is `name`.
+    ///
+    /// # Errors
+    /// It is not bound.
+    pub fn to(fd: BorrowedFd<'_>, name: &[u8]) -> Result<Reach, Problem> {
+        if is_abstract(name) {
+            return Ok(Reach { address: address(name), _file: None });
+        }
+        let file = bound_file(fd).map_err(|e| problem(name, format!("is not bound: {e}")))?;
+        let path = format!("/proc/self/fd/{}\0", file.as_raw_fd());
+        Ok(Reach { address: address(path.as_bytes()), _file: Some(file) })
+    }
+
+    /// The way to a socket outside the tree, whose address is `name`.
+    pub fn outside(name: &[u8]) -> Reach {
+        Reach { address: address(name), _file: None }
+    }
+
+    /// `struct sockaddr_un`
+    pub fn address(&self) -> &[u8] {
+        &self.address
+    }
+}
+
+fn problem(name: &[u8], reason: impl Into<String>) -> Problem {
+    Problem::new(format!("unix socket {}", shown(name)), reason)
+}
+
+/// A file that is to be moved to its place.
+#[derive(Debug)]
+struct Waiting {
+    from: PathBuf,
+    to: PathBuf,
+    name: Vec<u8>,
+}
+
+/// The files of bound sockets, until they have to be in their places. Dropping it removes them.
+#[derive(Debug, Default)]
+pub struct Places {
+    /// Our directory in each directory that will get a file.
+    own: HashMap<PathBuf, PathBuf>,
+    waiting: Vec<Waiting>,
+    /// In their places.
+    placed: Vec<(PathBuf, Stat)>,
+    count: usize,
+}
+
+impl Places {
+    /// Binds a socket of the image to its address. Without an address nothing is done.
+    ///
+    /// # Errors
+    /// The address is in use, or its file cannot be made.
+    pub fn bind(
+        &mut self,
+        entry: &UnixSkEntry,
+        extra: &RewakeUnixEntry,
+        fd: BorrowedFd<'_>,
+    ) -> Result<(), Problem> {
+        if entry.name.is_empty() || is_abstract(&entry.name) || entry.deleted == Some(true) {
+            return self.bind_apart(&entry.name, fd);
+        }
+        let name = written(&entry.name);
+        let name_dir = entry.name_dir.as_deref();
+        let path = match (&extra.path, name.first(), name_dir) {
+            (Some(path), ..) => path.clone(),
+            (None, Some(b'/'), _) => name.to_vec(),
+            (None, _, Some(directory)) => [directory, b"/", name].concat(),
+            (None, _, None) => {
+                let reason = "its path is relative, and the image does not tell to what";
+                return Err(problem(name, reason));
+            }
+        };
+        let to = PathBuf::from(OsStr::from_bytes(&path));
+        way_is_free(name, &to)?;
+        let directory = to.parent().unwrap_or(Path::new("/"));
+        let from = self.bind_in(directory, name, fd)?;
+        dress(entry, &from)?;
+        self.waiting.push(Waiting { from, to, name: name.to_vec() });
+        Ok(())
+    }
+
+    /// Binds a socket to an address whose file is deleted, or of which nobody shall find the file.
+    ///
+    /// # Errors
+    /// An abstract address is in use.
+    pub fn bind_apart(&mut self, name: &[u8], fd: BorrowedFd<'_>) -> Result<(), Problem> {
+        if name.is_empty() {
+            return Ok(());
+        }
+        if is_abstract(name) {
+            let bound = SocketAddrUnix::new_abstract_name(&name[1..])
+                .and_then(|address| rustix::net::bind(fd, &address));
+            return bound.map_err(|e| match e {
+                Errno::ADDRINUSE => in_use(name, |other| other.name == name),
+                e => problem(name, format!("cannot be bound: {e}")),
+            });
+        }
+        let name = written(name);
+        let directory = Path::new(OsStr::from_bytes(name)).parent();
+        let there = directory.filter(|d| d.is_absolute() && d.is_dir());
+        let directory = there.map_or_else(std::env::temp_dir, Path::to_path_buf);
+        let path = self.bind_in(&directory, name, fd)?;
+        rustix::fs::unlink(&path).map_err(|e| problem(name, format!("{}: {e}", path.display())))
+    }
+
+    /// Binds `fd` to the path `name`, which is made to lead into our directory in `directory`. Returns where the file is.
+    fn bind_in(
+        &mut self,
+        directory: &Path,
+        name: &[u8],
+        fd: BorrowedFd<'_>,
+    ) -> Result<PathBuf, Problem> {
+        self.count += 1;
+        let own = self.own(directory, name)?;
+        // The next one may have the same name.
+        let (root, path) = (own.join(self.count.to_string()), own.join(format!(".{}", self.count)));
+        let failed = |e: std::io::Error| problem(name, format!("{}: {e}", root.display()));
+        let refused = |e: Errno| problem(name, format!("cannot be bound: {e}"));
+        std::fs::create_dir(&root).map_err(failed)?;
+        let mut at = root.clone();
+        let mut parts = Path::new(OsStr::from_bytes(name)).components().peekable();
+        while let Some(part) = parts.next() {
+            match part {
+                Component::ParentDir if at != root => drop(at.pop()),
+                Component::Normal(part) => {
+                    at.push(part);
+                    if parts.peek().is_some() && !at.is_dir() {
+                        std::fs::create_dir(&at).map_err(failed)?;
+                    }
+                }
+                _ => {}
+            }
+        }
+        let address = SocketAddrUnix::new(name).map_err(refused)?;
+        // Root and working directory belong to a thread only once they are unshared.
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                unshare_directory().map_err(|e| refused(e.errno))?;
+                rustix::process::chroot(&root).map_err(refused)?;
+                rustix::process::chdir("/").map_err(refused)?;
+                rustix::net::bind(fd, &address).map_err(refused)
+            });
+            thread.join().unwrap_or_else(|_| Err(problem(name, "cannot be bound")))
+        })?;
+        std::fs::rename(&at, &path).map_err(failed)?;
+        std::fs::remove_dir_all(&root).map_err(failed)?;
+        Ok(path)
+    }
+
+    /// Our directory in `directory`.
+    fn own(&mut self, directory: &Path, name: &[u8]) -> Result<PathBuf, Problem> {
+        if let Some(own) = self.own.get(directory) {
+            return Ok(own.clone());
+        }
+        let failed = |e: std::io::Error| {
+            problem(name, format!("its file cannot be made in {}: {e}", directory.display()))
+        };
+        clean(directory);
+        let own = directory.join(format!("{PREFIX}{}", std::process::id()));
+        std::fs::create_dir(&own).map_err(failed)?;
+        self.own.insert(directory.to_path_buf(), own.clone());
+        Ok(own)
+    }
+
+    /// Moves the files to their places. What sockets that nobody has any more have left there is replaced.
+    ///
+    /// # Errors
+    /// A place is taken by now.
+    pub fn settle(&mut self) -> Result<(), Problem> {
+        for Waiting { from, to, name } in std::mem::take(&mut self.waiting) {
+            way_is_free(&name, &to)?;
+            let failed = |e: Errno| problem(&name, format!("{}: {e}", to.display()));
+            let stat = rustix::fs::lstat(&from).map_err(failed)?;
+            rustix::fs::rename(&from, &to).map_err(failed)?;
+            self.placed.push((to, stat));
+        }
+        self.remove_own();
+        Ok(())
+    }
+
+    /// Lets the files stay.
+    pub fn keep(&mut self) {
+        self.placed.clear();
+    }
+
+    fn remove_own(&mut self) {
+        for (_, own) in self.own.drain() {
+            if let Err(e) = std::fs::remove_dir_all(&own) {
+                log::warn!("{} cannot be removed: {e}", own.display());
+            }
+        }
+    }
+}
+
+impl Drop for Places {
+    fn drop(&mut self) {
+        for (path, stat) in self.placed.drain(..) {
+            if leads_to(path.as_os_str().as_bytes(), &stat) {
+                let _ = std::fs::remove_file(path);
+            }
+        }
+        self.remove_own();
+    }
+}
+
+/// Removes what a restore that was killed has left in `directory`.
+fn clean(directory: &Path) {
+    let Ok(names) = std::fs::read_dir(directory) else { return };
+    for entry in names.flatten() {
+        let name = entry.file_name();
+        let maker = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.parse::<u32>().ok());
+        let own = std::process::id();
+        if maker.is_some_and(|pid| pid == own || !Path::new(&format!("/proc/{pid}")).exists()) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+/// A socket that nobody has any more is what a killed process leaves; it will be replaced. Anything else is in the way.
+fn way_is_free(name: &[u8], path: &Path) -> Result<(), Problem> {
     let stat = match rustix::fs::lstat(path) {
         Ok(stat) => stat,
-        Err(Errno::NOENT) => return Ok(None),
-        Err(e) => return Err(failed(e)),
+        Err(Errno::NOENT) => return Ok(()),
+        Err(e) => return Err(problem(name, format!("{}: {e}", path.display()))),
     };
-    if entry.deleted == Some(true) {
-        let mut aside = path.as_os_str().to_owned();
-        aside.push(format!(".rewake-{}", std::process::id()));
-        let aside = PathBuf::from(aside);
-        rustix::fs::rename(path, &aside).map_err(failed)?;
-        return Ok(Some(aside));
-    }
     if FileType::from_raw_mode(stat.st_mode) != FileType::Socket {
-        return Err(problem(entry, "its path is taken by a file that is no socket")
+        return Err(problem(name, "its path is taken by a file that is no socket")
             .remedy("move the file away"));
     }
-    if is_alive(path) {
-        let same = |other: &diag::Unix| {
-            let file = other.file.is_some_and(|(dev, inode)| {
-                dev == stat.st_dev && u64::from(inode) == stat.st_ino & 0xffff_ffff
-            });
-            file || other.name == entry.name
-        };
-        return Err(in_use(entry, same));
+    if !is_alive(path) {
+        return Ok(());
     }
-    rustix::fs::unlink(path).map_err(failed)?;
-    Ok(None)
+    Err(in_use(name, |other| {
+        other.file.is_some_and(|(dev, inode)| {
+            dev == stat.st_dev && u64::from(inode) == stat.st_ino & 0xffff_ffff
+        })
+    }))
 }
 
 /// Whether a socket is bound to the file. A datagram socket is not let in by other kinds, and nothing is sent, so that
 /// nobody notices the question.
 fn is_alive(path: &Path) -> bool {
-    let asked = SocketAddrUnix::new(path).and_then(|address| {
-        let asking = rustix::net::socket_with(
-            AddressFamily::UNIX,
-            SocketType::DGRAM,
-            SocketFlags::CLOEXEC,
-            None,
-        )?;
-        rustix::net::connect(&asking, &address)
-    });
-    asked != Err(Errno::CONNREFUSED)
-}
-
-fn table() -> Option<std::collections::HashMap<u32, diag::Unix>> {
-    diag::unix(&mut diag::open().ok()?).ok()
+    let ask = || {
+        let flags = SocketFlags::CLOEXEC;
+        let asking = rustix::net::socket_with(AddressFamily::UNIX, SocketType::DGRAM, flags, None)?;
+        // By the file, since paths may be longer than addresses.
+        let flags = rustix::fs::OFlags::PATH | rustix::fs::OFlags::CLOEXEC;
+        let file = rustix::fs::open(path, flags, Mode::empty())?;
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        rustix::net::connect(asking.as_fd(), &SocketAddrUnix::new(path)?)
+    };
+    ask() != Err(Errno::CONNREFUSED)
 }
 
 /// The problem that other sockets have the address.
-fn in_use(entry: &UnixSkEntry, same: impl Fn(&diag::Unix) -> bool) -> Problem {
-    let inodes: HashSet<u32> = table()
-        .unwrap_or_default()
-        .iter()
-        .filter(|(_, other)| same(other))
-        .map(|(inode, _)| *inode)
-        .collect();
+fn in_use(name: &[u8], same: impl Fn(&diag::Unix) -> bool) -> Problem {
+    let table = diag::open().and_then(|mut socket| diag::unix(&mut socket)).unwrap_or_default();
+    let inodes: HashSet<u32> =
+        table.iter().filter(|(_, other)| same(other)).map(|(inode, _)| *inode).collect();
     match holder::of_inodes(&inodes) {
-        Some(holder) => problem(entry, format!("its address is in use by {holder}"))
+        Some(holder) => problem(name, format!("its address is in use by {holder}"))
             .remedy("end that process, or restore where the address is free"),
-        None => problem(entry, "its address is in use"),
+        None => problem(name, "its address is in use"),
     }
 }
 
 /// Owner and mode of the file, as they were.
 fn dress(entry: &UnixSkEntry, path: &Path) -> Result<(), Problem> {
     let Some(perms) = &entry.file_perms else { return Ok(()) };
-    let failed = |e: Errno| problem(entry, format!("owner and mode cannot be set: {e}"));
+    let failed = |e: Errno| problem(&entry.name, format!("owner and mode cannot be set: {e}"));
     let stat = rustix::fs::lstat(path).map_err(failed)?;
     if (stat.st_uid, stat.st_gid) != (perms.uid, perms.gid) {
         let (uid, gid) = (Uid::from_raw(perms.uid), Gid::from_raw(perms.gid));
@@ -189,13 +395,4 @@ fn dress(entry: &UnixSkEntry, path: &Path) -> Result<(), Problem> {
         rustix::fs::chmodat(CWD, path, mode, AtFlags::empty()).map_err(failed)?;
     }
     Ok(())
-}
-
-/// Sends a packet to an address.
-pub fn send_to(
-    from: BorrowedFd<'_>,
-    address: &SocketAddrUnix,
-    data: &[u8],
-) -> Result<usize, Errno> {
-    rustix::net::sendto(from, data, SendFlags::DONTWAIT | SendFlags::NOSIGNAL, address)
 }

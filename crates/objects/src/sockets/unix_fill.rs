@@ -1,0 +1,278 @@
+//! Filling the queues of restored unix sockets, and what has to wait until that is done.
+
+use super::Restore;
+use super::option_table::When;
+use super::options::{self, Making};
+use super::unix_open::{State, connect_outside, describe, is_datagram, is_full, problem, socket};
+use super::unix_path::{Places, Reach};
+use crate::Problem;
+use crate::files::open::Opener;
+use rewake_image::messages::{RewakePacketEntry, SkPacketEntry, SkShutdown, UnixSkEntry};
+use rewake_sys::message::{self, Credentials, connect_as};
+use rewake_sys::{Errno, SyscallError};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::net::Shutdown;
+use std::collections::{HashMap, HashSet};
+use std::os::fd::AsRawFd;
+
+/// A message of a queue: CRIU's entry, its bytes, and what rewake.img says of it.
+pub(super) type Packet = (SkPacketEntry, Vec<u8>, RewakePacketEntry);
+
+/// Fills the queues of all unix sockets, opening what is in flight in them, and finishes the sockets.
+///
+/// # Errors
+/// A queue takes less than it held, or an option cannot be set.
+pub fn fill(opener: &mut Opener<'_>) -> Result<(), Problem> {
+    if std::mem::replace(&mut opener.sockets.unix_filling, true) {
+        return Ok(());
+    }
+    let mut queues: Vec<(u32, Vec<Packet>)> = opener.sockets.packets.drain().collect();
+    // A socket in flight was found after the one it is in, and is filled before it: kernels before 6.10 count how deep they
+    // are inside each other.
+    queues.sort_unstable_by_key(|(id, _)| std::cmp::Reverse(*id));
+    let mut passing = Passing::default();
+    for (id, packets) in queues {
+        let inode = opener.entry(id)?.usk.as_ref().map_or(0, |entry| entry.ino);
+        for (packet, ..) in &packets {
+            for id in packet.scm.iter().flat_map(|scm| &scm.rights) {
+                opener.open(*id)?;
+            }
+        }
+        fill_one(opener, inode, &packets, &mut passing)?;
+    }
+    drop(passing);
+    let sockets = &mut opener.sockets;
+    sockets.connect_datagrams()?;
+    sockets.close_lost_peers();
+    let whole = |s: &&State| !s.inherited && !s.is_external();
+    for state in opener.sockets.unix.values().filter(whole) {
+        if let Some(fd) = &state.made {
+            finish(opener, &state.entry, fd.as_fd())?;
+        }
+    }
+    opener.sockets.unix_filled = true;
+    Ok(())
+}
+
+/// Sockets for a moment: the senders of datagrams who are gone, by their addresses.
+#[derive(Debug, Default)]
+struct Passing(HashMap<Vec<u8>, OwnedFd>);
+
+impl Passing {
+    fn make(&mut self, name: &[u8], to: &UnixSkEntry, places: &mut Places) -> Result<(), Problem> {
+        if self.0.contains_key(name) {
+            return Ok(());
+        }
+        let fd = socket(to)?;
+        if let Err(e) = places.bind_apart(name, fd.as_fd()) {
+            log::warn!("{}: the sender of a message is not named: {e}", describe(to));
+        }
+        self.0.insert(name.to_vec(), fd);
+        Ok(())
+    }
+}
+
+/// Who sends what a queue held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Sender {
+    /// The socket with this inode number, which is connected to the receiver.
+    Peer(u32),
+    /// The other end, which is closed afterwards.
+    Other,
+    /// The socket with this inode number, to the receiver's address.
+    Known(u32),
+    /// One for a moment, to the receiver's address.
+    Passing,
+}
+
+fn fill_one(
+    opener: &mut Opener<'_>,
+    inode: u32,
+    packets: &[Packet],
+    passing: &mut Passing,
+) -> Result<(), Problem> {
+    let Some(state) = opener.sockets.unix.get(&inode) else { return Ok(()) };
+    let to = state.entry.clone();
+    if state.inherited {
+        log::warn!("{}: what waited in its queue is dropped", describe(&to));
+        return Ok(());
+    }
+    // An empty message occupies memory too.
+    let total = packets.iter().map(|(_, data, _)| data.len() + 512).sum();
+    let what = describe(&to);
+    let mut reach = None;
+    let mut roomy = HashSet::new();
+    for (packet, data, extra) in packets {
+        let name = extra.sender.as_deref().unwrap_or_default();
+        let sender = opener.sockets.sender(&to, name)?;
+        if sender == Sender::Passing {
+            passing.make(name, &to, &mut opener.sockets.places)?;
+        }
+        let sockets = &opener.sockets;
+        let made = |inode: &u32| sockets.unix.get(inode).and_then(|state| state.made.as_ref());
+        let fd = match &sender {
+            Sender::Peer(inode) | Sender::Known(inode) => made(inode),
+            Sender::Other => sockets.unix.get(&to.ino).and_then(|state| state.other.as_ref()),
+            Sender::Passing => passing.0.get(name),
+        };
+        let fd = fd.ok_or_else(|| problem(&to, "who sends to it could not be made"))?;
+        let making = Making { fd: fd.as_fd(), object: &what };
+        if roomy.insert(fd.as_raw_fd()) {
+            options::make_room(making, 0, total)?;
+        }
+        if matches!(sender, Sender::Known(_) | Sender::Passing) && reach.is_none() {
+            reach = Some(sockets.reach(&to)?);
+        }
+        let address = match sender {
+            Sender::Peer(_) | Sender::Other => &[][..],
+            _ => reach.as_ref().map_or(&[][..], Reach::address),
+        };
+        let ids = packet.scm.iter().flat_map(|scm| &scm.rights);
+        let rights =
+            ids.map(|id| opener.opened(*id)).collect::<Result<Vec<BorrowedFd<'_>>, _>>()?;
+        let flags = if extra.oob == Some(true) { libc::MSG_OOB } else { 0 };
+        send(&to, making, Message { data, rights, extra, address, flags })?;
+    }
+    Ok(())
+}
+
+struct Message<'a> {
+    data: &'a [u8],
+    rights: Vec<BorrowedFd<'a>>,
+    extra: &'a RewakePacketEntry,
+    address: &'a [u8],
+    flags: i32,
+}
+
+fn send(to: &UnixSkEntry, making: Making<'_>, message: Message<'_>) -> Result<(), Problem> {
+    let Message { data, mut rights, extra, address, flags } = message;
+    let mut credentials = match *extra.credentials {
+        [pid, uid, gid] => Some(Credentials { pid: pid as i32, uid, gid }),
+        _ => None,
+    };
+    let mut rest = data;
+    let mut more = 1 << 20;
+    loop {
+        match message::send(making.fd, rest, &rights, credentials, address, flags) {
+            Ok(done) => {
+                rest = rest.get(done..).unwrap_or_default();
+                rights.clear();
+                if rest.is_empty() {
+                    return Ok(());
+                }
+            }
+            Err(e) if is_full(&e) && more < 1 << 30 => {
+                options::make_room(making, 0, more)?;
+                more *= 4;
+            }
+            Err(e) if credentials.is_some() && cannot_claim(&e) => {
+                log::warn!(
+                    "{}: a message in its queue does not tell its sender {} any more: {e}",
+                    describe(to),
+                    credentials.map_or(0, |c| c.pid)
+                );
+                credentials = None;
+            }
+            Err(e) => return Err(refused(to, &e)),
+        }
+    }
+}
+
+fn cannot_claim(e: &SyscallError) -> bool {
+    e.call == "clone3" || matches!(e.errno, Errno::PERM | Errno::SRCH)
+}
+
+fn refused(to: &UnixSkEntry, e: &SyscallError) -> Problem {
+    let problem = problem(to, format!("its receive queue cannot be filled: {}", e.errno));
+    if is_datagram(to) && is_full(e) {
+        return problem.remedy(
+            "it held more messages than this machine allows: raise net.unix.max_dgram_qlen",
+        );
+    }
+    problem
+}
+
+impl Restore {
+    /// Who sends a message to `to`: its peer, or for datagrams whoever has the sender's address.
+    fn sender(&self, to: &UnixSkEntry, name: &[u8]) -> Result<Sender, Problem> {
+        let Some(state) = self.unix.get(&to.ino) else { return Ok(Sender::Passing) };
+        let peer = self.mutual(to).filter(|_| !is_datagram(to) || state.partner.is_some());
+        if let Some(peer) = peer {
+            return Ok(Sender::Peer(peer.entry.ino));
+        }
+        if state.other.is_some() {
+            return Ok(Sender::Other);
+        }
+        if !is_datagram(to) {
+            let reason = "its receive queue has messages, but there is no peer to send them";
+            return Err(problem(to, reason));
+        }
+        let named = |s: &&State| is_datagram(&s.entry) && s.entry.name == name && s.made.is_some();
+        let known = self.unix.values().filter(|_| !name.is_empty()).find(named);
+        Ok(match (known.filter(|_| !to.name.is_empty()), state.partner) {
+            (Some(known), _) => Sender::Known(known.entry.ino),
+            (None, Some(partner)) => Sender::Peer(partner),
+            (None, None) => Sender::Passing,
+        })
+    }
+
+    fn reach(&self, to: &UnixSkEntry) -> Result<Reach, Problem> {
+        let made = self.unix.get(&to.ino).and_then(|state| state.made.as_ref());
+        match made {
+            Some(fd) if !to.name.is_empty() => Reach::to(fd.as_fd(), &to.name),
+            _ => Err(problem(to, "its receive queue has messages, but nobody can send to it")),
+        }
+    }
+
+    /// Connects datagram sockets to peers that need not be connected to them.
+    fn connect_datagrams(&self) -> Result<(), Problem> {
+        for state in self.unix.values().filter(|s| is_datagram(&s.entry) && s.entry.peer != 0) {
+            let entry = &state.entry;
+            let (Some(fd), Some(peer)) = (&state.made, self.unix.get(&entry.peer)) else {
+                continue;
+            };
+            if state.inherited || state.partner == Some(entry.peer) {
+                continue;
+            }
+            if peer.is_external() {
+                connect_outside(entry, &peer.entry, fd)?;
+                continue;
+            }
+            let reach = self.reach(&peer.entry)?;
+            connect_as(None, fd.as_fd(), reach.address()).map_err(|e| {
+                problem(entry, format!("cannot be connected to {}: {e}", describe(&peer.entry)))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Closes the other ends of sockets whose peers were closed; one that had not read everything makes an error of that.
+    fn close_lost_peers(&mut self) {
+        for state in self.unix.values_mut() {
+            let Some(other) = state.other.take() else { continue };
+            if let Some(fd) = state.made.as_ref().filter(|_| state.extra.reset == Some(true))
+                && let Err(e) = message::send(fd.as_fd(), b"x", &[], None, &[], 0)
+            {
+                log::warn!("{}: its error ECONNRESET is lost: {e}", describe(&state.entry));
+            }
+            drop(other);
+        }
+    }
+}
+
+/// Sets options and shuts down, now that nothing more has to be sent.
+fn finish(opener: &Opener<'_>, entry: &UnixSkEntry, fd: BorrowedFd<'_>) -> Result<(), Problem> {
+    let what = describe(entry);
+    let making = Making { fd, object: &what };
+    options::apply_before_bind(making, &entry.opts, false)?;
+    options::apply(making, &entry.opts)?;
+    super::apply_own(opener, entry.id, making, When::Made)?;
+    let Some(directions) = entry.shutdown else { return Ok(()) };
+    let how = match SkShutdown::try_from(directions) {
+        Ok(SkShutdown::Read) => Shutdown::Read,
+        Ok(SkShutdown::Write) => Shutdown::Write,
+        Ok(SkShutdown::Both) => Shutdown::Both,
+        _ => return Ok(()),
+    };
+    rustix::net::shutdown(fd, how).map_err(|e| problem(entry, format!("cannot be shut down: {e}")))
+}
