@@ -99,6 +99,33 @@ pub fn peek(fd: BorrowedFd<'_>, buffer: &mut [u8], flags: i32) -> Result<Message
     Ok(message)
 }
 
+/// Of the next `length` bytes of a stream (from `SO_PEEK_OFF` on), how many come before the last message among them.
+///
+/// A look at a stream takes descriptors of the next message even where it has no room for any byte of that; but it ends
+/// before a message that does not go into the buffer for want of memory, which the last byte has none of here.
+///
+/// # Errors
+/// As recvmsg(2).
+pub fn before_last_message(fd: BorrowedFd<'_>, length: usize) -> Result<usize> {
+    let mut buffer = vec![0u8; length.saturating_sub(1)];
+    let mut pieces = [
+        libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() },
+        libc::iovec { iov_base: std::ptr::without_provenance_mut(1), iov_len: 1 },
+    ];
+    // SAFETY: msghdr is plain data, for which zeros are valid.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = pieces.as_mut_ptr();
+    header.msg_iovlen = pieces.len() as _;
+    let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    let args = [fd.as_raw_fd() as usize, &raw mut header as usize, flags as usize, 0, 0, 0];
+    // SAFETY: the first piece is live; the second lies in the first page, which is never mapped, so that the kernel writes
+    // nothing there. Without room for control messages no descriptors are made.
+    match unsafe { call::syscall("recvmsg", libc::SYS_recvmsg, args) } {
+        Err(SyscallError { errno: crate::Errno::FAULT, .. }) => Ok(0),
+        result => result,
+    }
+}
+
 /// Type and data of each control message of level `SOL_SOCKET`.
 fn control_messages(mut bytes: &[u8]) -> impl Iterator<Item = (i32, &[u8])> {
     std::iter::from_fn(move || {
@@ -398,6 +425,19 @@ mod tests {
             assert_eq!((message.length, &buffer[..5]), (5, &b"hello"[..]));
             assert_eq!((message.rights.len(), message.credentials), (7, Some(own)));
         }
+    }
+
+    #[test]
+    fn the_last_message_is_found() {
+        let (a, b) = UnixStream::pair().unwrap();
+        for (data, rights) in [(&b"one"[..], 0), (b"two", 0), (b"three", 1), (b"four", 0)] {
+            send(a.as_fd(), data, &[a.as_fd(); 1][..rights], None, &[], 0).unwrap();
+        }
+        let mut buffer = [0; 99];
+        // What is looked at ends with the message that has descriptors.
+        assert_eq!(peek(b.as_fd(), &mut buffer, 0).unwrap().length, 11);
+        assert_eq!(before_last_message(b.as_fd(), 11).unwrap(), 6);
+        assert_eq!(before_last_message(b.as_fd(), 3).unwrap(), 0);
     }
 
     #[test]

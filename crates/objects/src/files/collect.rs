@@ -195,6 +195,13 @@ impl Collector {
         self.carrier.unwrap_or(view.pid)
     }
 
+    /// Process, number there and file id of the descriptors collected so far whose file has this inode number.
+    pub(super) fn holders_of(&self, inode: u64) -> impl Iterator<Item = (i32, i32, u32)> {
+        let same = move |((_, ino, _), _): &(&(u64, u64, u32), &Vec<Known>)| *ino == inode;
+        let known = self.known.iter().filter(same).flat_map(|(_, known)| known);
+        known.map(|known| (known.pid, known.number, known.id))
+    }
+
     /// A file id that nobody has.
     pub fn new_id(&mut self) -> u32 {
         self.next_id += 1;

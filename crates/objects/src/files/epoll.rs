@@ -13,6 +13,7 @@ use rewake_image::messages::{
     EventpollFileEntry, EventpollTfdEntry, FdTypes, FdinfoEntry, FileEntry,
 };
 use rewake_proc::fdinfo::EpollItem;
+use rewake_sys::descriptors::watch_as;
 use rewake_sys::kcmp;
 use rustix::fd::OwnedFd;
 use std::collections::{HashMap, HashSet};
@@ -32,7 +33,13 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
     let text = (view.fdinfo)()?;
     let info = rewake_proc::fdinfo::parse(&text).map_err(|e| view.problem(e.to_string()))?;
     let id = collector.new_id();
-    let targets = targets(view, &info.epoll)?;
+    let targets = if collector.carrier.is_some() {
+        // Nobody has a descriptor for it, so the numbers mean nothing but to who receives it.
+        collector.extra_of(id).watched = watched(collector, view, &info.epoll)?;
+        info.epoll.iter().map(|item| item.tfd).collect()
+    } else {
+        targets(view, &info.epoll)?
+    };
     let items = info.epoll.iter().zip(targets);
     let tfd = items
         .map(|(item, number)| EventpollTfdEntry {
@@ -107,6 +114,54 @@ fn targets(view: &View<'_>, items: &[EpollItem]) -> Result<Vec<i32>, Problem> {
     Ok(numbers.into_iter().flatten().collect())
 }
 
+/// The file ids of what an instance in flight watches: one that some task has, or that is in flight too.
+fn watched(
+    collector: &Collector,
+    view: &View<'_>,
+    items: &[EpollItem],
+) -> Result<Vec<u32>, Problem> {
+    let mut before = HashMap::new();
+    let mut ids = Vec::with_capacity(items.len());
+    for item in items {
+        let offset: &mut u32 = before.entry(item.tfd).or_default();
+        let (pid, epoll) = (view.pid, view.number);
+        let found = collector.holders_of(item.ino).find(|(holder, number, _)| {
+            kcmp::is_epoll_target(pid, epoll, item.tfd, *offset, *holder, *number) == Ok(true)
+        });
+        let Some((.., id)) = found else {
+            return Err(view.problem(format!(
+                "it watches a file (inode {}) for which no process of the tree has a descriptor",
+                item.ino
+            )));
+        };
+        ids.push(id);
+        *offset += 1;
+    }
+    Ok(ids)
+}
+
+/// Has the instances that no task has a descriptor for watch what they did.
+///
+/// # Errors
+/// What an instance watches cannot be opened or watched, or the images do not tell it.
+pub fn restore_in_flight(opener: &mut Opener<'_>) -> Result<(), Problem> {
+    for id in std::mem::take(&mut opener.flying_epolls) {
+        let ids = opener.extra.get(&id).map(|extra| extra.watched.clone()).unwrap_or_default();
+        let items = opener.entry(id)?.epfd.as_ref().map(|e| e.tfd.clone()).unwrap_or_default();
+        let failed = |reason: String| Problem::new(format!("epoll {id}, in flight"), reason);
+        if ids.len() != items.len() {
+            return Err(failed("the images do not tell what it watches".to_owned()));
+        }
+        for (item, target) in items.iter().zip(ids) {
+            opener.open(target)?;
+            let (epoll, target) = (opener.opened(id)?, opener.opened(target)?);
+            watch_as(epoll, target, item.tfd as i32, item.events, item.data)
+                .map_err(|e| failed(format!("it cannot watch what it did: {e}")))?;
+        }
+    }
+    Ok(())
+}
+
 fn is_target(view: &View<'_>, item: &EpollItem, offset: u32, number: i32) -> Result<bool, Problem> {
     match kcmp::is_epoll_target(view.pid, view.number, item.tfd, offset, view.pid, number) {
         Ok(same) => Ok(same),
@@ -139,11 +194,14 @@ impl Links {
     }
 }
 
-/// Makes an epoll instance of the image, without its items.
+/// Makes an epoll instance of the image, without its items: see [`assign`] and [`restore_in_flight`].
 ///
 /// # Errors
 /// None in practice.
-pub fn open() -> Result<OwnedFd, Problem> {
+pub fn open(opener: &mut Opener<'_>, entry: &EventpollFileEntry) -> Result<OwnedFd, Problem> {
+    if opener.extra.get(&entry.id).is_some_and(|extra| !extra.watched.is_empty()) {
+        opener.flying_epolls.push(entry.id);
+    }
     rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC)
         .map_err(|e| Problem::new("epoll", e.to_string()))
 }

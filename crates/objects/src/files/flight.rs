@@ -10,34 +10,58 @@ use rewake_image::messages::ScmEntry;
 use rewake_sys::file;
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 
+const SCM_RIGHTS: u32 = libc::SCM_RIGHTS as u32;
+
+fn is_epoll(fd: &OwnedFd) -> bool {
+    let link = rustix::fs::readlink(format!("/proc/self/fd/{}", fd.as_raw_fd()), Vec::new());
+    link.is_ok_and(|link| link.as_bytes() == b"anon_inode:[eventpoll]")
+}
+
 impl Collector {
     /// Collects what is in flight in the queues of the tree's sockets, and in the queues of sockets that are in flight
     /// themselves. Call it once all tasks are surveyed. Returns what cannot be saved, with the process.
     pub fn descriptors_in_flight(&mut self) -> Vec<(i32, Problem)> {
         let mut problems = Vec::new();
+        // What epoll instances watch may be in flight too: they come last.
+        let mut epolls = Vec::new();
         let mut next = 0;
         // The list grows while sockets are found in it.
-        while next < self.sockets.packets.len() {
-            let packet = &mut self.sockets.packets[next];
+        while let Some(packet) = self.sockets.packets.get_mut(next) {
             let rights = std::mem::take(&mut packet.rights);
-            let (pid, object) = (packet.pid, packet.object.clone());
-            let mut ids = Vec::with_capacity(rights.len());
-            for fd in rights {
-                match self.in_flight(pid, fd) {
-                    Ok(id) => ids.push(id),
-                    Err(mut problem) => {
-                        problem.object = format!("{object}: {}", problem.object);
-                        problems.push((pid, problem));
-                    }
-                }
+            if !rights.is_empty() {
+                let rights_entry = ScmEntry { r#type: SCM_RIGHTS, rights: vec![0; rights.len()] };
+                packet.entry.scm = vec![rights_entry];
             }
-            if !ids.is_empty() {
-                let scm = ScmEntry { r#type: libc::SCM_RIGHTS as u32, rights: ids };
-                self.sockets.packets[next].entry.scm = vec![scm];
+            for (place, fd) in rights.into_iter().enumerate() {
+                if is_epoll(&fd) {
+                    epolls.push((next, place, fd));
+                } else {
+                    problems.extend(self.put_right(next, place, fd));
+                }
             }
             next += 1;
         }
+        for (packet, place, fd) in epolls {
+            problems.extend(self.put_right(packet, place, fd));
+        }
         problems
+    }
+
+    /// Puts the file id of a descriptor into its place in the list of a message.
+    fn put_right(&mut self, packet: usize, place: usize, fd: OwnedFd) -> Option<(i32, Problem)> {
+        let pid = self.sockets.packets.get(packet)?.pid;
+        let collected = self.in_flight(pid, fd);
+        let packet = self.sockets.packets.get_mut(packet)?;
+        match collected {
+            Ok(id) => {
+                *packet.entry.scm.first_mut()?.rights.get_mut(place)? = id;
+                None
+            }
+            Err(mut problem) => {
+                problem.object = format!("{}: {}", packet.object, problem.object);
+                Some((pid, problem))
+            }
+        }
     }
 
     /// Collects one descriptor that is in flight in a socket of process `carrier`.

@@ -66,6 +66,8 @@ pub struct Opener<'a> {
     pub(super) inherited: Vec<TtyInfoEntry>,
     /// References to dead processes, by `PidfdEntry::ino`.
     pub(super) dead: HashMap<u32, OwnedFd>,
+    /// Epoll instances that are in flight and still have to be told what to watch.
+    pub(super) flying_epolls: Vec<u32>,
     /// Our own extra state by file id.
     pub extra: HashMap<u32, RewakeFileEntry>,
     /// Shared memory made so far, by `MemfdInodeEntry::inode_id`.
@@ -109,6 +111,7 @@ impl<'a> Opener<'a> {
             ttys: ttys.into_iter().map(|t| (t.id, t)).collect(),
             inherited: Vec::new(),
             dead: HashMap::new(),
+            flying_epolls: Vec::new(),
             extra,
             segments: HashMap::new(),
             seals: Vec::new(),
@@ -250,6 +253,7 @@ impl<'a> Opener<'a> {
     /// # Errors
     /// The kernel refuses a seal or an owner.
     pub fn settle(&mut self) -> Result<(), Problem> {
+        epoll::restore_in_flight(self)?;
         // The other ends must not seem to be open: what watches a pipe now shall see its hangup.
         self.pipes.clear();
         self.fifos.clear();
@@ -348,7 +352,7 @@ fn open_kind(opener: &mut Opener<'_>, entry: &FileEntry) -> Result<OwnedFd, Prob
             eventfd::open(entry.efd.as_deref().ok_or_else(absent)?, semaphore)
         }
         FdTypes::Fifo => fifo::open(opener, entry.fifo.as_deref().ok_or_else(absent)?),
-        FdTypes::Eventpoll => entry.epfd.as_deref().ok_or_else(absent).and_then(|_| epoll::open()),
+        FdTypes::Eventpoll => epoll::open(opener, entry.epfd.as_deref().ok_or_else(absent)?),
         FdTypes::Signalfd => signalfd::open(entry.sgfd.as_deref().ok_or_else(absent)?),
         FdTypes::Timerfd => timerfd::open(entry.tfd.as_deref().ok_or_else(absent)?),
         FdTypes::Pidfd => pidfd::open(opener, entry.pidfd.as_deref().ok_or_else(absent)?),

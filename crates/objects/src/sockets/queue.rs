@@ -5,7 +5,7 @@
 
 use crate::Problem;
 use crate::files::collect::View;
-use rewake_sys::message::{Credentials, Message, peek};
+use rewake_sys::message::{Credentials, Message, before_last_message, peek};
 use rewake_sys::sockets::{at_mark, option_int, set_option_int};
 use rewake_sys::{Errno, SyscallError};
 use rustix::fd::{BorrowedFd, OwnedFd};
@@ -171,7 +171,10 @@ fn pieces(view: &View<'_>, buffer: &mut [u8]) -> Result<Vec<Queued>, Problem> {
         // Bytes sent before the descriptors are read together with them.
         let start = match message.rights.is_empty() {
             true => 0,
-            false => first_with_rights(view, &mut offset, at, length)?,
+            false => {
+                offset.change(at as i32).map_err(failed)?;
+                before_last_message(fd, length).map_err(failed)?
+            }
         };
         if start > 0 {
             let credentials = message.credentials.filter(|c| c.pid != 0);
@@ -213,28 +216,6 @@ fn mark(queue: &mut Vec<Queued>, byte: u8) {
     queue[at].data = rest;
     queue.insert(at, oob);
     queue.retain(|piece| !piece.data.is_empty());
-}
-
-/// Of `length` bytes at `at`, how many come before the message whose descriptors a look at all of them gives.
-fn first_with_rights(
-    view: &View<'_>,
-    offset: &mut Meanwhile<'_>,
-    at: usize,
-    length: usize,
-) -> Result<usize, Problem> {
-    let mut buffer = vec![0; length];
-    let (mut without, mut with) = (0, length);
-    while with - without > 1 {
-        let middle = without.midpoint(with);
-        offset.change(at as i32).map_err(|e| failed(view, &e))?;
-        let message = look(view, &mut buffer[..middle], 0)?.unwrap_or_default();
-        if message.rights.is_empty() {
-            without = middle;
-        } else {
-            with = middle;
-        }
-    }
-    Ok(without)
 }
 
 fn packets(view: &View<'_>, kind: i32) -> Result<Vec<Queued>, Problem> {
