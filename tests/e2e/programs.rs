@@ -354,9 +354,21 @@ pub fn all() -> Vec<Program> {
             .not_in(&[("running_restored", PEER_GONE)])
             .unless_criu_in(&[("stopped", STOPPED_TCP)]),
         program!(udp).unless_criu("it drops datagrams that wait to be read"),
-        program!(raw).private_net().unless_criu("it needs a kernel module for raw sockets (INET_RAW_DIAG)"),
+        program!(udp).named("udp_empty").env(&[("ZOO_EMPTY", "1")]),
+        program!(raw)
+            .private_net()
+            .unless_criu("it does not keep peers of raw sockets and identifiers of echo sockets"),
+        program!(raw)
+            .named("raw_plain")
+            .private_net()
+            .env(&[("ZOO_PLAIN", "1")])
+            .unless_criu_in(&[("to_criu", "it does not bind raw sockets to their addresses again")]),
         program!(multicast).private_net().unless_criu("it does not keep multicast memberships"),
         program!(socket_options).private_net().unless_criu("it keeps the options that its format has only"),
+        program!(socket_options)
+            .named("socket_options_plain")
+            .private_net()
+            .env(&[("ZOO_PLAIN", "1")]),
         program!(unix_pair).later(),
         program!(unix_pair)
             .later()

@@ -1,5 +1,6 @@
 //! Kernel state: every socket option that can be read back, on sockets of each kind. What can be set is set to something
-//! unusual; then all numbers of all levels are read, and read again in the end.
+//! unusual; then all numbers of all levels are read, and read again in the end. (`ZOO_PLAIN=1`: only those that CRIU's
+//! format has.)
 
 use std::collections::BTreeMap;
 use zoo::{check, ensure, ensure_eq, errno, ok};
@@ -146,6 +147,37 @@ const INTS: &[(i32, i32, i32, For)] = &[
     (S, 64, 1, &["udplite6", "raw6"]), // SO_TIMESTAMPNS_NEW
 ];
 
+/// What CRIU's format has, of those above.
+const PLAIN: &[(i32, i32)] = &[
+    (I, libc::IP_TOS),
+    (I, libc::IP_FREEBIND),
+    (J, 78),
+    (J, libc::IPV6_RECVPKTINFO),
+    (S, libc::SO_REUSEADDR),
+    (S, libc::SO_REUSEPORT),
+    (S, libc::SO_DONTROUTE),
+    (S, libc::SO_BROADCAST),
+    (S, libc::SO_RCVBUF),
+    (S, libc::SO_SNDBUFFORCE),
+    (S, libc::SO_OOBINLINE),
+    (S, libc::SO_KEEPALIVE),
+    (S, libc::SO_NO_CHECK),
+    (S, libc::SO_RCVLOWAT),
+    (S, libc::SO_PASSCRED),
+    (S, libc::SO_MARK),
+    (S, libc::SO_PRIORITY),
+];
+
+/// What CRIU does not restore all the same.
+fn is_lost(name: &str, level: i32, number: i32) -> bool {
+    let local = ["unix", "netlink"].contains(&name);
+    (name.ends_with('6') && level == I) || (local && (level, number) == (S, libc::SO_REUSEADDR))
+}
+
+fn is_plain() -> bool {
+    std::env::var_os("ZOO_PLAIN").is_some()
+}
+
 fn is_for(name: &str, which: For) -> bool {
     which.iter().any(|start| name.starts_with(start))
 }
@@ -165,8 +197,8 @@ fn get(fd: i32, level: i32, number: i32) -> Result<Vec<u8>, i32> {
     if ret < 0 { Err(errno()) } else { Ok(value[..len as usize].to_vec()) }
 }
 
-/// `SO_ERROR` is cleared by being read; cookies, memory, CPU and queue numbers are the kernel's own.
-const VOLATILE: &[i32] = &[libc::SO_ERROR, 55, 56, 57, 71, libc::SO_PEERCRED, 77];
+/// `SO_ERROR` is cleared by being read; cookies, memory, queue numbers and peers are not options.
+const VOLATILE: &[i32] = &[libc::SO_ERROR, 55, 56, 57, 59, 71, libc::SO_PEERCRED, 77];
 
 fn all_options(fd: i32) -> BTreeMap<(i32, i32), Result<Vec<u8>, i32>> {
     let mut all = BTreeMap::new();
@@ -189,8 +221,7 @@ fn filter(fd: i32) -> zoo::Check {
     let bytes = unsafe {
         std::slice::from_raw_parts((&raw const program).cast::<u8>(), size_of::<libc::sock_fprog>())
     };
-    check(set(fd, S, libc::SO_ATTACH_FILTER, bytes), "SO_ATTACH_FILTER")?;
-    check(set(fd, S, libc::SO_LOCK_FILTER, &1i32.to_ne_bytes()), "SO_LOCK_FILTER")
+    check(set(fd, S, libc::SO_ATTACH_FILTER, bytes), "SO_ATTACH_FILTER")
 }
 
 fn make(name: &str, (family, kind, protocol): Kind) -> Result<i32, String> {
@@ -198,6 +229,10 @@ fn make(name: &str, (family, kind, protocol): Kind) -> Result<i32, String> {
     let fd = unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol) };
     let fd = ok(fd as i64, name)? as i32;
     for &(level, number, value, _) in INTS.iter().filter(|row| is_for(name, row.3)) {
+        let kept = PLAIN.contains(&(level, number)) && !is_lost(name, level, number);
+        if is_plain() && !kept {
+            continue;
+        }
         if set(fd, level, number, &value.to_ne_bytes()) != 0 {
             let e = std::io::Error::last_os_error();
             let code = e.raw_os_error().unwrap_or(0);
@@ -216,6 +251,12 @@ fn make(name: &str, (family, kind, protocol): Kind) -> Result<i32, String> {
         check(set(fd, S, number, &time), "timeouts")?;
     }
     check(set(fd, S, libc::SO_BINDTODEVICE, b"lo\0"), "SO_BINDTODEVICE")?;
+    if !is_for(name, &["netlink"]) {
+        filter(fd)?;
+    }
+    if is_plain() {
+        return Ok(fd);
+    }
     let rate = 123_456_789_012u64.to_ne_bytes();
     check(set(fd, S, libc::SO_MAX_PACING_RATE, &rate), "SO_MAX_PACING_RATE")?;
     let deadline = [libc::CLOCK_TAI.to_ne_bytes(), 1i32.to_ne_bytes()].concat();
@@ -237,9 +278,7 @@ fn make(name: &str, (family, kind, protocol): Kind) -> Result<i32, String> {
     if is_for(name, IP_LOOSE) {
         check(set(fd, I, libc::IP_MULTICAST_IF, &[127, 0, 0, 1]), "IP_MULTICAST_IF")?;
     }
-    if !is_for(name, &["netlink"]) {
-        filter(fd)?;
-    }
+    check(set(fd, S, libc::SO_LOCK_FILTER, &1i32.to_ne_bytes()), "SO_LOCK_FILTER")?;
     Ok(fd)
 }
 
