@@ -42,7 +42,7 @@ fn kills() -> u64 {
 }
 
 /// A seed that is told, so that a failing run can be looked at again.
-fn seed() -> u64 {
+pub fn seed() -> u64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(1, |d| d.as_nanos() as u64)
@@ -158,7 +158,7 @@ fn dump_running(tool: &Tool, name: &str) -> Result<(), NotReady> {
     // It can still be dumped and restored as if nothing had been.
     run.dump(tool, &run.images(2)?, &["--leave-running"])?;
     run.check(&before)?;
-    judge_eintr_of_killed(&run, tool)?;
+    judge_eintr_of_killed(&run, tool, kills() / 8)?;
     println!(
         "kill::dump_running::{name}: {in_flight} of {} kills met the dump, which takes {whole:?}",
         kills()
@@ -168,7 +168,7 @@ fn dump_running(tool: &Tool, name: &str) -> Result<(), NotReady> {
 
 /// A thread in one of the few system calls that the kernel itself does not restart sees `EINTR` if the controller is
 /// killed in the microseconds between stopping it and mending that. Nothing else, and no more often than that explains.
-fn judge_eintr_of_killed(run: &Run, tool: &Tool) -> Result<(), Fail> {
+pub fn judge_eintr_of_killed(run: &Run, tool: &Tool, excuses: u64) -> Result<(), Fail> {
     if tool.is_criu {
         return Ok(());
     }
@@ -177,7 +177,7 @@ fn judge_eintr_of_killed(run: &Run, tool: &Tool) -> Result<(), Fail> {
         .split(['\n', ' '])
         .filter(|l| !l.is_empty())
         .partition(|l| l.starts_with("sigtimedwait") || l.starts_with("epoll"));
-    if !bad.is_empty() || excused.len() as u64 > kills() / 8 {
+    if !bad.is_empty() || excused.len() as u64 > excuses {
         return Err(run.fail(format!(
             "system calls felt the killed checkpoints (EINTR): {bad:?}, and {} that the kernel does not restart",
             excused.len()
@@ -261,7 +261,7 @@ fn restore(tool: &Tool, name: &str) -> Result<(), NotReady> {
 }
 
 /// Whether there is a complete tree (true) or nothing (false); anything between that stays is a failure.
-fn all_or_nothing(
+pub fn all_or_nothing(
     run: &Run,
     before: &View,
     program: &Program,

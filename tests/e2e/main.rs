@@ -6,7 +6,7 @@
 //! cargo test -p zoo --test e2e -- counter::dead       one flavour of one program: plain (no checkpoint), dead, running,
 //!                                                     running_restored, stopped, stopped_restored, as_criu, new_pidns
 //! cargo test -p zoo --test e2e -- plain               the programs alone: no binary under test needed, it must pass
-//! cargo test -p zoo --test e2e -- refusals            also: kill, real, shell_job, tcp, copies
+//! cargo test -p zoo --test e2e -- refusals            also: kill, steps, real, shell_job, tcp, copies
 //! cargo test -p zoo --test e2e -- --list
 //! ```
 //! Environment:
@@ -17,6 +17,7 @@
 //! - `ZOO_NO_EXCUSES=1`: runs also what CRIU is known not to manage (to see that it still fails, and how).
 //! - `ZOO_KEEP=1`: keeps the directories of runs ($TMPDIR or /tmp, and /dev/shm: rewake-e2e-*).
 //! - `ZOO_KILLS=n`: how many times the `kill` trials kill the dumping command (default 200).
+//! - `ZOO_STEPS=n`: the `steps` trials stop the command at every n-th of its system calls only (default: at every one).
 //! - `TMPDIR`: where the run directories on disk go.
 //!
 //! A trial that needs what the machine lacks is ignored at run time and says so: `SKIP: why`, counted at the end.
@@ -40,7 +41,12 @@ mod real;
 mod reaper;
 mod refusals;
 mod shell_job;
+<<<<<<< HEAD
 mod tcp;
+=======
+mod steps;
+mod tracer;
+>>>>>>> 24eaa80 (Kill and fail the command at every one of its system calls; mend what that and CRIU's zdtm found)
 mod view;
 
 use flavours::Flavour;
@@ -118,6 +124,7 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     }
     trials.extend(refusals::trials(tool));
     trials.extend(kills::trials(tool));
+    trials.extend(steps::trials(tool));
     trials.extend(real::trials(tool));
     trials.extend(shell_job::trials(tool));
     trials.extend(tcp::trials(tool));
@@ -126,6 +133,10 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
 }
 
 fn main() {
+    let given: Vec<_> = std::env::args_os().skip(1).collect();
+    if given.first().is_some_and(|first| first == tracer::ROLE) {
+        std::process::exit(tracer::main(&given[1..]));
+    }
     let mut args = Arguments::from_args();
     // Two at a time: the machines this runs on are small, and timing is part of what is checked.
     args.test_threads.get_or_insert(2);

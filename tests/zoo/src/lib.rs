@@ -161,9 +161,10 @@ impl Zoo {
 
     /// Waits until a file of the program's directory exists: how parent and children meet without kernel state.
     pub fn wait_for(&self, name: &str) -> Check {
-        let until = Instant::now() + Duration::from_secs(30);
+        // Long: some trials checkpoint a program for minutes in which it waits. The harness ends a program that hangs.
+        let until = Instant::now() + Duration::from_secs(1200);
         while !exists(&self.path(name)) {
-            ensure!(Instant::now() < until, "waited 30 s for {name}");
+            ensure!(Instant::now() < until, "waited 20 minutes for {name}");
             nap(2);
         }
         Ok(())

@@ -13,6 +13,7 @@ use crate::error::{Context, Error, Result};
 use crate::freeze::{Life, Task, Tree};
 use crate::options::{Action, DumpOptions, FinalState, Hooks};
 use crate::report::{DumpReport, Obstacle};
+use crate::restore::lineage::{Lineage, Member};
 use files::Files;
 use inside::Inside;
 use outside::Outside;
@@ -123,6 +124,7 @@ fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<(Surveye
     });
     collector.pids = tree.tasks.iter().map(Task::pid).collect();
     let mut obstacles = sessions(tree, options);
+    obstacles.extend(lineage(tree, options));
     let mut tasks = Vec::with_capacity(tree.tasks.len());
     let mut agents: Agents = Vec::new();
     // Nobody has an agent inside yet, so all of /proc shows the tasks as they are.
@@ -223,6 +225,28 @@ fn sessions(tree: &Tree, options: &DumpOptions) -> Vec<Obstacle> {
     )
     .remedy("use --shell-job if it is a job of a shell, or start it with setsid");
     vec![problem.of(root.pid(), root.comm())]
+}
+
+/// Could a restore create the tree's tasks again? It makes the plan for that, and so do we, while they still exist.
+fn lineage(tree: &Tree, options: &DumpOptions) -> Option<Obstacle> {
+    let root = tree.tasks.first()?;
+    let in_tree = |pid: i32| tree.tasks.iter().any(|t| t.pid() == pid);
+    let members: Vec<Member> = tree
+        .tasks
+        .iter()
+        .map(|task| Member {
+            pid: task.pid(),
+            ppid: if in_tree(task.stat.ppid) { task.stat.ppid } else { 0 },
+            pgid: task.stat.pgrp,
+            sid: task.stat.session,
+            zombie: task.threads.is_empty(),
+        })
+        .collect();
+    // Whose session is led from outside is told by `sessions`.
+    let jobs = options.shell_job || root.stat.session != root.pid();
+    let error = Lineage::plan(&members, jobs, false).err()?;
+    let problem = rewake_objects::Problem::new("process tree", error.message);
+    Some(problem.of(root.pid(), root.comm()))
 }
 
 /// Surveys the tree of `options.root` and returns what would stand in the way of a dump.

@@ -217,7 +217,13 @@ fn plan_node(
             messages: Vec::new(),
         };
         let group = lineage.joins.iter().find(|(i, _)| *i == index).map(|(_, group)| *group);
-        builder.build(group, node.orphan, same_vdso(alive)?, &threads, &headers)?;
+        let zombies: Vec<(i32, i32)> = lineage
+            .joined
+            .iter()
+            .filter(|(parent, ..)| *parent == index)
+            .map(|(_, pid, group)| (*pid, *group))
+            .collect();
+        builder.build(group, &zombies, node.orphan, same_vdso(alive)?, &threads, &headers)?;
         let Builder { steps: build, warnings, messages, .. } = builder;
         let mut finish = Steps::new(base);
         let groups: Vec<i32> = node
@@ -476,6 +482,7 @@ impl Builder<'_> {
     fn build(
         &mut self,
         group: Option<i32>,
+        zombies: &[(i32, i32)],
         orphan: bool,
         same_vdso: bool,
         threads: &[ThreadPlan],
@@ -489,6 +496,12 @@ impl Builder<'_> {
             steps.must(
                 Label::Text("joining the process group"),
                 op(libc::SYS_setpgid, &[0, group as u64]),
+            );
+        }
+        for (pid, group) in zombies {
+            steps.must(
+                Label::Text("putting a zombie into its process group"),
+                op(libc::SYS_setpgid, &[*pid as u64, *group as u64]),
             );
         }
         // The controller has taken its end (number 1: the pair got 0 and 1).

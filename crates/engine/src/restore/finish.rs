@@ -9,6 +9,7 @@ use rewake_inject::stub::{find_syscall_instruction, interrupted_syscall, remote_
 use rewake_inject::tracee::{Running, Stopped};
 use rewake_objects::pids::Pids;
 use rewake_objects::task::registers::{self, XSAVE_MAX, XsaveFormat};
+use rewake_objects::task::signals;
 use rewake_proc::read::ProcDir;
 use rewake_sys::ptrace::{self, Registers, SudConfig};
 use rewake_sys::sched::Pin;
@@ -240,23 +241,14 @@ impl Ready<'_> {
         if all_stopped && let Some((_, root, _)) = self.tasks.first() {
             crate::resume::note_stopped(*root, &before)?;
         }
+        let groups: Vec<Group> = self.tasks.iter().map(|(task, ..)| Group::of(task)).collect();
         for (task, pid, _) in &self.tasks {
-            let own = task.tc.stop_signo.map_or(libc::SIGSTOP, |s| s as i32);
             let stop = if task.tc.task_state == STOPPED {
-                Some(own)
+                Some(stop_signal(task, &groups))
             } else {
                 all_stopped.then_some(libc::SIGSTOP)
             };
             if let Some(stop) = stop {
-                // Only SIGSTOP stops for certain: the others may have handlers, be blocked, or need a terminal.
-                let stop = if matches!(
-                    stop,
-                    libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU | libc::SIGSTOP
-                ) {
-                    libc::SIGSTOP
-                } else {
-                    stop
-                };
                 signal::kill(*pid, stop).of(task.pid, &task.comm)?;
             }
         }
@@ -271,6 +263,41 @@ impl Ready<'_> {
             }
         }
         result
+    }
+}
+
+/// Who can keep a process group from being an orphan.
+#[derive(Debug, Clone, Copy)]
+struct Group {
+    pid: i32,
+    ppid: i32,
+    group: i32,
+    session: i32,
+}
+
+impl Group {
+    fn of(task: &Task) -> Group {
+        Group { pid: task.pid, ppid: task.ppid, group: task.pgid, session: task.sid }
+    }
+}
+
+/// The signal that stops a task as it was stopped. Only SIGSTOP does so for certain: the kernel ignores the others in
+/// orphaned process groups, and they may be blocked or have a handler by now.
+fn stop_signal(task: &Task, tasks: &[Group]) -> i32 {
+    let signal = task.tc.stop_signo.unwrap_or(0) as i32;
+    let ours = |s: &Group| s.group == task.pgid && s.session == task.sid;
+    let orphaned = !tasks.iter().filter(|member| ours(member)).any(|member| {
+        tasks.iter().any(|parent| {
+            parent.pid == member.ppid && parent.session == task.sid && parent.group != task.pgid
+        })
+    });
+    let default = signals::with_actions()
+        .zip(&task.tc.sigactions)
+        .any(|(number, action)| number as i32 == signal && action.sigaction == 0);
+    let blocked = task.tc.blk_sigset & (1u64 << (signal - 1).clamp(0, 63)) != 0;
+    match signal {
+        libc::SIGTSTP | libc::SIGTTIN | libc::SIGTTOU if default && !blocked && !orphaned => signal,
+        _ => libc::SIGSTOP,
     }
 }
 

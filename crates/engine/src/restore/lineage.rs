@@ -74,6 +74,8 @@ pub struct Lineage {
     pub nodes: Vec<Node>,
     /// Tasks (by index) that join a group once all exist, and the group.
     pub joins: Vec<(usize, i32)>,
+    /// Zombies that their parent (a task, by index) puts into a group then: the zombie's pid, and the group.
+    pub joined: Vec<(usize, i32, i32)>,
 }
 
 impl Lineage {
@@ -288,42 +290,44 @@ impl<'a> Planner<'a> {
 
     fn unexplained(&self, i: usize, why: &str) -> Error {
         let m = self.members[i];
-        Error::new(format!(
-            "process {} of the images cannot be put into session {} again: {why}",
-            m.pid, m.sid
-        ))
+        Error::new(format!("process {} cannot be put into session {} again: {why}", m.pid, m.sid))
     }
 
-    /// Who joins which group, and helpers for groups whose leader is gone.
+    /// Who joins which group, and helpers for groups whose leader is gone. A zombie leads and belongs to groups as the
+    /// living do, but it is its parent that has to put it there.
     fn groups(&mut self) {
-        let mut led: HashMap<i32, i32> = self
-            .members
-            .iter()
-            .filter(|m| m.pgid == m.pid && !m.zombie)
-            .map(|m| (m.pgid, m.sid))
-            .collect();
+        let mut led: HashMap<i32, i32> =
+            self.members.iter().filter(|m| m.pgid == m.pid).map(|m| (m.pgid, m.sid)).collect();
         let root = self.members[0];
         for (i, m) in self.members.iter().enumerate() {
-            if m.zombie || m.pgid == m.pid || m.pgid == 0 {
+            if m.pgid == m.pid || m.pgid == 0 {
                 continue;
             }
             // A job's group may be led from outside, as its session.
             if m.pgid == root.pgid && root.pgid != root.pid && !self.index.contains_key(&m.pgid) {
                 continue;
             }
+            let joiner = match self.parent(i) {
+                _ if !m.zombie => i,
+                // Only a parent of the same session may.
+                Some(parent) if self.members[parent].sid == m.sid => parent,
+                _ => continue,
+            };
             // The group of a session whose leader is gone: its members are born into it.
-            if self.leaders.contains_key(&m.pgid) {
-                self.lineage.joins.push((i, m.pgid));
-                continue;
-            }
-            if let std::collections::hash_map::Entry::Vacant(group) = led.entry(m.pgid) {
+            if !self.leaders.contains_key(&m.pgid)
+                && let std::collections::hash_map::Entry::Vacant(group) = led.entry(m.pgid)
+            {
                 group.insert(m.sid);
-                let cloner = self.node_of[i];
+                let cloner = self.node_of[joiner];
                 let at = self.lineage.nodes.len();
                 self.lineage.nodes[cloner].late.push(at);
                 self.lineage.nodes.push(Self::helper(Role::Group, Some(m.pgid), Some(cloner)));
             }
-            self.lineage.joins.push((i, m.pgid));
+            if m.zombie {
+                self.lineage.joined.push((joiner, m.pid, m.pgid));
+            } else {
+                self.lineage.joins.push((i, m.pgid));
+            }
         }
     }
 }
@@ -400,6 +404,7 @@ mod tests {
             }
             let joins =
                 lineage.joins.iter().any(|(i, g)| members[*i] == *member && *g == member.pgid);
+            let joins = joins || lineage.joined.contains(&(0, member.pid, member.pgid));
             assert!(pgid == member.pgid || joins, "group of {}", member.pid);
         }
         lineage
@@ -458,6 +463,26 @@ mod tests {
         assert_eq!((init.setsid, init.late.as_slice()), (true, &[1][..]));
         let job = Lineage::plan(&[m(100, 0, 100, 50)], true, true).expect("a plan");
         assert!(!job.nodes[0].setsid, "a job stays in the session of the command");
+    }
+
+    #[test]
+    fn zombies_in_groups() {
+        let zombie = |pid, pgid| Member { zombie: true, ..m(pid, 100, pgid, 100) };
+        // A pipeline whose first command has ended, one whose second has, and one of which nothing but a zombie is left.
+        let tree = [
+            m(100, 0, 100, 100),
+            zombie(101, 101),
+            m(102, 100, 101, 100),
+            m(103, 100, 103, 100),
+            zombie(104, 103),
+            zombie(106, 105),
+        ];
+        let lineage = Lineage::plan(&tree, false, false).expect("a plan");
+        assert_eq!(lineage.joins, [(2, 101)]);
+        assert_eq!(lineage.joined, [(0, 104, 103), (0, 106, 105)]);
+        let helpers: Vec<_> = lineage.nodes.iter().filter(|n| n.role == Role::Group).collect();
+        assert_eq!(helpers.len(), 1, "a zombie leads its group as well as anyone");
+        assert_eq!(helpers[0].pid, Some(105));
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod arena;
 mod build;
 mod environment;
 mod finish;
-mod lineage;
+pub(crate) mod lineage;
 mod namespaces;
 mod read;
 

@@ -10,6 +10,7 @@ use rewake_image::messages::{
 };
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
+use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -36,7 +37,24 @@ pub fn survey(collector: &mut Collector, id: u32, view: &View<'_>) -> Result<(),
         }
         // The descriptor may be write-only; /proc gives a fresh description of the same file.
         let own = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&view.as_fd()));
-        let regular = stat.st_mode & libc::S_IFMT == libc::S_IFREG;
+        let kind = stat.st_mode & libc::S_IFMT;
+        let regular = kind == libc::S_IFREG;
+        if !regular && kind != libc::S_IFDIR {
+            return Err(view
+                .problem("its name is removed; of such, only regular files and directories can be saved yet")
+                .remedy("bring the name back, or close it"));
+        }
+        let plain = view.link.strip_suffix(b" (deleted)").unwrap_or(&view.link);
+        let directory = Path::new(OsStr::from_bytes(plain)).parent().unwrap_or(Path::new("/"));
+        match rustix::fs::stat(directory) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {
+                return Err(view
+                    .problem("its name is removed, and the directory in which that was too, which cannot be saved yet")
+                    .remedy(format!("make the directory {} again", text(directory.as_os_str().as_bytes()))));
+            }
+            Err(e) => return Err(view.problem(format!("its directory cannot be examined: {e}"))),
+        }
         let flags = if regular { OFlags::RDONLY } else { OFlags::PATH };
         let file = rustix::fs::open(own, flags | OFlags::CLOEXEC, Mode::empty())
             .map_err(|e| view.problem(format!("the deleted file cannot be read: {e}")))?;
@@ -109,6 +127,7 @@ pub fn raise(ghost: &Ghost, path: &Path) -> Result<Raised, Problem> {
     let kind = entry.mode & libc::S_IFMT;
     let mode = Mode::from_raw_mode(entry.mode & 0o7777);
     if kind == libc::S_IFDIR {
+        let path = &unused(path);
         rustix::fs::mkdir(path, mode).map_err(|e| problem(path, "made again", e))?;
         let file = rustix::fs::open(
             path,

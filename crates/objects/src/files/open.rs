@@ -72,6 +72,8 @@ pub struct Opener<'a> {
     pub extra: HashMap<u32, RewakeFileEntry>,
     /// Shared memory made so far, by `MemfdInodeEntry::inode_id`.
     pub segments: HashMap<u64, OwnedFd>,
+    /// Those whose original description a descriptor has got.
+    pub(crate) memfds_given: std::collections::HashSet<u64>,
     /// Seals that are still to be put on, by the same id.
     pub seals: Vec<(u64, u32)>,
     /// What sockets need until the tasks go on.
@@ -114,6 +116,7 @@ impl<'a> Opener<'a> {
             flying_epolls: Vec::new(),
             extra,
             segments: HashMap::new(),
+            memfds_given: std::collections::HashSet::new(),
             seals: Vec::new(),
             sockets: crate::sockets::Restore::default(),
         })

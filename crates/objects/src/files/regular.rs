@@ -11,6 +11,7 @@ use crate::problem::text;
 use rewake_image::messages::{FdTypes, FileEntry, FownEntry, RegFileEntry};
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, Stat};
+use rustix::io::Errno;
 use std::os::unix::ffi::OsStrExt;
 
 /// Devices that are no more than a file with a funny driver: `/dev/null`, `zero`, `full`, `random`, `urandom`, `kmsg`.
@@ -29,8 +30,12 @@ const KEPT: u32 =
 /// # Errors
 /// It can no longer be reached, or is too large a ghost.
 pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdTypes), Problem> {
-    // O_PATH, and devices that cannot seek, have no position.
-    let pos = rustix::fs::tell(view.as_fd()).unwrap_or_default();
+    let pos = match rustix::fs::tell(view.as_fd()) {
+        Ok(pos) => pos,
+        // Devices that cannot seek, and O_PATH, have no position.
+        Err(Errno::SPIPE | Errno::BADF | Errno::INVAL) => 0,
+        Err(e) => return Err(view.problem(format!("its position cannot be read: {e}"))),
+    };
     let id = collector.new_id();
     let name = place(collector, id, &view.link, &view.stat, Some(view))?;
     let flags = view.flags & KEPT;
@@ -68,7 +73,7 @@ fn place(
     let object = || view.map_or_else(|| text(link), View::object);
     let plain = link.strip_suffix(b" (deleted)").unwrap_or(link);
     let is_dir = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
-    if stat.st_nlink > 0 && leads_to(link, stat) {
+    if stat.st_nlink > 0 && leads_to(link, stat).map_err(|e| Problem::new(object(), e))? {
         return Ok(link.to_vec());
     }
     if !link.starts_with(b"/") {
@@ -89,9 +94,13 @@ fn place(
     .remedy("restore the name"))
 }
 
-/// Does `path` lead to the inode of `stat`?
-fn leads_to(path: &[u8], stat: &Stat) -> bool {
-    rustix::fs::stat(path).is_ok_and(|s| (s.st_dev, s.st_ino) == (stat.st_dev, stat.st_ino))
+/// Does `path` lead to the inode of `stat`? Why, if that cannot be told.
+fn leads_to(path: &[u8], stat: &Stat) -> Result<bool, String> {
+    match rustix::fs::stat(path) {
+        Ok(s) => Ok((s.st_dev, s.st_ino) == (stat.st_dev, stat.st_ino)),
+        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG) => Ok(false),
+        Err(e) => Err(format!("its path cannot be followed: {e}")),
+    }
 }
 
 /// The file id of a path that is not held by a descriptor (mapping, exe, cwd, root), opened with `flags`. `open` is how to
@@ -114,7 +123,9 @@ pub fn of_path(
     let unreadable = |e: rustix::io::Errno| Problem::new(text(path), format!("{open}: {e}"));
     let real = rustix::fs::stat(open).map_err(unreadable)?;
     let id = collector.new_id();
-    let name = if real.st_nlink > 0 && leads_to(path, &real) {
+    let named =
+        real.st_nlink > 0 && leads_to(path, &real).map_err(|e| Problem::new(text(path), e))?;
+    let name = if named {
         path.to_vec()
     } else {
         let fd = rustix::fs::open(open, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())

@@ -272,8 +272,9 @@ fn map(
     let label = Label::Vma(vma.start, vma.end);
     let len = vma.end - vma.start;
     let is_file = vma.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0;
-    let keep =
-        (libc::MAP_SHARED | libc::MAP_PRIVATE | libc::MAP_GROWSDOWN | libc::MAP_NORESERVE) as u32;
+    let keep = (libc::MAP_SHARED | libc::MAP_PRIVATE | libc::MAP_GROWSDOWN | libc::MAP_NORESERVE)
+        as u32
+        | vma::MAP_DROPPABLE;
     let mut flags = vma.flags & keep | libc::MAP_FIXED_NOREPLACE as u32;
     let mut prot = vma.prot;
     if filled {

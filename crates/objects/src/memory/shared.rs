@@ -51,7 +51,12 @@ fn segment(
     let stat = rustix::fs::fstat(file).map_err(failed)?;
     let key = (stat.st_dev, stat.st_ino);
     if !collector.segments.contains_key(&key) {
-        let seals = rustix::fs::fcntl_get_seals(file).unwrap_or(SealFlags::SEAL);
+        let seals = match rustix::fs::fcntl_get_seals(file) {
+            Ok(seals) => seals,
+            // Not a file that can be sealed.
+            Err(rustix::io::Errno::INVAL) => SealFlags::SEAL,
+            Err(e) => return Err(failed(e)),
+        };
         let inode_id = collector.segments.len() as u64 + 1;
         let entry = MemfdInodeEntry {
             name: name.to_vec(),
@@ -123,7 +128,12 @@ pub fn survey_descriptor(
     name: &[u8],
 ) -> Result<(u32, FdTypes), Problem> {
     let key = segment(collector, view.as_fd(), name)?;
-    let pos = rustix::fs::tell(view.as_fd()).unwrap_or(0);
+    let pos = match rustix::fs::tell(view.as_fd()) {
+        Ok(pos) => pos,
+        // O_PATH
+        Err(rustix::io::Errno::BADF) => 0,
+        Err(e) => return Err(view.problem(format!("its position cannot be read: {e}"))),
+    };
     let inode_id = collector.segments[&key].inode_id;
     let flags = view.flags & !(libc::O_CLOEXEC as u32);
     let id = push(collector, inode_id, flags, pos, view.owner()?);
@@ -289,7 +299,15 @@ pub fn open(opener: &mut Opener<'_>, entry: &MemfdFileEntry) -> Result<OwnedFd, 
     let failed = |e: rustix::io::Errno| Problem::new(object(), e.to_string());
     let own = format!("/proc/self/fd/{}", base.as_raw_fd());
     let access = OFlags::from_bits_retain(entry.flags) & OFlags::RWMODE;
-    let fd = rustix::fs::open(own, access | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?;
+    // The description that memfd_create(2) made does not count as a writer: as long as nobody opened the file anew, it can
+    // be executed. So mappings (whose entries have no further flags) and the first descriptor that may write get that one.
+    let mapping = entry.flags == OFlags::RDWR.bits();
+    let original = access == OFlags::RDWR && (mapping || opener.memfds_given.insert(inode_id));
+    let fd = if original {
+        rustix::io::fcntl_dupfd_cloexec(base, 0).map_err(failed)?
+    } else {
+        rustix::fs::open(own, access | OFlags::CLOEXEC, Mode::empty()).map_err(failed)?
+    };
     if entry.pos != 0 {
         rustix::fs::seek(&fd, rustix::fs::SeekFrom::Start(entry.pos)).map_err(failed)?;
     }

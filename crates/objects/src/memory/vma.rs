@@ -47,6 +47,9 @@ pub struct Vma {
     pub may_have_guards: bool,
 }
 
+/// `MAP_DROPPABLE` (since Linux 6.11), in the place of `MAP_PRIVATE`: the kernel may throw the pages away.
+pub const MAP_DROPPABLE: u32 = 8;
+
 const MADV: &[(VmFlags, u32)] = &[
     (VmFlags::RAND_READ, 1),
     (VmFlags::SEQ_READ, 2),
@@ -142,15 +145,16 @@ fn classify(map: &Map<'_>, flags: VmFlags) -> Result<Vma, Problem> {
         _ if flags.contains(VmFlags::PFNMAP) || flags.contains(VmFlags::IO) => {
             return refuse("it maps device memory");
         }
-        MapName::SharedAnon if map.shared => {
+        // Private if somebody mapped it anew through map_files.
+        MapName::SharedAnon => {
             backing = Backing::SharedAnon;
-            regular | st::FILE_SHARED | st::MEMFD
+            regular | st::MEMFD | if map.shared { st::FILE_SHARED } else { st::FILE_PRIVATE }
         }
         MapName::Memfd(name) => {
             backing = Backing::Memfd(name.to_vec());
             regular | st::MEMFD | if map.shared { st::FILE_SHARED } else { st::FILE_PRIVATE }
         }
-        MapName::File | MapName::SharedAnon | MapName::SlashAnon
+        MapName::File | MapName::SlashAnon
             if map.ino != 0 && map.raw_name.first() == Some(&b'/') =>
         {
             backing = Backing::File {
@@ -169,6 +173,9 @@ fn classify(map: &Map<'_>, flags: VmFlags) -> Result<Vma, Problem> {
             regular | st::ANON_PRIVATE | if matches!(name, MapName::Heap) { st::HEAP } else { 0 }
         }
     };
+    if flags.contains(VmFlags::DROPPABLE) {
+        mmap_flags = mmap_flags & !(libc::MAP_PRIVATE as u32) | MAP_DROPPABLE;
+    }
     if flags.contains(VmFlags::GROWSDOWN) {
         mmap_flags |= libc::MAP_GROWSDOWN as u32;
     }
@@ -211,4 +218,6 @@ pub fn has_private_pages(entry: &VmaEntry) -> bool {
     entry.status & status::REGULAR != 0
         && entry.status & private != 0
         && entry.status & status::VVAR == 0
+        // Pages that may be dropped at any time are dropped by a checkpoint: they hold secrets.
+        && entry.flags & MAP_DROPPABLE == 0
 }

@@ -88,6 +88,11 @@ pub fn restore_queue(steps: &mut Steps, queue: &SignalQueueEntry, pid: i32, tid:
         let len = entry.siginfo.len().min(128);
         info[..len].copy_from_slice(&entry.siginfo[..len]);
         let signal = u32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
+        // Nothing blocks these two. A stop signal that is queued in a stopped process means nothing: what lets it go on
+        // takes that away; a SIGKILL is not queued in anything that lives.
+        if matches!(signal, SIGKILL | SIGSTOP) {
+            continue;
+        }
         let data = steps.data(&info);
         let (pid, signal_arg) = (pid as u64, u64::from(signal));
         let op = match tid {

@@ -24,6 +24,27 @@ fn main() {
         // Zombies that lead a session and a group of their own.
         dead.push((z.fork(|_| leader(true))?, 3 << 8));
         dead.push((z.fork(|_| leader(false))?, 3 << 8));
+        // Pipelines: of one the first command has ended, and with it the leader of the group; of another the leader is waited
+        // for already, so that the group has its number from nobody.
+        let ended = z.fork(|_| join(0))?;
+        wait_state(ended, 'Z')?;
+        dead.push((ended, 3 << 8));
+        let reaped = z.fork(|_| join(0))?;
+        wait_state(reaped, 'Z')?;
+        let second = z.fork(|_| join(reaped))?;
+        wait_state(second, 'Z')?;
+        ensure_eq!(zoo::wait4(reaped, 0)?, 3 << 8, "status of a group's leader");
+        dead.push((second, 3 << 8));
+        let follower = z.fork(|z| {
+            // SAFETY: integers only.
+            zoo::check(unsafe { libc::setpgid(0, ended) }, "setpgid")?;
+            z.publish("follower", "");
+            z.wait_for_check();
+            // SAFETY: no arguments.
+            ensure_eq!(unsafe { libc::getpgrp() }, ended, "group of a dead leader's follower");
+            Ok(())
+        })?;
+        z.wait_for("follower")?;
         // A live child with a zombie of its own.
         let middle = z.fork(|z| {
             let child = z.fork(|_| zoo::exit_now(77))?;
@@ -39,12 +60,24 @@ fn main() {
         z.wait_for("middle")?;
         z.ready()?;
         z.wait_for_check();
+        // SAFETY: integers only.
+        let group = |pid| unsafe { libc::getpgid(pid) };
+        ensure_eq!(group(ended), ended, "group of a dead leader");
+        ensure_eq!(group(second), reaped, "group of a zombie whose leader is waited for");
+        z.join(follower)?;
         for &(pid, status) in &dead {
             ensure_eq!(zoo::state_of(pid), Some('Z'), "state of {pid}");
             ensure_eq!(zoo::wait4(pid, 0)?, status, "wait status of {pid}");
         }
         z.join(middle)
     })
+}
+
+/// Joins a group, or leads one of its own (0), and ends with 3.
+fn join(group: i32) -> ! {
+    // SAFETY: integers only.
+    unsafe { libc::setpgid(0, group) };
+    zoo::exit_now(3)
 }
 
 /// Becomes a leader and ends with 3.
