@@ -41,12 +41,9 @@ mod real;
 mod reaper;
 mod refusals;
 mod shell_job;
-<<<<<<< HEAD
-mod tcp;
-=======
 mod steps;
+mod tcp;
 mod tracer;
->>>>>>> 24eaa80 (Kill and fail the command at every one of its system calls; mend what that and CRIU's zdtm found)
 mod view;
 
 use flavours::Flavour;

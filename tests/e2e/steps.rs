@@ -30,7 +30,7 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
             finish(by_name(program).map_err(NotReady::Fail).and_then(|p| body(&tool, &p, at)))
         }));
     };
-    let fail = At::Fail(libc::EIO);
+    let fail = At::Fail(libc::ENOMEM);
     for program in ["counter", "sleepers", "tree"] {
         add("killed_dump", dump_running, At::Kill, program);
     }

@@ -24,6 +24,21 @@ impl SyscallError {
 /// Result of a wrapped call.
 pub type Result<T> = std::result::Result<T, SyscallError>;
 
+/// What an interface tells that not every kernel or machine has: `None` where it is not known (`ENOSYS`, `EINVAL`,
+/// `ENODEV`, `EOPNOTSUPP`, and `EIO`, by which ptrace(2) says so). Any other failure is one.
+///
+/// # Errors
+/// That of `result`.
+pub fn if_known<T>(result: Result<T>) -> Result<Option<T>> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(e) => match e.errno {
+            Errno::NOSYS | Errno::INVAL | Errno::NODEV | Errno::OPNOTSUPP | Errno::IO => Ok(None),
+            _ => Err(e),
+        },
+    }
+}
+
 /// Makes the system call `nr`.
 ///
 /// # Errors

@@ -10,6 +10,7 @@ use rewake_inject::visit::Visited;
 use rewake_objects::task::{registers, schedule, signals};
 use rewake_proc::read::ProcDir;
 use rewake_proc::status::Status;
+use rewake_sys::call::if_known;
 use rewake_sys::ptrace::{self, Registers};
 use rewake_sys::sched::{self, SchedAttr};
 use rewake_sys::task::robust_list;
@@ -80,8 +81,8 @@ fn gather(
         robust_list: robust_list(tid).map_err(|e| at("reading the robust list")(&e))?,
         nice: sched::nice(tid).unwrap_or(attr.nice),
         attr,
-        affinity: sched::affinity(tid).unwrap_or_default(),
-        io_priority: sched::io_priority(tid).ok(),
+        affinity: sched::affinity(tid).map_err(|e| at("reading the CPU affinity")(&e))?,
+        io_priority: Some(sched::io_priority(tid).map_err(|e| at("reading the I/O priority")(&e))?),
     })
 }
 
@@ -192,10 +193,12 @@ pub fn state(
         move |e: rewake_sys::SyscallError| format!("thread {tid}: {what}: {e}")
     };
     let regs = thread.registers().of(pid, comm)?;
-    let len = ptrace::regset(tid, ptrace::NT_X86_XSTATE, xsave)
-        .or_else(|_| ptrace::regset(tid, ptrace::NT_PRFPREG, xsave))
-        .map_err(at("reading FPU registers"))
-        .of(pid, comm)?;
+    let len = match if_known(ptrace::regset(tid, ptrace::NT_X86_XSTATE, xsave)) {
+        Ok(None) => ptrace::regset(tid, ptrace::NT_PRFPREG, xsave),
+        Ok(Some(len)) => Ok(len),
+        Err(e) => Err(e),
+    };
+    let len = len.map_err(at("reading FPU registers")).of(pid, comm)?;
     let mut extra = RewakeThreadEntry { tid: tid as u32, ..RewakeThreadEntry::default() };
     let image_regs = for_image(&after_rseq(tid, &outside.memory, &regs), &mut extra, outside);
     let mask = ptrace::signal_mask(tid).map_err(at("reading the signal mask")).of(pid, comm)?;
@@ -209,7 +212,8 @@ pub fn state(
     };
     let pending = queue.iter().fold(0, |all, info| all | signals::bit(info));
     core.signals_p = Some(signals::queue(queue));
-    if let Ok(config) = ptrace::rseq_config(tid) {
+    let rseq = if_known(ptrace::rseq_config(tid)).map_err(at("reading rseq")).of(pid, comm)?;
+    if let Some(config) = rseq {
         core.rseq_entry = Some(RseqEntry {
             rseq_abi_pointer: config.pointer,
             rseq_abi_size: config.size,
@@ -220,7 +224,8 @@ pub fn state(
     schedule::survey(&mut core, &mut extra, &facts.attr, facts.nice);
     extra.affinity = facts.affinity;
     extra.io_priority = facts.io_priority;
-    if let Ok(sud) = ptrace::sud_config(tid)
+    let sud = if_known(ptrace::sud_config(tid));
+    if let Some(sud) = sud.map_err(at("reading syscall user dispatch")).of(pid, comm)?
         && sud.mode != 0
     {
         extra.syscall_dispatch = vec![sud.mode, sud.selector, sud.offset, sud.len];

@@ -11,6 +11,7 @@ use rewake_objects::pids::Pids;
 use rewake_objects::task::registers::{self, XSAVE_MAX, XsaveFormat};
 use rewake_objects::task::signals;
 use rewake_proc::read::ProcDir;
+use rewake_sys::call::if_known;
 use rewake_sys::ptrace::{self, Registers, SudConfig};
 use rewake_sys::sched::Pin;
 use rewake_sys::signal;
@@ -175,7 +176,10 @@ pub fn make_ready<'a>(seized: Vec<Seized<'a>>, last: &Final<'_>) -> Result<Ready
         let mut done = Vec::with_capacity(stopped.len());
         for (thread, at) in stopped {
             let (at, regs) = final_registers(thread, at, gadget, task)?;
-            let format = *format.get_or_insert_with(|| xsave_format(at.tid()));
+            let format = match format {
+                Some(format) => format,
+                None => *format.insert(xsave_format(at.tid()).of(pid, comm)?),
+            };
             set_state(task, thread, &at, &regs, format, last.check_cpu)?;
             done.push(at);
         }
@@ -184,10 +188,10 @@ pub fn make_ready<'a>(seized: Vec<Seized<'a>>, last: &Final<'_>) -> Result<Ready
     Ok(Ready { init: None, tasks })
 }
 
-fn xsave_format(tid: i32) -> XsaveFormat {
+fn xsave_format(tid: i32) -> std::result::Result<XsaveFormat, rewake_sys::SyscallError> {
     let mut area = vec![0u8; XSAVE_MAX];
-    let len = ptrace::regset(tid, ptrace::NT_X86_XSTATE, &mut area).unwrap_or(512);
-    XsaveFormat::of(&area[..len])
+    let len = if_known(ptrace::regset(tid, ptrace::NT_X86_XSTATE, &mut area))?.unwrap_or(512);
+    Ok(XsaveFormat::of(&area[..len]))
 }
 
 fn set_state(
