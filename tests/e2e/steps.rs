@@ -39,7 +39,7 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
         add("failed_dump", dump_dead, fail, program);
         add("failed_restore", restore, fail, program);
     }
-    for program in ["files_deleted", "tcp_pair"] {
+    for program in ["files_deleted", "epoll"] {
         add("failed_dump", dump_dead, fail, program);
         add("failed_restore", restore, fail, program);
     }

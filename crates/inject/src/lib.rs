@@ -5,9 +5,11 @@
 //! * [`ring`]: scripts of operations and how an agent executes them.
 //! * [`live`]: an agent in a live process (dump); [`visit`]: its other threads are asked.
 //! * [`tell`]: how foreign code reports with one stop; [`interrupted`]: where a stopped thread goes on.
+//! * [`guard`]: makes the end or the release of many processes one step.
 //! * [`stub`]: agents in empty processes that become restored ones (restore).
 #![allow(unsafe_code, reason = "shared memory and raw clone; each block says why it is sound")]
 
+pub mod guard;
 pub mod interrupted;
 pub mod live;
 pub mod map;

@@ -71,8 +71,8 @@ pub struct CloneArgs {
 ///
 /// # Safety
 /// `code` must be the agent's executor, mapped executable, and `header` the address of a filled ring header, both in
-/// memory that the child shares (`MAP_SHARED`). `args` must not ask for `CLONE_VM`: the child runs on no stack, but
-/// the caller's memory must be its own copy.
+/// memory that the child shares (`MAP_SHARED`). With `CLONE_VM` that memory must stay mapped until the child has ended;
+/// the child runs on no stack and touches nothing of the caller's memory but the ring.
 pub unsafe fn clone_agent(args: &CloneArgs, code: usize, header: usize) -> Result<i32> {
     let mut all = !0u64;
     let mut old = 0u64;

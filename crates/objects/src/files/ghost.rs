@@ -230,10 +230,14 @@ pub fn write(
     let mut at = 0;
     while at < size {
         let (start, end) = if chunked {
-            let Ok(start) = rustix::fs::seek(&source, rustix::fs::SeekFrom::Data(at)) else {
-                break;
+            let start = match rustix::fs::seek(&source, rustix::fs::SeekFrom::Data(at)) {
+                Ok(start) => start,
+                // Nothing but a hole is left.
+                Err(rustix::io::Errno::NXIO) => break,
+                Err(e) => return Err(failed(&e)),
             };
-            let end = rustix::fs::seek(&source, rustix::fs::SeekFrom::Hole(start)).unwrap_or(size);
+            let end = rustix::fs::seek(&source, rustix::fs::SeekFrom::Hole(start))
+                .map_err(|e| failed(&e))?;
             let chunk = GhostChunkEntry { len: end - start, off: start };
             out.push_other(&chunk).map_err(|e| failed(&e))?;
             (start, end)

@@ -163,8 +163,14 @@ pub fn write(images: &ImageWriter, segment: &Segment, pages_id: u32) -> Result<W
     let mut buffer = vec![0u8; 1 << 20];
     let mut at = 0;
     while at < size {
-        let Ok(start) = rustix::fs::seek(&source, rustix::fs::SeekFrom::Data(at)) else { break };
-        let end = rustix::fs::seek(&source, rustix::fs::SeekFrom::Hole(start)).unwrap_or(size);
+        let start = match rustix::fs::seek(&source, rustix::fs::SeekFrom::Data(at)) {
+            Ok(start) => start,
+            // Nothing but a hole is left.
+            Err(rustix::io::Errno::NXIO) => break,
+            Err(e) => return Err(failed(e.into())),
+        };
+        let end = rustix::fs::seek(&source, rustix::fs::SeekFrom::Hole(start))
+            .map_err(|e| failed(e.into()))?;
         let (first, last) = (start / PAGE * PAGE, end.next_multiple_of(PAGE));
         let to = match &mut pages {
             Some(pages) => pages,
