@@ -157,6 +157,7 @@ fn restore(tool: &Tool, program: &Program, at: At) -> Result<(), NotReady> {
         |run| {
             let mut command = Command::new(&tool.path);
             command.args(["restore", "-d", "-v1", "-o"]).arg(run.dir.join("restore.log"));
+            command.arg("--pidfile").arg(run.dir.join("pidfile"));
             command.arg("-D").arg(&images).args(program.restore_options);
             command
         },
@@ -173,6 +174,10 @@ fn restore(tool: &Tool, program: &Program, at: At) -> Result<(), NotReady> {
             }
             if whole {
                 kill_restored(run, &before)?;
+            }
+            // A restore that was killed, or whose tree came back, leaves it.
+            if whole || end == End::Killed {
+                let _ = fs::remove_file(run.dir.join("pidfile"));
             }
             if matches!(end, End::Exited(1)) && listing(&run.dir)? != files {
                 return Err(run.fail(format!(

@@ -1,4 +1,5 @@
-//! The command under test, stopped at a certain one of its system calls: killed there, or the call made to fail.
+//! The command under test, stopped at a certain one of its system calls: killed there, or the call made to fail. Its
+//! threads are traced too; its children (which exit with SIGCHLD) are not.
 //!
 //! This executable runs itself as a tracer (`e2e --at-step WHAT N COMMAND…`), since the harness proper has a thread that
 //! waits for all its children. The command needs nothing built in for it: the tests run the binary that is shipped.

@@ -67,7 +67,11 @@ impl Guard {
         let mut first = Script::new(ring.data_base());
         first.push(Op::new(libc::SYS_close, &[lifeline.as_raw_fd() as u64]));
         ring.load(&first)?;
-        let args = CloneArgs { flags: libc::CLONE_VM as u64, ..CloneArgs::default() };
+        let args = CloneArgs {
+            flags: libc::CLONE_VM as u64,
+            exit_signal: libc::SIGCHLD as u64,
+            ..CloneArgs::default()
+        };
         // SAFETY: the executor stands at the start of the mapping, and the header is filled. The mapping outlives the
         // child: `Drop` waits for its end.
         let pid = unsafe { clone_agent(&args, base as usize, header as usize) }

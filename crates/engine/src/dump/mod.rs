@@ -18,6 +18,7 @@ use files::Files;
 use inside::Inside;
 use outside::Outside;
 use rewake_image::ImageWriter;
+use rewake_inject::guard::Guard;
 use rewake_inject::live::Live;
 use rewake_objects::files::collect::{Collector, Contents, Options};
 use rewake_objects::problem::text;
@@ -314,11 +315,13 @@ pub fn dump(options: &DumpOptions, hooks: &mut dyn Hooks) -> Result<DumpReport> 
         let silenced = lock
             .as_mut()
             .map_or(Ok(()), |lock| lock.stay(&sockets))
-            .and_then(|()| sockets.silence());
-        match silenced {
-            Ok(guard) => {
-                kill(&mut tree, agents);
-                guard.keep();
+            .and_then(|()| sockets.silence())
+            .map_err(|problem| problem.to_string());
+        match silenced.and_then(|silenced| Ok((silenced, kill_guard(&tree)?))) {
+            Ok((silenced, guard)) => {
+                kill(&mut tree, agents)?;
+                drop(guard);
+                silenced.keep();
                 if let Some(lock) = lock {
                     lock.leave();
                 }
@@ -472,15 +475,34 @@ fn cure(tree: &mut Tree, agents: Agents) {
     }
 }
 
+/// Sees to it that all of the tree dies, should we die while we kill it.
+fn kill_guard(tree: &Tree) -> std::result::Result<Option<Guard>, String> {
+    let living = tree.tasks.iter().filter(|t| !matches!(t.life, Life::Zombie(_)));
+    let pids: Vec<i32> = living.map(Task::pid).collect();
+    match pids.len() {
+        0 | 1 => Ok(None),
+        _ => Guard::post(&pids).map(Some).map_err(|e| e.to_string()),
+    }
+}
+
 /// Kills the tree and waits until every task is dead.
-fn kill(tree: &mut Tree, agents: Agents) {
+///
+/// # Errors
+/// One cannot be killed; the others are all the same.
+fn kill(tree: &mut Tree, agents: Agents) -> Result<()> {
+    let mut result = Ok(());
+    let mut spared = Vec::new();
     for task in tree.tasks.iter().filter(|t| !matches!(t.life, Life::Zombie(_))) {
-        if let Err(e) = signal::kill(task.pid(), libc::SIGKILL) {
-            log::warn!("process {} ({}) cannot be killed: {e}", task.pid(), text(task.comm()));
+        if let Err(e) = signal::kill(task.pid(), libc::SIGKILL)
+            && e.errno != rewake_sys::Errno::SRCH
+        {
+            let what = format!("the images are complete, but it cannot be killed: {e}");
+            result = result.and(Err(what).of(task.pid(), task.comm()));
+            spared.push(task.pid());
         }
     }
     for task in &mut tree.tasks {
-        if matches!(task.life, Life::Zombie(_)) {
+        if matches!(task.life, Life::Zombie(_)) || spared.contains(&task.stat.pid) {
             continue;
         }
         // The leader dies last: its death is told when all other threads are reaped.
@@ -495,4 +517,5 @@ fn kill(tree: &mut Tree, agents: Agents) {
         }
     }
     drop(agents);
+    result
 }

@@ -5,6 +5,7 @@
 
 use super::read::{Checkpoint, STOPPED, Task, Thread};
 use crate::error::{Context, Error, Result};
+use rewake_inject::guard::Guard;
 use rewake_inject::stub::{find_syscall_instruction, interrupted_syscall, remote_syscall};
 use rewake_inject::tracee::{Running, Stopped};
 use rewake_objects::pids::Pids;
@@ -256,6 +257,18 @@ impl Ready<'_> {
                 signal::kill(*pid, stop).of(task.pid, &task.comm)?;
             }
         }
+        // From the first that is released the others must follow, or all end: should we die in between, the guard sees to it.
+        let pids: Vec<i32> = self
+            .init
+            .iter()
+            .map(Stopped::tid)
+            .chain(self.tasks.iter().map(|(_, pid, _)| *pid))
+            .collect();
+        let guard = if pids.len() > 1 {
+            Some(Guard::post(&pids).map_err(|e| Error::new(e.to_string()))?)
+        } else {
+            None
+        };
         let mut result = Ok(());
         if let Some(init) = self.init {
             let pid = init.tid();
@@ -265,6 +278,9 @@ impl Ready<'_> {
             for thread in threads {
                 result = result.and(thread.detach(0).of(task.pid, &task.comm));
             }
+        }
+        if let (Ok(()), Some(guard)) = (&result, guard) {
+            guard.dismiss().map_err(|e| Error::new(e.to_string()))?;
         }
         result
     }

@@ -42,6 +42,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// A batch of the restore may take as long as reading all memory takes; this is for agents that hang.
@@ -284,6 +285,26 @@ impl Drop for Created {
     }
 }
 
+/// A pidfile, removed again when this is dropped, unless it is kept.
+#[derive(Debug, Default)]
+struct PidFile(Option<PathBuf>);
+
+impl PidFile {
+    fn keep(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        if let Some(path) = &self.0
+            && let Err(e) = std::fs::remove_file(path)
+        {
+            log::warn!("pidfile {} stays behind: {e}", path.display());
+        }
+    }
+}
+
 struct Run<'a> {
     options: &'a RestoreOptions,
     images: &'a ImageDir,
@@ -360,7 +381,7 @@ impl Run<'_> {
         self.proc_values(&mut warnings);
         log::info!("built after {:?}", self.start.elapsed());
         hooks.run(Action::PostRestore, Some(root)).map_err(Error::new)?;
-        self.write_pidfile(root)?;
+        let pidfile = self.write_pidfile(root)?;
         hooks.run(Action::NetworkUnlock, Some(root)).map_err(Error::new)?;
 
         let has_init = self.lineage.root() != 0;
@@ -380,6 +401,7 @@ impl Run<'_> {
         let is_restored = |group: i32| self.checkpoint.tasks.iter().any(|t| t.pgid == group);
         opener.set_going(is_restored)?;
         ready.release(self.options.final_state == FinalState::Stopped)?;
+        pidfile.keep();
         if let Err(e) = hooks.run(Action::PostResume, Some(root)) {
             warnings.push(e);
         }
@@ -764,8 +786,8 @@ impl Run<'_> {
         }
     }
 
-    fn write_pidfile(&self, root: Pid) -> Result<()> {
-        let Some(path) = &self.options.pidfile else { return Ok(()) };
+    fn write_pidfile(&self, root: Pid) -> Result<PidFile> {
+        let Some(path) = &self.options.pidfile else { return Ok(PidFile::default()) };
         use std::io::Write;
         use std::os::unix::fs::OpenOptionsExt;
         std::fs::OpenOptions::new()
@@ -773,7 +795,10 @@ impl Run<'_> {
             .create_new(true)
             .mode(0o600)
             .open(path)
-            .and_then(|mut file| write!(file, "{root}"))
+            .and_then(|mut file| {
+                let written = PidFile(Some(path.clone()));
+                write!(file, "{root}").map(|()| written)
+            })
             .map_err(|e| Error::new(format!("pidfile {}: {e}", path.display())))
     }
 
