@@ -303,7 +303,7 @@ pub fn all() -> Vec<Program> {
         program!(files_regular).criu_loses(&["fd 13"]),
         program!(pipes),
         program!(fifo).later(),
-        program!(pipe_packet).later().unless_criu("it refuses pipes in packet mode"),
+        program!(pipe_packet).unless_criu("it refuses pipes in packet mode"),
         program!(nofile_full)
             .unless_criu("it needs descriptors of its own inside the task")
             .later(),

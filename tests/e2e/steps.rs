@@ -48,7 +48,7 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
 
 /// Every how many steps one is tried.
 fn stride(program: &Program) -> u64 {
-    let usual = if program.name == "counter" { 1 } else { 11 };
+    let usual = if program.name == "counter" { 1 } else { 41 };
     std::env::var("ZOO_STEPS").ok().and_then(|n| n.parse().ok()).unwrap_or(usual).max(1)
 }
 

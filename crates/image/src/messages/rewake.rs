@@ -60,6 +60,8 @@ messages! {
         required uint32 id = 1;
         /// eventfd: `EFD_SEMAPHORE`.
         optional bool semaphore = 2;
+        /// Pipe: the lengths of the packets in it (`O_DIRECT`), the oldest first.
+        repeated uint32 packets = 3;
         /// Socket options that differ from those of a new socket.
         repeated message RewakeSocketOptionEntry socket_options = 10;
         /// Multicast groups that an internet socket has joined.

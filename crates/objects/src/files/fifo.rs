@@ -35,7 +35,12 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
         ..FileEntry::default()
     });
     if known.is_none() {
-        let (data, size) = pipe::contents(view)?;
+        let pipe::Held { data, size, reads } = pipe::contents(view)?;
+        if reads.len() > 1 {
+            return Err(view
+                .problem("packets (O_DIRECT) wait in it, which cannot be saved yet")
+                .remedy("try again once they are read"));
+        }
         let entry = PipeDataEntry { pipe_id, bytes: data.len() as u32, size: Some(size) };
         collector.fifo_data.push((entry, data));
         collector.fifos.insert(inode, pipe_id);

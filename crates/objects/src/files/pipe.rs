@@ -1,4 +1,7 @@
 //! Pipes: pipe(7). Contents are copied with tee(2), which takes nothing out.
+//!
+//! In packet mode (`O_DIRECT`) a read ends where a write did. The image has no place for that: lengths of packets are our
+//! own extra state of the file id by which the contents were found.
 
 use super::collect::{Collector, View};
 use super::open::Opener;
@@ -11,13 +14,10 @@ use std::os::fd::AsRawFd;
 /// Surveys one end of a pipe.
 ///
 /// # Errors
-/// It is a FIFO or in packet mode, or its contents cannot be read.
+/// It is a FIFO, or its contents cannot be read.
 pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdTypes), Problem> {
     if !view.link.starts_with(b"pipe:[") {
         return Err(view.problem("FIFOs (named pipes) cannot be saved yet"));
-    }
-    if view.flags & libc::O_DIRECT as u32 != 0 {
-        return Err(view.problem("pipes in packet mode (O_DIRECT) cannot be saved yet"));
     }
     let id = collector.new_id();
     let pipe_id = view.stat.st_ino as u32;
@@ -31,23 +31,37 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
     // Contents can only be copied from a read end; if the tree holds none, they are lost to it anyway unless an
     // outsider reads them, so any end will do: /proc reopens it for reading.
     if collector.pipes.insert(view.stat.st_ino) {
-        let (data, size) = contents(view)?;
+        let Held { data, size, reads } = contents(view)?;
         let entry = PipeDataEntry { pipe_id, bytes: data.len() as u32, size: Some(size) };
         collector.pipe_data.push((entry, data));
+        // Whether what one read takes is a packet can only be told from the mode.
+        if reads.len() > 1 || !reads.is_empty() && view.flags & libc::O_DIRECT as u32 != 0 {
+            collector.extra_of(id).packets = reads;
+        }
     }
     Ok((id, FdTypes::Pipe))
 }
 
-/// Copies what is in the pipe of `view` and tells its capacity in bytes.
+/// What is in a pipe.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub data: Vec<u8>,
+    /// Capacity in bytes.
+    pub size: u32,
+    /// How many bytes each read takes: all at once, but for packets.
+    pub reads: Vec<u32>,
+}
+
+/// Copies what is in the pipe of `view`.
 ///
 /// # Errors
 /// Not everything can be copied.
-pub(super) fn contents(view: &View<'_>) -> Result<(Vec<u8>, u32), Problem> {
+pub(super) fn contents(view: &View<'_>) -> Result<Held, Problem> {
     let failed = |e: rustix::io::Errno| view.problem(format!("its contents cannot be read: {e}"));
     let size = rustix::pipe::fcntl_getpipe_size(view.as_fd()).map_err(failed)?;
     let waiting = rustix::io::ioctl_fionread(view.as_fd()).map_err(failed)?;
     if waiting == 0 {
-        return Ok((Vec::new(), size as u32));
+        return Ok(Held { data: Vec::new(), size: size as u32, reads: Vec::new() });
     }
     let own = format!("/proc/self/fd/{}", view.as_fd().as_raw_fd());
     let reader =
@@ -64,10 +78,45 @@ pub(super) fn contents(view: &View<'_>) -> Result<(Vec<u8>, u32), Problem> {
     }
     let mut data = vec![0; got];
     let mut filled = 0;
+    let mut reads = Vec::new();
     while filled < got {
-        filled += rustix::io::read(&copy_out, &mut data[filled..]).map_err(failed)?;
+        let taken = rustix::io::read(&copy_out, &mut data[filled..]).map_err(failed)?;
+        reads.push(taken as u32);
+        filled += taken;
     }
-    Ok((data, size as u32))
+    Ok(Held { data, size: size as u32, reads })
+}
+
+/// The lengths of the packets in a pipe of the image; empty if there are none.
+fn packets<'o>(opener: &'o Opener<'_>, pipe_id: u32) -> &'o [u32] {
+    let of_pipe = |id: &u32| {
+        let file = opener.files.get(id);
+        file.and_then(|f| f.pipe.as_ref()).is_some_and(|p| p.pipe_id == pipe_id)
+    };
+    let mut extra = opener.extra.iter().filter(|(_, extra)| !extra.packets.is_empty());
+    extra.find(|(id, _)| of_pipe(id)).map_or(&[], |(_, extra)| &extra.packets)
+}
+
+/// Puts `contents` into a pipe: as packets of these lengths, what is left over as a stream. `O_NONBLOCK` stays on, so
+/// that a pipe that is too small is an error.
+fn fill(write: &OwnedFd, contents: &[u8], packets: &[u32]) -> rustix::io::Result<()> {
+    let mut rest = contents;
+    rustix::fs::fcntl_setfl(write, OFlags::NONBLOCK | OFlags::DIRECT)?;
+    for length in packets {
+        let Some((packet, after)) = rest.split_at_checked(*length as usize) else { break };
+        // Larger ones than a page cannot have been.
+        let done = rustix::io::write(write, packet)?;
+        if done != packet.len() {
+            return Err(rustix::io::Errno::AGAIN);
+        }
+        rest = after;
+    }
+    rustix::fs::fcntl_setfl(write, OFlags::NONBLOCK)?;
+    while !rest.is_empty() {
+        let done = rustix::io::write(write, rest)?;
+        rest = &rest[done..];
+    }
+    Ok(())
 }
 
 /// Both ends of a restored pipe, for everyone who holds one.
@@ -98,12 +147,8 @@ pub fn open(opener: &mut Opener<'_>, pipe: &PipeEntry) -> Result<OwnedFd, Proble
                 rustix::pipe::fcntl_setpipe_size(&write, size)
                     .map_err(|e| failed(&format!("given its capacity of {size} bytes"), e))?;
             }
-            rustix::fs::fcntl_setfl(&write, OFlags::NONBLOCK).map_err(|e| failed("filled", e))?;
-            let mut rest = contents.as_slice();
-            while !rest.is_empty() {
-                let done = rustix::io::write(&write, rest).map_err(|e| failed("filled", e))?;
-                rest = &rest[done..];
-            }
+            fill(&write, contents, packets(opener, pipe.pipe_id))
+                .map_err(|e| failed("filled", e))?;
         }
         opener.pipes.insert(pipe.pipe_id, Ends { read: (read, false), write: (write, false) });
     }
