@@ -49,6 +49,7 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("address_is_missing", address_is_missing);
     add("nothing_was_agreed", nothing_was_agreed);
     add("two_hosts", two_hosts);
+    add("locks_of_criu", locks_of_criu);
     add("chaos_established", |tool| chaos(tool, "tcp_chaos", ESTABLISHED));
     add("chaos_close", |tool| chaos(tool, "tcp_chaos_close", CLOSE));
     all
@@ -273,7 +274,7 @@ fn leftovers_are_removed(tool: &Tool) -> Result<(), NotReady> {
             "removed: nftables table inet CRIU-leftover\n",
             "removed: 2 iptables rules\n",
             "kept: nftables table inet CRIU-needed: it keeps the peers of process 1",
-            "kept: nftables table inet CRIU-of-criu: it does not say whose it is",
+            "kept: nftables table inet CRIU-of-criu: of CRIU",
         ],
     )?;
     make("CRIU-leftover", &stale)?;
@@ -487,5 +488,32 @@ fn two_hosts(tool: &Tool) -> Result<(), NotReady> {
     fs::write(server.dir.join("clients_done"), "").map_err(|e| e.to_string())?;
     clients.check(&outside)?;
     server.check(&before)?;
+    Ok(())
+}
+
+/// What CRIU has locked is free after a restore by rewake, and the other way round.
+fn locks_of_criu(tool: &Tool) -> Result<(), NotReady> {
+    let Some(criu) = std::env::var_os("CRIU") else {
+        return Err(NotReady::Skip("no CRIU is given (CRIU=path)".into()));
+    };
+    let criu = Tool { path: criu.into(), is_criu: true };
+    for method in ["nftables", "iptables"] {
+        for (from, to, n) in [(&criu, tool, 0), (tool, &criu, 1)] {
+            let (mut run, before) = ready(&by_name("tcp_states_outside")?)?;
+            let images = run.images(n)?;
+            run.dump(from, &images, &["--tcp-established", "--network-lock", method])?;
+            run.gone(&before.pids(), "after dump")?;
+            unlock_says(&run, tool, &[], &["kept: ", method])?;
+            run.restore(to, &images, ESTABLISHED)?;
+            nothing_locked(&run, tool)?;
+            run.check(&before)?;
+        }
+        let (run, before) = ready(&by_name("tcp_states_outside")?)?;
+        let images = run.images(2)?;
+        run.dump(&criu, &images, &["--tcp-established", "--network-lock", method])?;
+        run.gone(&before.pids(), "after dump")?;
+        unlock_says(&run, tool, &["--all"], &["removed: ", method])?;
+        nothing_locked(&run, tool)?;
+    }
     Ok(())
 }

@@ -13,6 +13,7 @@ use crate::transaction::{
     expression, meta, number, text,
 };
 use rustix::io::Errno;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 /// One end of a connection, then the other.
@@ -143,21 +144,20 @@ pub fn remove_all() -> Result<usize, Error> {
     })
 }
 
-/// The comments of all rules of [`block`], each once.
+/// How many rules block single connections but for packets with [`PASS_MARK`], by their comments; those of CRIU have none.
 ///
 /// # Errors
 /// Permission is missing.
-pub fn comments() -> Result<Vec<String>, Error> {
+pub fn comments() -> Result<BTreeMap<Option<String>, usize>, Error> {
     let mut socket = Socket::open(libc::NETLINK_NETFILTER)?;
-    let mut all = Vec::new();
+    let mut all = BTreeMap::new();
     for family in &FAMILIES {
-        let rules = rules(&mut socket, family.number)?;
-        all.extend(
-            rules.into_iter().filter(|r| r.connection().is_some()).filter_map(|r| r.comment),
-        );
+        for rule in rules(&mut socket, family.number)? {
+            if rule.connection().is_some() {
+                *all.entry(rule.comment).or_default() += 1;
+            }
+        }
     }
-    all.sort();
-    all.dedup();
     Ok(all)
 }
 

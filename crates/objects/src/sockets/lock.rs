@@ -233,14 +233,16 @@ fn go_through(unwanted: impl Fn(Option<&Note>) -> bool) -> Result<Found, Problem
             found.kept.push(format!("{name}: {}", reason(note.as_ref())));
         }
     }
-    for comment in iptables::comments().map_err(problem)? {
-        let Some(note) = Note::parse(&comment) else { continue };
-        let name = "iptables rules".to_owned();
-        if unwanted(Some(&note)) {
-            let rules = iptables::remove_commented(|c| c == comment).map_err(problem)?;
-            found.removed.push(format!("{rules} {name}"));
+    for (comment, count) in iptables::comments().map_err(problem)? {
+        let note = comment.as_deref().and_then(Note::parse);
+        let name = format!("{count} iptables rules");
+        if let Some(comment) = comment
+            && unwanted(note.as_ref())
+        {
+            iptables::remove_commented(|c| c == comment).map_err(problem)?;
+            found.removed.push(name);
         } else {
-            found.kept.push(format!("{name}: {}", reason(Some(&note))));
+            found.kept.push(format!("{name}: {}", reason(note.as_ref())));
         }
     }
     Ok(found)
@@ -248,7 +250,8 @@ fn go_through(unwanted: impl Fn(Option<&Note>) -> bool) -> Result<Found, Problem
 
 fn reason(note: Option<&Note>) -> String {
     match note {
-        None => "it does not say whose it is".to_owned(),
+        None => "of CRIU, which does not say for which tree (--images-dir or --all removes it)"
+            .to_owned(),
         Some(note) => note.reason(),
     }
 }
@@ -274,10 +277,11 @@ pub fn of_tree(root: i32, start: u64) -> Result<Found, Problem> {
 /// # Errors
 /// As [`leftovers`].
 pub fn all() -> Result<Found, Problem> {
+    // Those without a note too.
+    let rules = iptables::remove_all().map_err(problem)?;
     let mut found = go_through(|_| true)?;
-    match iptables::remove_all().map_err(problem)? {
-        0 => {}
-        rules => found.removed.push(format!("{rules} iptables rules")),
+    if rules != 0 {
+        found.removed.push(format!("{rules} iptables rules"));
     }
     if has_legacy_rules() {
         found.kept.push(
