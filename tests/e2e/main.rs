@@ -40,6 +40,7 @@ mod programs;
 mod real;
 mod reaper;
 mod refusals;
+mod servers;
 mod shell_job;
 mod steps;
 mod tcp;
@@ -123,6 +124,7 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     trials.extend(kills::trials(tool));
     trials.extend(steps::trials(tool));
     trials.extend(real::trials(tool));
+    trials.extend(servers::trials(tool));
     trials.extend(shell_job::trials(tool));
     trials.extend(tcp::trials(tool));
     trials.extend(copies::trials(tool));

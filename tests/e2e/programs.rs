@@ -352,7 +352,11 @@ pub fn all() -> Vec<Program> {
         program!(tcp_close)
             .options(&["--tcp-established"], &["--tcp-established"])
             .not_in(&[("running_restored", PEER_GONE)])
-            .unless_criu_in(&[("stopped", STOPPED_TCP)]),
+            .unless_criu("a poll(2) that waits gets EINTR from it"),
+        program!(tcp_options)
+            .options(&["--tcp-established"], &["--tcp-established"])
+            .not_in(&[("running_restored", PEER_GONE)])
+            .unless_criu("it does not keep most options of tcp(7)"),
         program!(udp).unless_criu("it drops datagrams that wait to be read"),
         program!(udp).named("udp_empty").env(&[("ZOO_EMPTY", "1")]),
         program!(raw)
@@ -395,6 +399,10 @@ pub fn by_name(name: &str) -> Result<Program, Fail> {
             .named("tcp_listen_device")
             .env(&[("ZOO_BIND", "10.78.0.1:0"), ("ZOO_DEVICE", "zoo0")]),
         program!(tcp_listen).named("tcp_listen_address").env(&[("ZOO_BIND", "10.78.0.1:0")]),
+        program!(tcp_refused).named("tcp_refused_mptcp").env(&[("ZOO_KIND", "mptcp")]),
+        program!(tcp_refused).named("tcp_refused_md5").env(&[("ZOO_KIND", "md5")]),
+        program!(tcp_refused).named("tcp_refused_urgent").env(&[("ZOO_KIND", "urgent")]),
+        program!(tcp_refused).named("tcp_refused_unread").env(&[("ZOO_KIND", "unread")]),
         program!(tcp_listen).named("tcp_listen_still").env(&[("ZOO_STILL", "1")]),
         program!(tcp_chaos),
         program!(tcp_chaos).named("tcp_chaos_close").env(&[("ZOO_CLOSE", "1")]),

@@ -33,7 +33,7 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
 }
 
 /// The first of the paths that exists, else what PATH finds.
-fn find(name: &str) -> Result<PathBuf, NotReady> {
+pub fn find(name: &str) -> Result<PathBuf, NotReady> {
     let path = std::env::var("PATH").unwrap_or_default();
     let mut places = vec![PathBuf::from("/usr/bin"), PathBuf::from("/bin")];
     places.extend(path.split(':').map(PathBuf::from));
@@ -41,7 +41,7 @@ fn find(name: &str) -> Result<PathBuf, NotReady> {
     found.ok_or_else(|| NotReady::Skip(format!("{name} is not installed")))
 }
 
-fn start(argv: &[&Path]) -> Start {
+pub fn start(argv: &[&Path]) -> Start {
     Start {
         argv: argv.iter().map(|p| p.as_os_str().to_owned()).collect(),
         env: Vec::new(),

@@ -50,6 +50,14 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("nothing_was_agreed", nothing_was_agreed);
     add("two_hosts", two_hosts);
     add("locks_of_criu", locks_of_criu);
+    add("refused_mptcp", |tool| is_refused(tool, "tcp_refused_mptcp", &["multipath TCP"]));
+    add("refused_md5", |tool| is_refused(tool, "tcp_refused_md5", &["TCP_MD5SIG", "keys"]));
+    add("refused_urgent", |tool| {
+        is_refused(tool, "tcp_refused_urgent", &["urgent", "--tcp-close"])
+    });
+    add("refused_unread", |tool| {
+        is_refused(tool, "tcp_refused_unread", &["4 bytes of it are not read yet", "--tcp-close"])
+    });
     add("chaos_established", |tool| chaos(tool, "tcp_chaos", ESTABLISHED));
     add("chaos_close", |tool| chaos(tool, "tcp_chaos_close", CLOSE));
     all
@@ -515,5 +523,15 @@ fn locks_of_criu(tool: &Tool) -> Result<(), NotReady> {
         unlock_says(&run, tool, &["--all"], &["removed: ", method])?;
         nothing_locked(&run, tool)?;
     }
+    Ok(())
+}
+
+/// A program that cannot be saved is told why, and goes on.
+fn is_refused(tool: &Tool, program: &str, words: &[&str]) -> Result<(), NotReady> {
+    let (run, before) = ready(&by_name(program)?)?;
+    let images = run.images(1)?;
+    let done = run.try_dump(tool, run.root, &images, ESTABLISHED)?;
+    refused(&run, tool, &done, &images.join("dump.log"), words)?;
+    run.check(&before)?;
     Ok(())
 }

@@ -2,12 +2,16 @@
 
 use crate::message::{attributes, u16_at, u32_at};
 use crate::socket::{Error, Socket};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 
+const INET_DIAG_INFO: u8 = 2;
 const INET_DIAG_SHUTDOWN: u16 = 8;
+const INET_DIAG_MD5SIG: u16 = 18;
+/// Where a record has the inode number.
+const INET_INODE: usize = 68;
 /// `struct inet_diag_msg`
 const INET_RECORD: usize = 72;
 
@@ -84,7 +88,27 @@ fn inet_record(body: &[u8]) -> Option<(u32, Inet)> {
         uid: u32_at(body, 64)?,
         shutdown,
     };
-    Some((u32_at(body, 68)?, record))
+    Some((u32_at(body, INET_INODE)?, record))
+}
+
+/// Inode numbers of the TCP sockets of `family` (`AF_INET`, `AF_INET6`) that have keys for signing segments
+/// (`TCP_MD5SIG`), which nothing else tells. Only `CAP_NET_ADMIN` sees them.
+///
+/// # Errors
+/// As [`inet`].
+pub fn signing(socket: &mut Socket, family: u8) -> Result<HashSet<u32>, Error> {
+    let mut request = [0u8; 56];
+    request[0] = family;
+    request[1] = libc::IPPROTO_TCP as u8;
+    // Keys come with what TCP_INFO gives.
+    request[2] = 1 << (INET_DIAG_INFO - 1);
+    request[4..8].copy_from_slice(&u32::MAX.to_ne_bytes());
+    socket.dump(SOCK_DIAG_BY_FAMILY, &request, |found: &mut HashSet<u32>, message| {
+        let attached = message.body.get(INET_RECORD..).unwrap_or_default();
+        if attributes(attached).any(|(kind, keys)| kind == INET_DIAG_MD5SIG && !keys.is_empty()) {
+            found.extend(u32_at(message.body, INET_INODE));
+        }
+    })
 }
 
 /// A unix socket.

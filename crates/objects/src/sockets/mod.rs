@@ -68,6 +68,8 @@ pub struct Survey {
     netns: Option<[u8; 8]>,
     diag: Option<Socket>,
     inet_tables: HashMap<Table, HashMap<u32, diag::Inet>>,
+    /// TCP sockets that sign their segments, by address family.
+    signing: HashMap<u32, HashSet<u32>>,
     unix_table: Option<unix::Table>,
     /// The options of new sockets.
     usuals: option_own::Usuals,
@@ -112,6 +114,15 @@ impl Survey {
             self.inet_tables.insert(key, table);
         }
         Ok(self.inet_tables[&key].get(&inode).copied())
+    }
+
+    /// Whether a TCP socket has keys to sign its segments with.
+    fn signs(&mut self, family: u32, inode: u32) -> Result<bool, Error> {
+        if !self.signing.contains_key(&family) {
+            let table = diag::signing(self.diag()?, family as u8)?;
+            self.signing.insert(family, table);
+        }
+        Ok(self.signing[&family].contains(&inode))
     }
 
     /// What sock_diag tells of all unix sockets.

@@ -78,7 +78,11 @@ pub(super) fn survey(
                 return Err(view.problem(format!("{} cannot be read: {e}", row.name)));
             }
         };
-        if usual.as_ref() == Some(&value) || (row.unconnected && is_connected(fd)) {
+        let programs = |value: &[u8]| match row.of_connection {
+            Some(decide) if is_connected(fd) => decide(fd, value),
+            _ => true,
+        };
+        if usual.as_ref() == Some(&value) || !programs(&value) {
             continue;
         }
         found.push(entry(view, row, value)?);

@@ -1,13 +1,16 @@
 //! Every socket option that can be read back, once: which sockets have it, where the image has it, when it is to be set.
 //!
 //! Options of the same phase are set in the order of the table. What is not an `int` in a field of the image (buffers,
-//! timeouts, linger, filters, the device) is in [`options`](super::options); tcp(7) is in [`inet`](super::inet).
+//! timeouts, linger, filters, the device) is in [`options`](super::options); the options of tcp(7) that CRIU's format has are
+//! in [`inet`](super::inet).
 //!
 //! Not in the table, because getsockopt(2) does not give them: `SO_BUSY_POLL_BUDGET`, `SO_ATTACH_REUSEPORT_CBPF` and
 //! `…_EBPF`, `IPV6_MTU`, `IPV6_PKTINFO`, the interface of `IP_MULTICAST_IF` (its address is given), `IP_IPSEC_POLICY`. Not
 //! either, because the kernel alone decides them: `SO_INCOMING_NAPI_ID`, `SO_COOKIE`, `SO_ERROR`.
 
 use rewake_image::messages::{IpOptsEntry, SkOptsEntry};
+use rewake_sys::sockets::option_int;
+use rustix::fd::BorrowedFd;
 
 /// Sets of sockets that have the same options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -154,8 +157,8 @@ pub struct SocketOption {
     pub place: Place,
     /// When to set it.
     pub when: When,
-    /// Of a connected socket, it is the kernel that sets it.
-    pub unconnected: bool,
+    /// Whether the value that a connected socket has is the program's, where it may be the kernel's.
+    pub of_connection: Option<fn(BorrowedFd<'_>, &[u8]) -> bool>,
 }
 
 impl SocketOption {
@@ -168,7 +171,7 @@ impl SocketOption {
             shape: Shape::Int,
             place: Place::Own,
             when: When::Made,
-            unconnected: false,
+            of_connection: None,
         }
     }
 
@@ -192,8 +195,13 @@ impl SocketOption {
         self
     }
 
-    const fn unconnected(mut self) -> SocketOption {
-        self.unconnected = true;
+    /// Of a connected socket, it is the kernel that sets it.
+    const fn unconnected(self) -> SocketOption {
+        self.of_connection(|_, _| false)
+    }
+
+    const fn of_connection(mut self, programs: fn(BorrowedFd<'_>, &[u8]) -> bool) -> SocketOption {
+        self.of_connection = Some(programs);
         self
     }
 }
@@ -249,6 +257,16 @@ const fn ipv6(kinds: Kinds, number: i32, name: &'static str) -> SocketOption {
 
 const fn udp(number: i32, name: &'static str) -> SocketOption {
     SocketOption::new(UDP, libc::IPPROTO_UDP, number, name)
+}
+
+const fn tcp(number: i32, name: &'static str) -> SocketOption {
+    SocketOption::new(TCP, libc::IPPROTO_TCP, number, name)
+}
+
+/// Whether a window is smaller than the kernel would ever have it for the size of the receive buffer.
+fn is_clamped(fd: BorrowedFd<'_>, value: &[u8]) -> bool {
+    let clamp = value.first_chunk().map_or(0, |v| i32::from_ne_bytes(*v));
+    option_int(fd, libc::SOL_SOCKET, libc::SO_RCVBUF).is_ok_and(|buffer| clamp < buffer / 8)
 }
 
 const fn netlink(number: i32, name: &'static str) -> SocketOption {
@@ -353,6 +371,27 @@ pub static OPTIONS: &[SocketOption] = &[
     udp(10, "UDPLITE_SEND_CSCOV"),
     udp(11, "UDPLITE_RECV_CSCOV"),
     udp(libc::UDP_CORK, "UDP_CORK"),
+    // tcp(7)
+    tcp(libc::TCP_CONGESTION, "TCP_CONGESTION").shape(Bytes).when(BeforeBind),
+    tcp(libc::TCP_MAXSEG, "TCP_MAXSEG").unconnected().when(BeforeBind),
+    tcp(libc::TCP_SYNCNT, "TCP_SYNCNT"),
+    tcp(libc::TCP_LINGER2, "TCP_LINGER2"),
+    tcp(libc::TCP_DEFER_ACCEPT, "TCP_DEFER_ACCEPT"),
+    tcp(libc::TCP_WINDOW_CLAMP, "TCP_WINDOW_CLAMP").of_connection(is_clamped),
+    tcp(libc::TCP_QUICKACK, "TCP_QUICKACK"),
+    tcp(libc::TCP_THIN_LINEAR_TIMEOUTS, "TCP_THIN_LINEAR_TIMEOUTS"),
+    tcp(libc::TCP_USER_TIMEOUT, "TCP_USER_TIMEOUT"),
+    tcp(33, "TCP_FASTOPEN_KEY").shape(Bytes).unconnected(),
+    tcp(libc::TCP_FASTOPEN, "TCP_FASTOPEN").unconnected(),
+    tcp(30, "TCP_FASTOPEN_CONNECT").unconnected(),
+    tcp(34, "TCP_FASTOPEN_NO_COOKIE"),
+    tcp(25, "TCP_NOTSENT_LOWAT"),
+    tcp(27, "TCP_SAVE_SYN"),
+    tcp(36, "TCP_INQ"),
+    tcp(37, "TCP_TX_DELAY"),
+    tcp(44, "TCP_RTO_MAX_MS"),
+    tcp(45, "TCP_RTO_MIN_US"),
+    tcp(46, "TCP_DELACK_MAX_US"),
     // netlink(7)
     netlink(libc::NETLINK_PKTINFO, "NETLINK_PKTINFO"),
     netlink(libc::NETLINK_BROADCAST_ERROR, "NETLINK_BROADCAST_ERROR"),

@@ -19,7 +19,7 @@ use crate::Problem;
 use crate::files::collect::{Collector, View};
 use rewake_image::messages::{FileEntry, InetSkEntry, SkShutdown, TcpStreamEntry};
 use rewake_image::{ImageError, ImageWriter, kind};
-use rewake_sys::sockets::{option_int, queue_length, set_option_int};
+use rewake_sys::sockets::{option, option_int, queue_length, set_option_int};
 use rewake_sys::tcp::{self, Queue, Repair};
 use rewake_sys::{Errno, SyscallError};
 use rustix::event::{PollFd, PollFlags};
@@ -60,6 +60,7 @@ pub(super) fn survey(
     let failed = |e: SyscallError| view.problem(format!("its state cannot be read: {e}"));
     let info = inet::state(fd).map_err(failed)?;
     entry.state = info.state.into();
+    refuse_signing(collector, view, entry)?;
     entry.tcp_opts = Some(inet::tcp_options(fd).map_err(failed)?);
     match entry.state {
         LISTEN => {
@@ -91,6 +92,30 @@ pub(super) fn survey(
         }
         other => Err(view.problem(format!("it is in TCP state {other}, which cannot be saved"))),
     }
+}
+
+/// Keys can be set, but the kernel gives them to nobody.
+fn refuse_signing(
+    collector: &mut Collector,
+    view: &View<'_>,
+    entry: &InetSkEntry,
+) -> Result<(), Problem> {
+    let signs = collector
+        .sockets
+        .signs(entry.family, entry.ino)
+        .map_err(|e| view.problem(format!("sock_diag does not tell whether it has keys: {e}")))?;
+    // TCP_AO_INFO of linux/tcp.h: an error where there are no keys.
+    const TCP_AO_INFO: i32 = 40;
+    let signs = signs || option::<48>(view.as_fd(), libc::IPPROTO_TCP, TCP_AO_INFO).is_ok();
+    if signs {
+        return Err(view
+            .problem(format!(
+                "{} signs its segments (TCP_MD5SIG or TCP_AO), whose keys cannot be saved",
+                inet::describe(entry)
+            ))
+            .remedy("end the session that is signed, or take its keys away"));
+    }
+    Ok(())
 }
 
 /// A socket that never was connected, or no longer is.
