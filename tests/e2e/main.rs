@@ -45,6 +45,7 @@ mod shell_job;
 mod steps;
 mod tcp;
 mod tracer;
+mod unix;
 mod view;
 
 use flavours::Flavour;
@@ -127,6 +128,7 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     trials.extend(servers::trials(tool));
     trials.extend(shell_job::trials(tool));
     trials.extend(tcp::trials(tool));
+    trials.extend(unix::trials(tool));
     trials.extend(copies::trials(tool));
     trials
 }

@@ -373,17 +373,34 @@ pub fn all() -> Vec<Program> {
             .named("socket_options_plain")
             .private_net()
             .env(&[("ZOO_PLAIN", "1")]),
-        program!(unix_pair).later(),
+        program!(unix_pair),
         program!(unix_pair)
-            .later()
             .named("unix_pair_empty")
             .env(&[("ZOO_EMPTY", "1")])
             .unless_criu("it loses empty datagrams"),
-        program!(unix_flight),
+        program!(unix_flight)
+            .unless_criu_in(&[("to_criu", "it cannot set a timerfd that is nowhere but in flight")]),
+        program!(unix_flight)
+            .named("unix_flight_deep")
+            .env(&[("ZOO_DEEP", "1")])
+            .unless_criu("it crashes restoring sockets that are nowhere but in flight"),
+        program!(unix_flight)
+            .named("unix_flight_borders")
+            .env(&[("ZOO_BORDERS", "1")])
+            .unless_criu("it does not see where in a stream the bytes with descriptors begin"),
         program!(unix_flight)
             .named("unix_flight_epoll")
-            .env(&[("ZOO_EPOLL", "1")])
+            .env(&[("ZOO_EPOLL", "1"), ("ZOO_DEEP", "1"), ("ZOO_BORDERS", "1")])
             .unless_criu("it cannot save an epoll instance in flight"),
+        program!(unix_names).unless_criu("it loses addresses of peers and senders that are gone"),
+        program!(unix_backlog),
+        program!(unix_backlog)
+            .named("unix_backlog_named")
+            .env(&[("ZOO_NAMED", "1")])
+            .unless_criu("it does not bind clients that wait to be accepted"),
+        program!(unix_creds)
+            .unless_criu("it loses credentials of peers and senders")
+            .needs_its_pids("pids of peers and senders are not translated into another PID namespace"),
         program!(seccomp).later(),
         program!(syscall_user_dispatch).unless_criu("it does not keep syscall user dispatch"),
         program!(proctitle),
@@ -394,6 +411,7 @@ pub fn all() -> Vec<Program> {
 pub fn by_name(name: &str) -> Result<Program, Fail> {
     let others = vec![
         program!(unsupported),
+        program!(unix_client),
         program!(shell_job),
         program!(tcp_listen)
             .named("tcp_listen_device")

@@ -150,6 +150,11 @@ fn pieces(view: &View<'_>, buffer: &mut [u8]) -> Result<Vec<Queued>, Problem> {
     let fd = view.as_fd();
     let failed = |e: SyscallError| failed(view, &e);
     let urgent = urgent(view)?;
+    // So that the byte counts like others where it is the first.
+    let _inline = match urgent {
+        Some(_) => Some(Meanwhile::set(fd, libc::SO_OOBINLINE, 1).map_err(failed)?),
+        None => None,
+    };
     let mut offset = Meanwhile::set(fd, SO_PEEK_OFF, 0).map_err(failed)?;
     let mut queue = Vec::new();
     let mut at = 0;

@@ -224,26 +224,54 @@ impl Restore {
         }
     }
 
-    /// Connects datagram sockets to peers that need not be connected to them.
+    /// Connects datagram sockets to peers that need not be connected to them. A socket that is connected itself lets nobody
+    /// else connect to it any more, so its clients come first.
     fn connect_datagrams(&self) -> Result<(), Problem> {
-        for state in self.unix.values().filter(|s| is_datagram(&s.entry) && s.entry.peer != 0) {
-            let entry = &state.entry;
-            let (Some(fd), Some(peer)) = (&state.made, self.unix.get(&entry.peer)) else {
+        let connects = |s: &&State| {
+            is_datagram(&s.entry)
+                && s.entry.peer != 0
+                && !s.inherited
+                && !s.is_external()
+                && s.partner != Some(s.entry.peer)
+        };
+        let one_way = |s: &State| self.mutual(&s.entry).is_none() && s.entry.peer != s.entry.ino;
+        let mut clients: HashMap<u32, usize> = HashMap::new();
+        for state in self.unix.values().filter(connects).filter(|s| one_way(s)) {
+            *clients.entry(state.entry.peer).or_default() += 1;
+        }
+        let is_free = |s: &&State| clients.get(&s.entry.ino).is_none_or(|n| *n == 0);
+        let mut ready: Vec<&State> = self.unix.values().filter(connects).filter(is_free).collect();
+        let (mut done, all) = (0, self.unix.values().filter(connects).count());
+        while let Some(state) = ready.pop() {
+            self.connect_datagram(state)?;
+            done += 1;
+            let Some(left) = clients.get_mut(&state.entry.peer).filter(|_| one_way(state)) else {
                 continue;
             };
-            if state.inherited || state.partner == Some(entry.peer) {
-                continue;
+            *left -= 1;
+            if *left == 0 {
+                ready.extend(self.unix.get(&state.entry.peer).filter(connects));
             }
-            if peer.is_external() {
-                connect_outside(entry, &peer.entry, fd)?;
-                continue;
-            }
-            let reach = self.reach(&peer.entry)?;
-            connect_as(None, fd.as_fd(), reach.address()).map_err(|e| {
-                problem(entry, format!("cannot be connected to {}: {e}", describe(&peer.entry)))
-            })?;
+        }
+        if done != all {
+            let reason = "they are connected in a circle, which the kernel does not allow";
+            return Err(Problem::new("datagram sockets of the images", reason));
         }
         Ok(())
+    }
+
+    fn connect_datagram(&self, state: &State) -> Result<(), Problem> {
+        let entry = &state.entry;
+        let (Some(fd), Some(peer)) = (&state.made, self.unix.get(&entry.peer)) else {
+            return Ok(());
+        };
+        if peer.is_external() {
+            return connect_outside(entry, &peer.entry, fd);
+        }
+        let reach = self.reach(&peer.entry)?;
+        connect_as(None, fd.as_fd(), reach.address()).map_err(|e| {
+            problem(entry, format!("cannot be connected to {}: {e}", describe(&peer.entry)))
+        })
     }
 
     /// Closes the other ends of sockets whose peers were closed; one that had not read everything makes an error of that.

@@ -82,10 +82,11 @@ pub fn name_of_peer(fd: BorrowedFd<'_>) -> Vec<u8> {
     let Some(peer) = peer.and_then(|peer| SocketAddrUnix::try_from(peer).ok()) else {
         return Vec::new();
     };
-    if let Some(name) = peer.abstract_name() {
+    if let Some(name) = peer.abstract_name().filter(|name| !name.is_empty()) {
         return [b"\0", name].concat();
     }
-    peer.path_bytes().map_or_else(Vec::new, |path| [path, b"\0"].concat())
+    let path = peer.path_bytes().filter(|path| !path.is_empty());
+    path.map_or_else(Vec::new, |path| [path, b"\0"].concat())
 }
 
 /// A path as the program gave it.

@@ -1,6 +1,6 @@
 //! Kernel state: descriptors in flight over unix sockets (`SCM_RIGHTS`): of files that live only there and of files that
-//! are open elsewhere too, of many kinds, between plain bytes of a stream, in datagrams and sequential packets, sockets
-//! inside sockets, a socket that has sent itself. With ZOO_EPOLL=1, an epoll instance too.
+//! are open elsewhere too, of many kinds, in streams, datagrams and sequential packets, sockets
+//! inside sockets, a socket that has sent itself; with ZOO_EPOLL=1, an epoll instance.
 #![allow(unsafe_code, reason = "raw descriptors")]
 
 use std::os::fd::RawFd;
@@ -77,10 +77,16 @@ fn main() {
         write(memory, b"memory")?;
         let at = format!("@zoo-flight-{}", zoo::pid());
         let server = listener(libc::SOCK_STREAM, &at, 5)?;
-        send(stream[0], b"before", &[])?;
+        // With ZOO_BORDERS=1, plain bytes right before those that come with descriptors.
+        let borders = z.param("ZOO_BORDERS", 0) == 1;
+        if borders {
+            send(stream[0], b"before", &[])?;
+        }
         // The file stays open here, with the same position; all others live in the message alone.
         send(stream[0], b"with", &[file, deleted, event, pipe[0], timer, memory, server])?;
-        send(stream[0], b"after", &[])?;
+        if borders {
+            send(stream[0], b"after", &[])?;
+        }
         send(stream[0], b"again", &[file])?;
         for fd in [deleted, event, pipe[0], timer, memory, server] {
             close(fd);
@@ -98,15 +104,21 @@ fn main() {
         // A pair inside a pair inside a pair; of the inner ones nobody has a descriptor.
         let (outer, middle, inner) =
             (pair(libc::SOCK_STREAM)?, pair(libc::SOCK_STREAM)?, pair(libc::SOCK_DGRAM)?);
-        send(inner[0], b"innermost", &[])?;
-        send(middle[0], b"inner", &inner)?;
-        send(outer[0], b"middle", &middle)?;
+        // With ZOO_DEEP=1.
+        let deep = z.param("ZOO_DEEP", 0) == 1;
+        if deep {
+            send(inner[0], b"innermost", &[])?;
+            send(middle[0], b"inner", &inner)?;
+            send(outer[0], b"middle", &middle)?;
+        }
         inner.into_iter().chain(middle).for_each(close);
 
         // A socket that is in its own queue, and one end in the queue of the other.
         let own = pair(libc::SOCK_STREAM)?;
-        send(own[0], b"you", &[own[1]])?;
-        send(own[1], b"me", &[own[1]])?;
+        if deep {
+            send(own[0], b"you", &[own[1]])?;
+            send(own[1], b"me", &[own[1]])?;
+        }
         close(own[1]);
 
         let watched = pair(libc::SOCK_STREAM)?;
@@ -128,9 +140,13 @@ fn main() {
         z.ready()?;
         z.wait_for_check();
 
-        take(stream[1], b"before", 0, "plain bytes")?;
+        if borders {
+            take(stream[1], b"before", 0, "plain bytes")?;
+        }
         let got = take(stream[1], b"with", 7, "many kinds")?;
-        take(stream[1], b"after", 0, "bytes after")?;
+        if borders {
+            take(stream[1], b"after", 0, "bytes after")?;
+        }
         let again = take(stream[1], b"again", 1, "the file again")?;
         nothing(stream[1], "stream")?;
         ensure_eq!((inode(got[0])?, z.path("file")), inodes, "the file");
@@ -164,17 +180,19 @@ fn main() {
         send(both[0], b"through", &[])?;
         take(packets[1], b"through", 0, "what went through the received end")?;
 
-        let middle = take(outer[1], b"middle", 2, "outer pair")?;
-        let inner = take(middle[1], b"inner", 2, "middle pair")?;
-        take(inner[1], b"innermost", 0, "inner pair")?;
-        send(inner[1], b"back", &[])?;
-        take(inner[0], b"back", 0, "inner pair, the other way")?;
+        if deep {
+            let middle = take(outer[1], b"middle", 2, "outer pair")?;
+            let inner = take(middle[1], b"inner", 2, "middle pair")?;
+            take(inner[1], b"innermost", 0, "inner pair")?;
+            send(inner[1], b"back", &[])?;
+            take(inner[0], b"back", 0, "inner pair, the other way")?;
 
-        let you = take(own[0], b"me", 1, "a socket sent by itself")?;
-        let itself = take(you[0], b"you", 1, "a socket in its own queue")?;
-        ensure_eq!(inode(you[0])?, inode(itself[0])?, "the same socket twice");
-        send(own[0], b"end", &[])?;
-        take(itself[0], b"end", 0, "the socket that was in its own queue")?;
+            let you = take(own[0], b"me", 1, "a socket sent by itself")?;
+            let itself = take(you[0], b"you", 1, "a socket in its own queue")?;
+            ensure_eq!(inode(you[0])?, inode(itself[0])?, "the same socket twice");
+            send(own[0], b"end", &[])?;
+            take(itself[0], b"end", 0, "the socket that was in its own queue")?;
+        }
 
         if with_epoll {
             let epoll = take(watched[1], b"epoll", 1, "the epoll instance")?[0];

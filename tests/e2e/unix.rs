@@ -1,0 +1,153 @@
+//! Unix sockets whose peers or addresses are outside the tree.
+
+use crate::flavours::{finish, started};
+use crate::harness::{Done, Fail, Fs, NotReady, Run, Tool};
+use crate::programs::by_name;
+use crate::trial;
+use libtest_mimic::Trial;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::path::{Path, PathBuf};
+
+/// All trials with unix sockets of the outside.
+pub fn trials(tool: &Tool) -> Vec<Trial> {
+    let mut all = Vec::new();
+    let mut add = |name: &str, body: fn(&Tool) -> Result<(), NotReady>| {
+        let tool = tool.clone();
+        all.push(trial(format!("unix::{name}"), move || {
+            if tool.is_criu {
+                return finish(Err(NotReady::Skip("it is about rewake's own errors".into())));
+            }
+            finish(body(&tool))
+        }));
+    };
+    add("server_outside", server_outside);
+    add("address_in_use", address_in_use);
+    all
+}
+
+/// A server outside of any tree: echoes what streams send, and collects datagrams.
+struct Server {
+    base: PathBuf,
+    datagrams: UnixDatagram,
+}
+
+impl Server {
+    fn start() -> Result<Server, Fail> {
+        let base = std::env::temp_dir().join(format!("rewake-e2e-{}-server", std::process::id()));
+        let failed = |e: std::io::Error| format!("{}: {e}", base.display());
+        let listener = UnixListener::bind(base.with_extension("stream")).map_err(failed)?;
+        let datagrams = UnixDatagram::bind(base.with_extension("dgram")).map_err(failed)?;
+        datagrams.set_nonblocking(true).map_err(failed)?;
+        std::thread::spawn(move || {
+            for mut client in listener.incoming().flatten() {
+                std::thread::spawn(move || {
+                    let mut data = [0; 64];
+                    while let Ok(got @ 1..) = client.read(&mut data) {
+                        if client.write_all(&data[..got]).is_err() {
+                            break;
+                        }
+                    }
+                });
+            }
+        });
+        Ok(Server { base, datagrams })
+    }
+
+    fn received(&self) -> Vec<String> {
+        let mut data = [0; 64];
+        let next = || {
+            let got = self.datagrams.recv(&mut data).ok()?;
+            Some(String::from_utf8_lossy(&data[..got]).into_owned())
+        };
+        std::iter::from_fn(next).collect()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        for kind in ["stream", "dgram"] {
+            let _ = std::fs::remove_file(self.base.with_extension(kind));
+        }
+    }
+}
+
+/// Fails unless the command was refused with all the words.
+fn refused(run: &Run, done: &Done, words: &[&str]) -> Result<(), Fail> {
+    let missing: Vec<_> = words.iter().filter(|word| !done.text.contains(**word)).collect();
+    if done.success() || !missing.is_empty() {
+        let status = done.status;
+        return Err(run.fail(format!("status {status:#x}, without {missing:?}:\n{}", done.text)));
+    }
+    Ok(())
+}
+
+/// No directory of a restore is left beside the run's files.
+fn tidy(run: &Run) -> Result<(), Fail> {
+    let names = std::fs::read_dir(&run.dir).map_err(|e| e.to_string())?.flatten();
+    let left = names.map(|n| n.file_name().to_string_lossy().into_owned());
+    match left.into_iter().find(|name| name.starts_with(".rewake")) {
+        None => Ok(()),
+        Some(name) => Err(run.fail(format!("{name} is left"))),
+    }
+}
+
+fn server_outside(tool: &Tool) -> Result<(), NotReady> {
+    let server = Server::start()?;
+    let mut program = by_name("unix_client")?.start();
+    program.env.push(("ZOO_SERVER".into(), server.base.to_string_lossy().into_owned()));
+    let mut run = Run::ready("unix_client", &program, Fs::Disk)?;
+    let before = run.view()?;
+    let images = run.images(1)?;
+    let holder = format!("process {} ", std::process::id());
+    let path = server.base.with_extension("stream").to_string_lossy().into_owned();
+    let words = ["outside the tree", &holder, &path, "--ext-unix-sk", "--external unix["];
+    refused(&run, &run.try_dump(tool, run.root, &images, &[])?, &words)?;
+    run.same(&before, "after the refused dump", &[])?;
+
+    run.dump(tool, &images, &["--ext-unix-sk"])?;
+    run.gone(&before.pids(), "after the dump")?;
+    refused(&run, &run.try_restore(tool, &images, &[])?, &[&path, "--ext-unix-sk"])?;
+    run.restore(tool, &images, &["--ext-unix-sk"])?;
+    run.same(&before, "after the restore", &[])?;
+    run.check(&before)?;
+    let got = server.received();
+    if got != ["before", "after"] {
+        return Err(run.fail(format!("the server has received {got:?}")).into());
+    }
+    Ok(())
+}
+
+fn address_in_use(tool: &Tool) -> Result<(), NotReady> {
+    let (mut run, before) = started(&by_name("unix_backlog")?, Fs::Disk)?;
+    let images = run.images(1)?;
+    run.dump(tool, &images, &[])?;
+    run.gone(&before.pids(), "after the dump")?;
+    let path = run.dir.join("server");
+    let taken = bind_anew(&path)?;
+    let holder = format!("in use by process {} ", std::process::id());
+    refused(&run, &run.try_restore(tool, &images, &[])?, &[&path.to_string_lossy(), &holder])?;
+    tidy(&run)?;
+    drop(taken);
+    // A file that is no socket is nobody's to replace.
+    std::fs::remove_file(&path)
+        .and_then(|()| std::fs::write(&path, "mine"))
+        .map_err(|e| e.to_string())?;
+    refused(&run, &run.try_restore(tool, &images, &[])?, &["no socket", "move the file away"])?;
+    tidy(&run)?;
+    if std::fs::read(&path).is_ok_and(|text| text == b"mine") {
+        std::fs::remove_file(&path).map_err(|e| e.to_string())?;
+    } else {
+        return Err(run.fail("a file in the way is gone".to_owned()).into());
+    }
+    run.restore(tool, &images, &[])?;
+    tidy(&run)?;
+    run.same(&before, "after the restore", &[])?;
+    run.check(&before)?;
+    Ok(())
+}
+
+fn bind_anew(path: &Path) -> Result<UnixListener, Fail> {
+    std::fs::remove_file(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    UnixListener::bind(path).map_err(|e| format!("{}: {e}", path.display()))
+}
