@@ -368,6 +368,11 @@ pub fn all() -> Vec<Program> {
             .env(&[("ZOO_PLAIN", "1")])
             .unless_criu_in(&[("to_criu", "it does not bind raw sockets to their addresses again")]),
         program!(multicast).private_net().unless_criu("it does not keep multicast memberships"),
+        program!(packet).private_net().unless_criu("it refuses memberships that were added twice"),
+        program!(packet).named("packet_plain").private_net().env(&[("ZOO_PLAIN", "1")]),
+        program!(netlink).private_net().unless_criu("it refuses groups above 32"),
+        program!(netlink).named("netlink_plain").private_net().env(&[("ZOO_PLAIN", "1")]),
+        program!(vsock).unless_criu("it refuses vsock sockets"),
         program!(socket_options).private_net().unless_criu("it keeps the options that its format has only"),
         program!(socket_options)
             .named("socket_options_plain")

@@ -29,6 +29,20 @@ const UNIX_DIAG_SHUTDOWN: u16 = 6;
 /// `struct unix_diag_msg`
 const UNIX_RECORD: usize = 16;
 
+const PACKET_SHOW_INFO: u32 = 0x1;
+const PACKET_SHOW_MCLIST: u32 = 0x2;
+const PACKET_SHOW_RINGS: u32 = 0x4;
+const PACKET_SHOW_FANOUT: u32 = 0x8;
+const PACKET_DIAG_INFO: u16 = 0;
+const PACKET_DIAG_MCLIST: u16 = 1;
+const PACKET_DIAG_RX_RING: u16 = 2;
+const PACKET_DIAG_TX_RING: u16 = 3;
+const PACKET_DIAG_FANOUT: u16 = 4;
+/// `struct packet_diag_msg`
+const PACKET_RECORD: usize = 16;
+/// `struct packet_diag_mclist`
+const PACKET_MEMBER: usize = 44;
+
 /// An internet socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Inet {
@@ -180,6 +194,103 @@ fn device(inner: u32) -> u64 {
     libc::makedev(inner >> 20, inner & 0xf_ffff)
 }
 
+/// A packet socket.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Packet {
+    /// Number of the interface it is bound to; 0: all.
+    pub interface: u32,
+    /// `PACKET_VERSION`
+    pub version: u32,
+    /// `PACKET_RESERVE`
+    pub reserve: u32,
+    /// `PACKET_COPY_THRESH`
+    pub copy_threshold: u32,
+    /// `PACKET_TIMESTAMP`
+    pub timestamp: u32,
+    /// `PDI_*`: running 1, auxiliary data 2, original device 4, virtio header 8, loss 16.
+    pub flags: u32,
+    /// Memberships.
+    pub memberships: Vec<PacketMembership>,
+    /// The words of `struct tpacket_req3`, of the receive ring.
+    pub receive_ring: Option<[u32; 7]>,
+    /// The same of the send ring.
+    pub send_ring: Option<[u32; 7]>,
+    /// `PACKET_FANOUT`, without its flags.
+    pub fanout: Option<u32>,
+}
+
+/// What a packet socket has an interface receive (`PACKET_ADD_MEMBERSHIP`).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PacketMembership {
+    /// Number of the interface.
+    pub interface: u32,
+    /// How often it was added.
+    pub count: u32,
+    /// `PACKET_MR_*`
+    pub kind: u16,
+    /// Hardware address.
+    pub address: Vec<u8>,
+}
+
+/// All packet sockets, by inode number.
+///
+/// # Errors
+/// The kernel has no packet_diag.
+pub fn packet(socket: &mut Socket) -> Result<HashMap<u32, Packet>, Error> {
+    // struct packet_diag_req
+    let mut request = [0u8; 20];
+    request[0] = libc::AF_PACKET as u8;
+    let show = PACKET_SHOW_INFO | PACKET_SHOW_MCLIST | PACKET_SHOW_RINGS | PACKET_SHOW_FANOUT;
+    request[8..12].copy_from_slice(&show.to_ne_bytes());
+    socket.dump(SOCK_DIAG_BY_FAMILY, &request, |table: &mut HashMap<u32, Packet>, message| {
+        if let Some((inode, record)) = packet_record(message.body) {
+            table.insert(inode, record);
+        }
+    })
+}
+
+fn packet_record(body: &[u8]) -> Option<(u32, Packet)> {
+    let mut record = Packet::default();
+    for (kind, value) in attributes(body.get(PACKET_RECORD..)?) {
+        let word = |at: usize| u32_at(value, at * 4);
+        let ring = || {
+            let mut words = [0; 7];
+            words.iter_mut().enumerate().try_for_each(|(i, w)| word(i).map(|value| *w = value))?;
+            Some(words)
+        };
+        match kind {
+            PACKET_DIAG_INFO => {
+                record.interface = word(0)?;
+                record.version = word(1)?;
+                record.reserve = word(2)?;
+                record.copy_threshold = word(3)?;
+                record.timestamp = word(4)?;
+                record.flags = word(5)?;
+            }
+            PACKET_DIAG_MCLIST => {
+                record.memberships =
+                    value.chunks_exact(PACKET_MEMBER).filter_map(packet_membership).collect();
+            }
+            PACKET_DIAG_RX_RING => record.receive_ring = ring(),
+            PACKET_DIAG_TX_RING => record.send_ring = ring(),
+            PACKET_DIAG_FANOUT => record.fanout = word(0),
+            _ => {}
+        }
+    }
+    Some((u32_at(body, 4)?, record))
+}
+
+/// `struct packet_diag_mclist`
+fn packet_membership(bytes: &[u8]) -> Option<PacketMembership> {
+    let length = usize::from(u16_at(bytes, 10)?);
+    Some(PacketMembership {
+        interface: u32_at(bytes, 0)?,
+        count: u32_at(bytes, 4)?,
+        kind: u16_at(bytes, 8)?,
+        address: bytes.get(12..)?.get(..length)?.to_vec(),
+    })
+}
+
 /// Opens a socket for the tables of the thread's network namespace.
 ///
 /// # Errors
@@ -214,6 +325,38 @@ mod tests {
         let record = found[&inode(&udp)];
         assert_eq!(record.destination, ("::1".parse().unwrap(), 9));
         assert_eq!((record.state, record.shutdown), (1, 2));
+    }
+
+    #[test]
+    fn packet_records_are_read() {
+        let mut builder = crate::message::Builder::new();
+        // family, type, protocol; inode; cookie
+        let mut fixed = vec![17, 3, 0, 3];
+        fixed.extend(99u32.to_ne_bytes());
+        fixed.extend([0; 8]);
+        let words = |words: &[u32]| words.iter().flat_map(|w| w.to_ne_bytes()).collect::<Vec<u8>>();
+        let mut member = words(&[1, 2]);
+        member.extend([0u16.to_ne_bytes(), 6u16.to_ne_bytes()].concat());
+        member.extend([1, 2, 3, 4, 5, 6]);
+        member.resize(PACKET_MEMBER, 0);
+        builder
+            .begin(20, 0, 1)
+            .bytes(&fixed)
+            .attribute(PACKET_DIAG_INFO, &words(&[4, 1, 8, 0, 0, 3]))
+            .attribute(PACKET_DIAG_MCLIST, &member)
+            .attribute(PACKET_DIAG_RX_RING, &words(&[4096, 2, 2048, 4, 0, 0, 0]))
+            .attribute(PACKET_DIAG_FANOUT, &words(&[7]));
+        let (inode, record) = packet_record(&builder.as_bytes()[16..]).unwrap();
+        assert_eq!(inode, 99);
+        assert_eq!((record.interface, record.version, record.reserve, record.flags), (4, 1, 8, 3));
+        assert_eq!(record.receive_ring, Some([4096, 2, 2048, 4, 0, 0, 0]));
+        assert_eq!((record.send_ring, record.fanout), (None, Some(7)));
+        let member = &record.memberships[0];
+        assert_eq!((member.interface, member.count, member.kind), (1, 2, 0));
+        assert_eq!(member.address, [1, 2, 3, 4, 5, 6]);
+        for cut in 16..builder.as_bytes().len() {
+            let _ = packet_record(&builder.as_bytes()[16..cut]);
+        }
     }
 
     #[test]

@@ -82,6 +82,37 @@ fn last_errno() -> crate::Errno {
     crate::Errno::from_raw_os_error(unsafe { *libc::__errno_location() })
 }
 
+/// The bytes of a socket's own address (getsockname(2)), for families that rustix does not know; zeros follow.
+///
+/// # Errors
+/// `ENOTSOCK`.
+pub fn own_address(fd: BorrowedFd<'_>) -> Result<[u8; size_of::<libc::sockaddr_storage>()]> {
+    let mut address = [0u8; size_of::<libc::sockaddr_storage>()];
+    let mut len = address.len() as libc::socklen_t;
+    // SAFETY: the address has room for `len` bytes.
+    let result =
+        unsafe { libc::getsockname(fd.as_raw_fd(), address.as_mut_ptr().cast(), &raw mut len) };
+    if result < 0 {
+        return Err(SyscallError::new("getsockname", last_errno()));
+    }
+    Ok(address)
+}
+
+/// Binds a socket to an address given as bytes (bind(2)), for families that rustix does not know.
+///
+/// # Errors
+/// `EADDRINUSE`, `ENODEV` and others.
+pub fn bind_to(fd: BorrowedFd<'_>, address: &[u8]) -> Result<()> {
+    // SAFETY: the address is live for its length; the kernel only reads it.
+    let result = unsafe {
+        libc::bind(fd.as_raw_fd(), address.as_ptr().cast(), address.len() as libc::socklen_t)
+    };
+    if result < 0 {
+        return Err(SyscallError::new("bind", last_errno()));
+    }
+    Ok(())
+}
+
 /// A message as recvmsg(2) gives it.
 #[derive(Debug, Clone, Copy)]
 pub struct Received {

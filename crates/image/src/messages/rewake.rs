@@ -1,5 +1,6 @@
 //! What CRIU's messages have no place for: `rewake.img`, a file of ours that CRIU passes over.
 
+use super::SkOptsEntry;
 use super::declare::messages;
 
 messages! {
@@ -68,11 +69,40 @@ messages! {
         repeated message RewakeMembershipEntry memberships = 11;
         /// What a UDP socket has received, the oldest first.
         repeated message RewakeDatagramEntry datagrams = 12;
+        /// Names of the network interfaces whose numbers are in the entry of a packet socket.
+        repeated message RewakeInterfaceEntry interfaces = 13;
+        /// A vsock socket.
+        optional message RewakeVsockEntry vsock = 14;
+        /// Groups above 32 that a netlink socket hears, by number.
+        repeated uint32 netlink_groups = 15;
+        /// `SOCK_*` of a netlink socket, if it is not `SOCK_RAW`.
+        optional uint32 netlink_type = 16;
+        /// Who a socket belongs to, unless it is root: user, then group.
+        optional uint32 uid = 17;
+        optional uint32 gid = 18;
         /// Of a unix socket.
         optional message RewakeUnixEntry unix = 20;
         /// Of an epoll instance that no process has a descriptor for: the file ids of what it watches, in the order of its
         /// items.
         repeated uint32 watched = 21;
+    }
+
+    /// A network interface.
+    message RewakeInterfaceEntry "rewake_interface_entry" {
+        required uint32 index = 1;
+        required string name = 2;
+    }
+
+    /// A vsock socket that is not connected: vsock(7).
+    message RewakeVsockEntry "rewake_vsock_entry" {
+        /// `SOCK_*`
+        required uint32 r#type = 1;
+        /// Where it is bound; `VMADDR_CID_ANY` and `VMADDR_PORT_ANY` (all ones): nowhere.
+        required uint32 cid = 2;
+        required uint32 port = 3;
+        required bool listening = 4;
+        required uint32 flags = 5 [hex];
+        required message SkOptsEntry opts = 6;
     }
 
     /// A socket option: setsockopt(2).

@@ -361,7 +361,11 @@ fn open_kind(opener: &mut Opener<'_>, entry: &FileEntry) -> Result<OwnedFd, Prob
         FdTypes::Pidfd => pidfd::open(opener, entry.pidfd.as_deref().ok_or_else(absent)?),
         FdTypes::Inotify => inotify::open(entry.ify.as_deref().ok_or_else(absent)?),
         FdTypes::Tty => tty::open(opener, entry.tty.as_deref().ok_or_else(absent)?),
-        FdTypes::Inetsk | FdTypes::Unixsk | FdTypes::Netlinksk => sockets::open(opener, entry),
+        FdTypes::Inetsk
+        | FdTypes::Unixsk
+        | FdTypes::Netlinksk
+        | FdTypes::Packetsk
+        | FdTypes::Ext => sockets::open(opener, entry),
         kind => Err(Problem::new(
             format!("file id {}", entry.id),
             format!("descriptors of kind {kind:?} cannot be restored yet"),
@@ -412,6 +416,9 @@ fn common(entry: &FileEntry) -> Option<(u32, &FownEntry)> {
         return Some((e.flags, &e.fown));
     }
     if let Some(e) = &entry.nlsk {
+        return Some((e.flags, &e.fown));
+    }
+    if let Some(e) = &entry.psk {
         return Some((e.flags, &e.fown));
     }
     if let Some(e) = &entry.epfd {

@@ -19,6 +19,7 @@ mod option_own;
 mod option_table;
 pub mod options;
 mod packet;
+mod packet_socket;
 mod queue;
 mod raw;
 pub mod repair;
@@ -29,6 +30,7 @@ mod unix_check;
 mod unix_fill;
 mod unix_open;
 mod unix_path;
+mod vsock;
 
 #[cfg(test)]
 mod tests;
@@ -71,6 +73,7 @@ pub struct Survey {
     /// TCP sockets that sign their segments, by address family.
     signing: HashMap<u32, HashSet<u32>>,
     unix_table: Option<unix::Table>,
+    packet_table: Option<HashMap<u32, diag::Packet>>,
     /// The options of new sockets.
     usuals: option_own::Usuals,
     /// Multicast groups of the network namespace.
@@ -99,6 +102,14 @@ impl Survey {
             }
         };
         Ok(netns_cookie(fd)? == own)
+    }
+
+    /// What sock_diag tells of a packet socket.
+    fn packet(&mut self, inode: u32) -> Result<Option<diag::Packet>, Error> {
+        if self.packet_table.is_none() {
+            self.packet_table = Some(diag::packet(self.diag()?)?);
+        }
+        Ok(self.packet_table.as_ref().and_then(|table| table.get(&inode)).cloned())
     }
 
     /// What sock_diag tells of an internet socket; nothing of one that is not bound.
@@ -175,8 +186,8 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
         libc::AF_INET | libc::AF_INET6 => inet::survey(collector, view, family, kind, protocol),
         libc::AF_UNIX => unix::survey(collector, view, kind),
         libc::AF_NETLINK => netlink::survey(collector, view, kind, protocol),
-        libc::AF_PACKET => refused("packet sockets (AF_PACKET: packet capture)"),
-        libc::AF_VSOCK => refused("vsock sockets (AF_VSOCK: to a virtual machine's host)"),
+        libc::AF_PACKET => packet_socket::survey(collector, view, kind),
+        libc::AF_VSOCK => vsock::survey(collector, view, kind),
         libc::AF_XDP => refused("express data path sockets (AF_XDP)"),
         libc::AF_CAN => refused("CAN bus sockets (AF_CAN)"),
         libc::AF_BLUETOOTH => refused("Bluetooth sockets (AF_BLUETOOTH)"),
@@ -187,6 +198,11 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
         family => refused(&format!("sockets of address family {family}")),
     }?;
     option_own::survey(collector, view, id, (family, kind, protocol))?;
+    let (uid, gid) = (view.stat.st_uid, view.stat.st_gid);
+    if (uid, gid) != (0, 0) {
+        let extra = collector.extra_of(id);
+        (extra.uid, extra.gid) = (Some(uid), Some(gid));
+    }
     Ok((id, done))
 }
 
@@ -207,18 +223,46 @@ pub(crate) fn open(opener: &mut Opener<'_>, file: &FileEntry) -> Result<OwnedFd,
         }
         Ok(FdTypes::Netlinksk) => {
             let entry = file.nlsk.as_deref().ok_or_else(absent)?;
-            (netlink::open(entry)?, netlink::describe(entry))
+            (netlink::open(opener, entry)?, netlink::describe(entry))
+        }
+        Ok(FdTypes::Packetsk) => {
+            let entry = file.psk.as_deref().ok_or_else(absent)?;
+            (packet_socket::open(opener, entry)?, packet_socket::describe(entry))
+        }
+        Ok(FdTypes::Ext) => {
+            let extra = opener.extra.get(&file.id).and_then(|extra| extra.vsock.clone());
+            let entry = extra.ok_or_else(|| {
+                Problem::new(
+                    format!("file id {}", file.id),
+                    "it was saved by a plugin of CRIU, which cannot be run",
+                )
+            })?;
+            (vsock::open(opener, file.id, &entry)?, vsock::describe(&entry))
         }
         _ => return Err(absent()),
     };
     // Those of unix sockets are set when all queues are full.
     if file.usk.is_none() {
-        apply_own(opener, file.id, Making { fd: fd.as_fd(), object: &object }, When::Made)?;
+        let making = Making { fd: fd.as_fd(), object: &object };
+        apply_own(opener, file.id, making, When::Made)?;
+        set_owner(opener, file.id, making);
     }
     if opener.extra.get(&file.id).is_some_and(|extra| !extra.socket_options.is_empty()) {
         opener.sockets.last.push((file.id, object));
     }
     Ok(fd)
+}
+
+/// Gives a socket to its owner: members of a `SO_REUSEPORT` group have to have the same, and packet filters ask for it.
+fn set_owner(opener: &Opener<'_>, id: u32, making: Making<'_>) {
+    let Some(extra) = opener.extra.get(&id).filter(|e| e.uid.is_some() || e.gid.is_some()) else {
+        return;
+    };
+    let uid = extra.uid.map(rustix::fs::Uid::from_raw);
+    let gid = extra.gid.map(rustix::fs::Gid::from_raw);
+    if let Err(e) = rustix::fs::fchown(making.fd, uid, gid) {
+        log::warn!("{}: it cannot be given to its owner: {e}", making.object);
+    }
 }
 
 /// Sets the options of `rewake.img` that are to be set in a phase.

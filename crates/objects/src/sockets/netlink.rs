@@ -1,10 +1,11 @@
 //! Netlink sockets: netlink(7). They hold no connection: bound to their address and groups again, they are what they were,
 //! but for messages that waited.
 
-use super::SOCKETS_NETNS;
 use super::options::{self, Making};
+use super::{SOCKETS_NETNS, holder};
 use crate::Problem;
 use crate::files::collect::{Collector, View};
+use crate::files::open::Opener;
 use rewake_image::messages::{FdTypes, FileEntry, NetlinkSkEntry};
 use rewake_sys::sockets::option;
 use rustix::fd::{AsFd, OwnedFd};
@@ -13,6 +14,8 @@ use rustix::net::netlink::SocketAddrNetlink;
 use rustix::net::{AddressFamily, Protocol, RawProtocol, SocketFlags, SocketType};
 
 const NETLINK_LIST_MEMBERSHIPS: i32 = 9;
+/// Room for the bitmap of a protocol's groups, in bytes.
+const BITMAP: usize = 512;
 /// `NETLINK_UNCONNECTED`, which the format has for bound sockets.
 const UNCONNECTED: u32 = 0;
 const ESTABLISHED: u32 = 1;
@@ -44,12 +47,17 @@ pub fn survey(
         return Err(refused("it has received messages, which cannot be saved".to_owned())
             .remedy("try again once the program has read them"));
     }
-    // Groups beyond the 32 that an address has room for.
-    let (words, length) = option::<128>(fd, libc::SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS)
+    // Groups beyond the 32 that an address has room for; a bitmap.
+    let (bitmap, length) = option::<BITMAP>(fd, libc::SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS)
         .map_err(|e| refused(format!("its groups cannot be read: {e}")))?;
-    if words.iter().take(length).skip(4).any(|byte| *byte != 0) {
-        return Err(refused("it hears groups above 32, which cannot be saved".to_owned()));
+    if length > BITMAP {
+        return Err(refused("its protocol has too many groups".to_owned()));
     }
+    let hears = |group: &u32| {
+        let bit = group - 1;
+        bitmap[bit as usize / 8] >> (bit % 8) & 1 != 0
+    };
+    let far: Vec<u32> = (33..=length as u32 * 8).filter(hears).collect();
     let connected = peer_port != 0 || peer_groups != 0;
     let entry = NetlinkSkEntry {
         id: collector.new_id(),
@@ -73,6 +81,12 @@ pub fn survey(
         ns_id: Some(SOCKETS_NETNS),
     };
     let id = entry.id;
+    if !far.is_empty() {
+        collector.extra_of(id).netlink_groups = far;
+    }
+    if kind != libc::SOCK_RAW {
+        collector.extra_of(id).netlink_type = Some(kind as u32);
+    }
     collector.push(FileEntry {
         r#type: FdTypes::Netlinksk as i32,
         id,
@@ -95,13 +109,15 @@ fn has_message(view: &View<'_>) -> bool {
 ///
 /// # Errors
 /// Its address is in use, or the kernel lacks its protocol.
-pub fn open(entry: &NetlinkSkEntry) -> Result<OwnedFd, Problem> {
+pub fn open(opener: &Opener<'_>, entry: &NetlinkSkEntry) -> Result<OwnedFd, Problem> {
     let object = describe(entry);
     let failed =
         |what: &str, e: Errno| Problem::new(object.clone(), format!("cannot be {what}: {e}"));
+    let extra = opener.extra.get(&entry.id);
+    let kind = extra.and_then(|extra| extra.netlink_type).unwrap_or(libc::SOCK_RAW as u32);
     let fd = rustix::net::socket_with(
         AddressFamily::NETLINK,
-        SocketType::RAW,
+        SocketType::from_raw(kind),
         SocketFlags::CLOEXEC,
         RawProtocol::new(entry.protocol).map(Protocol::from_raw),
     )
@@ -109,8 +125,23 @@ pub fn open(entry: &NetlinkSkEntry) -> Result<OwnedFd, Problem> {
     let making = Making { fd: fd.as_fd(), object: &object };
     let groups = entry.groups.first().copied().unwrap_or(0);
     if entry.portid != 0 || groups != 0 {
-        rustix::net::bind(&fd, &SocketAddrNetlink::new(entry.portid, groups))
-            .map_err(|e| failed(&format!("bound to address {}", entry.portid), e))?;
+        rustix::net::bind(&fd, &SocketAddrNetlink::new(entry.portid, groups)).map_err(|e| {
+            let holder = (e == Errno::ADDRINUSE).then(|| held_by(entry)).flatten();
+            match holder {
+                Some(holder) => making
+                    .problem(format!("its address {} is in use by {holder}", entry.portid))
+                    .remedy("end that process, or restore in another network namespace"),
+                None => failed(&format!("bound to address {}", entry.portid), e),
+            }
+        })?;
+    }
+    for group in extra.iter().flat_map(|extra| &extra.netlink_groups) {
+        making.set(
+            libc::SOL_NETLINK,
+            libc::NETLINK_ADD_MEMBERSHIP,
+            "NETLINK_ADD_MEMBERSHIP",
+            *group as i32,
+        )?;
     }
     if entry.dst_portid != 0 || entry.dst_group != 0 {
         let groups = match entry.dst_group {
@@ -123,6 +154,18 @@ pub fn open(entry: &NetlinkSkEntry) -> Result<OwnedFd, Problem> {
     options::apply_before_bind(making, &entry.opts, false)?;
     options::apply(making, &entry.opts)?;
     Ok(fd)
+}
+
+/// The process that has the address of a socket of the image, as text.
+fn held_by(entry: &NetlinkSkEntry) -> Option<String> {
+    let table = std::fs::read_to_string("/proc/thread-self/net/netlink").ok()?;
+    let inodes = table.lines().filter_map(|line| {
+        let words: Vec<&str> = line.split_ascii_whitespace().collect();
+        let same = words.get(1)?.parse() == Ok(entry.protocol)
+            && words.get(2)?.parse() == Ok(entry.portid);
+        same.then(|| words.get(9)?.parse().ok())?
+    });
+    holder::of_inodes(&inodes.collect())
 }
 
 /// How error texts call a socket of the image.

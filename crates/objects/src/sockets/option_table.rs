@@ -401,7 +401,8 @@ pub static OPTIONS: &[SocketOption] = &[
     netlink(11, "NETLINK_EXT_ACK"),
     netlink(12, "NETLINK_GET_STRICT_CHK"),
     // packet(7)
-    packet(19, "PACKET_TX_HAS_OFF"),
+    packet(19, "PACKET_TX_HAS_OFF").when(BeforeBind),
+    packet(24, "PACKET_VNET_HDR_SZ").when(BeforeBind),
     packet(20, "PACKET_QDISC_BYPASS"),
     packet(23, "PACKET_IGNORE_OUTGOING"),
     // vsock(7): the largest size first, which bounds the others

@@ -19,6 +19,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("udp6", (V6, libc::SOCK_DGRAM, 0)),
     ("udplite4", (V4, libc::SOCK_DGRAM, UDPLITE)),
     ("udplite6", (V6, libc::SOCK_DGRAM, UDPLITE)),
+    ("packet", (libc::AF_PACKET, libc::SOCK_RAW, 0)),
     ("unix", (libc::AF_UNIX, libc::SOCK_DGRAM, 0)),
     ("netlink", (libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE)),
 ];
@@ -40,6 +41,8 @@ const I: i32 = libc::IPPROTO_IP;
 const J: i32 = libc::IPPROTO_IPV6;
 const U: i32 = libc::IPPROTO_UDP;
 const N: i32 = libc::SOL_NETLINK;
+const P: i32 = libc::SOL_PACKET;
+const PACKET: For = &["packet"];
 
 /// Level, number, value, for which sockets. Numbers are those of the kernel's headers.
 const INTS: &[(i32, i32, i32, For)] = &[
@@ -114,6 +117,18 @@ const INTS: &[(i32, i32, i32, For)] = &[
     (N, libc::NETLINK_CAP_ACK, 1, &["netlink"]),
     (N, 11, 1, &["netlink"]), // NETLINK_EXT_ACK
     (N, 12, 1, &["netlink"]), // NETLINK_GET_STRICT_CHK
+    (P, libc::PACKET_VERSION, 1, PACKET),
+    (P, libc::PACKET_RESERVE, 32, PACKET),
+    (P, libc::PACKET_AUXDATA, 1, PACKET),
+    (P, libc::PACKET_ORIGDEV, 1, PACKET),
+    (P, libc::PACKET_LOSS, 1, PACKET),
+    (P, libc::PACKET_TIMESTAMP, 1 << 6, PACKET),
+    (P, libc::PACKET_COPY_THRESH, 100, PACKET),
+    (P, 19, 1, PACKET),  // PACKET_TX_HAS_OFF
+    (P, 20, 1, PACKET),  // PACKET_QDISC_BYPASS
+    (P, 23, 1, PACKET),  // PACKET_IGNORE_OUTGOING
+    (P, 24, 12, PACKET), // PACKET_VNET_HDR_SZ
+    (S, 43, 1, PACKET),  // SO_NOFCS
     (S, libc::SO_DEBUG, 1, ALL),
     (S, libc::SO_REUSEADDR, 1, ALL),
     (S, libc::SO_REUSEPORT, 1, INET),
@@ -203,7 +218,13 @@ const VOLATILE: &[i32] = &[libc::SO_ERROR, 55, 56, 57, 59, 71, libc::SO_PEERCRED
 fn all_options(fd: i32) -> BTreeMap<(i32, i32), Result<Vec<u8>, i32>> {
     let mut all = BTreeMap::new();
     for level in [S, I, J, U, N, libc::SOL_PACKET, libc::SOL_RAW, libc::IPPROTO_ICMPV6] {
-        for number in (0..110).filter(|n| level != S || !VOLATILE.contains(n)) {
+        // PACKET_STATISTICS are reset by being read.
+        let read = |n: &i32| match level {
+            S => !VOLATILE.contains(n),
+            P => *n != libc::PACKET_STATISTICS,
+            _ => true,
+        };
+        for number in (0..110).filter(read) {
             match get(fd, level, number) {
                 Err(libc::ENOPROTOOPT | libc::EOPNOTSUPP) => {}
                 other => drop(all.insert((level, number), other)),
