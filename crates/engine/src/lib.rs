@@ -1,6 +1,7 @@
 //! The engine: freeze, survey, plan, execute, roll back. It prints nothing; it returns reports and errors.
 #![forbid(unsafe_code)]
 
+mod crew;
 mod dump;
 mod error;
 pub mod features;

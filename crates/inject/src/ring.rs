@@ -270,12 +270,12 @@ impl Ring {
     /// Whatever `alive` returns.
     pub fn wait(&self, number: u32, mut alive: impl FnMut(Duration) -> Result<()>) -> Result<()> {
         let done = self.map.atomic(self.at + offset::DONE);
-        // A wake-up costs 50 µs across CPUs here: look a few times first.
-        for _ in 0..64 {
+        // A wake-up costs 50 µs across CPUs here: look for a while first, letting others run in between.
+        for _ in 0..200 {
             if done.load(Ordering::Acquire) == number {
                 return Ok(());
             }
-            std::hint::spin_loop();
+            std::thread::yield_now();
         }
         let start = Instant::now();
         loop {

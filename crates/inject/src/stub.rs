@@ -5,7 +5,7 @@
 
 use crate::map::{PAGE, SharedMap};
 use crate::ring::{Doorbell, Ring};
-use crate::tracee::Stopped;
+use crate::tracee::{Running, Stopped};
 use crate::{Error, Result};
 use rewake_agent::arch::executor;
 use rewake_agent::layout::{Header, Op, offset};
@@ -106,40 +106,62 @@ impl Arena {
     }
 }
 
-/// Makes one system call in a stopped stub through the `syscall` instruction at `gadget`; the thread stands in a
-/// system-call stop with its registers clobbered afterwards. Only for stubs: a live process would not survive the
-/// controller's death in here.
-///
-/// # Errors
-/// The stub died.
-pub fn remote_syscall(
-    stub: Stopped,
-    gadget: u64,
-    number: i64,
-    args: [u64; 6],
-) -> Result<(Stopped, i64)> {
-    aim(&stub, gadget, number, args)?;
-    let stub = stub.to_syscall_stop()?.to_syscall_stop()?;
-    let result = stub.registers()?.rax as i64;
-    Ok((stub, result))
+/// A system call to be made in a stopped stub through the `syscall` instruction at `gadget`.
+#[derive(Debug)]
+pub struct RemoteCall {
+    /// The stub.
+    pub stub: Stopped,
+    /// Address of the instruction.
+    pub gadget: u64,
+    /// The call.
+    pub number: i64,
+    /// Its arguments.
+    pub args: [u64; 6],
 }
 
-/// As [`remote_syscall`], but the call is interrupted as soon as it has begun to wait; the thread stands in an event
-/// stop, and the result may be one of the kernel's restart codes.
+/// Makes system calls in many stubs at the same time; they stand in event stops with their registers clobbered
+/// afterwards, in the same order, with the results. Only for stubs: a live process would not survive the controller's
+/// death in here.
 ///
 /// # Errors
-/// The stub died.
-pub fn interrupted_syscall(
-    stub: Stopped,
-    gadget: u64,
-    number: i64,
-    args: [u64; 6],
-) -> Result<(Stopped, i64)> {
-    aim(&stub, gadget, number, args)?;
+/// A stub died.
+pub fn remote_calls(calls: Vec<RemoteCall>) -> Result<Vec<(Stopped, i64)>> {
+    let entering = enter(calls)?;
+    let leaving = all(entering, |stub| stub.wait_syscall_stop()?.resume_to_syscall())?;
+    let mut results = Vec::with_capacity(leaving.len());
+    let stopping = all(leaving, |stub| {
+        let stub = stub.wait_syscall_stop()?;
+        results.push(stub.registers()?.rax as i64);
+        stub.resume_to_event()
+    })?;
+    Ok(all(stopping, Running::wait_stop)?.into_iter().zip(results).collect())
+}
+
+/// As [`remote_calls`], but the calls are interrupted as soon as they have begun to wait: the results may be the kernel's
+/// restart codes.
+///
+/// # Errors
+/// A stub died.
+pub fn interrupted_calls(calls: Vec<RemoteCall>) -> Result<Vec<(Stopped, i64)>> {
     // Entered first: an interrupt before that would stop the thread before the call.
-    let stub = stub.to_syscall_stop()?.to_event_stop()?;
-    let result = stub.registers()?.rax as i64;
-    Ok((stub, result))
+    let waiting = all(enter(calls)?, |stub| stub.wait_syscall_stop()?.resume_to_event())?;
+    all(waiting, |stub| {
+        let stub = stub.wait_stop()?;
+        let result = stub.registers()?.rax as i64;
+        Ok((stub, result))
+    })
+}
+
+fn enter(calls: Vec<RemoteCall>) -> Result<Vec<Running>> {
+    all(calls, |RemoteCall { stub, gadget, number, args }| {
+        aim(&stub, gadget, number, args)?;
+        stub.resume_to_syscall()
+    })
+}
+
+/// One step of all, before the next: while we attend to one, the others are on their way.
+fn all<A, B>(of: Vec<A>, step: impl FnMut(A) -> Result<B>) -> Result<Vec<B>> {
+    of.into_iter().map(step).collect()
 }
 
 fn aim(stub: &Stopped, gadget: u64, number: i64, args: [u64; 6]) -> Result<()> {
@@ -158,7 +180,7 @@ fn aim(stub: &Stopped, gadget: u64, number: i64, args: [u64; 6]) -> Result<()> {
     })
 }
 
-/// Offset of a `syscall` instruction in a vdso (or any code), for [`remote_syscall`].
+/// Offset of a `syscall` instruction in a vdso (or any code), for [`RemoteCall`].
 ///
 /// # Errors
 /// [`Error::NoRoom`] if there is none.

@@ -77,7 +77,7 @@ pub(crate) fn wait_told(
     owed: &mut Owed,
 ) -> Result<(Stopped, Registers)> {
     loop {
-        match wait::wait(tid).map_err(Error::syscall("waiting for foreign code"))? {
+        match wait::wait_soon(tid).map_err(Error::syscall("waiting for foreign code"))? {
             Status::Stop(Stop::Signal(s)) if s == signal => {
                 let stopped = Stopped::assume(tid);
                 let regs = stopped.registers()?;

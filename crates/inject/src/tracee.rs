@@ -3,12 +3,17 @@
 use crate::{Error, Result};
 use rewake_sys::ptrace;
 use rewake_sys::wait::{self, Status, Stop};
+use std::marker::PhantomData;
 use std::time::{Duration, Instant};
+
+/// Keeps what has it in the thread it was made in: ptrace(2) knows no other.
+type Here = PhantomData<*const ()>;
 
 /// A traced thread that may be running.
 #[derive(Debug)]
 pub struct Running {
     tid: i32,
+    here: Here,
 }
 
 /// A traced thread in a ptrace stop. Only its tracer thread may use it.
@@ -17,12 +22,13 @@ pub struct Stopped {
     tid: i32,
     /// The group stop (SIGSTOP and friends) it was found in, if any.
     group_stop: Option<i32>,
+    here: Here,
 }
 
 /// Waits for a change of state: looks again at once a few times (a stop takes some 15 µs), then sleeps in between.
 fn wait_status(tid: i32, deadline: Option<Instant>) -> Result<Status> {
     let failed = Error::syscall("waiting for a thread to stop");
-    let Some(deadline) = deadline else { return wait::wait(tid).map_err(failed) };
+    let Some(deadline) = deadline else { return wait::wait_soon(tid).map_err(failed) };
     let mut looks = 0u32;
     loop {
         match wait::try_wait(tid) {
@@ -43,13 +49,13 @@ impl Running {
     /// The failed `PTRACE_SEIZE`.
     pub fn seize(tid: i32, options: u32) -> std::result::Result<Running, rewake_sys::SyscallError> {
         ptrace::seize(tid, options)?;
-        Ok(Running { tid })
+        Ok(Running { tid, here: PhantomData })
     }
 
     /// Takes a traced thread that was just continued.
     #[must_use]
     pub fn known(tid: i32) -> Running {
-        Running { tid }
+        Running { tid, here: PhantomData }
     }
 
     /// Thread id.
@@ -103,10 +109,14 @@ impl Running {
         loop {
             match wait_status(self.tid, deadline)? {
                 Status::Stop(Stop::Event) => {
-                    return Ok(Stopped { tid: self.tid, group_stop: None });
+                    return Ok(Stopped { tid: self.tid, group_stop: None, here: PhantomData });
                 }
                 Status::Stop(Stop::Group(signal)) => {
-                    return Ok(Stopped { tid: self.tid, group_stop: Some(signal) });
+                    return Ok(Stopped {
+                        tid: self.tid,
+                        group_stop: Some(signal),
+                        here: PhantomData,
+                    });
                 }
                 Status::Stop(Stop::Signal(signal)) => {
                     ptrace::cont(self.tid, deliver(signal))
@@ -125,70 +135,39 @@ impl Running {
             }
         }
     }
-}
 
-/// Waits until all of `pending` stand in a `PTRACE_EVENT_STOP`, in whatever order they do, and calls `done` for each
-/// at once.
-///
-/// # Errors
-/// [`Error::Stuck`], or whatever `done` returns.
-pub fn wait_all(
-    pending: Vec<Running>,
-    deadline: Option<Instant>,
-    mut done: impl FnMut(Result<Stopped>) -> Result<()>,
-) -> Result<()> {
-    if let [_] = pending.as_slice() {
-        for running in pending {
-            done(running.wait_stop_until(deadline))?;
+    /// Waits until it has come to a system call boundary, after [`Stopped::resume_to_syscall`].
+    ///
+    /// # Errors
+    /// As [`Stopped::to_syscall_stop`].
+    pub fn wait_syscall_stop(self) -> Result<Stopped> {
+        let tid = self.tid;
+        // A member of a stopped group stops for its group once more on the way.
+        for _ in 0..3 {
+            match wait::wait_soon(tid).map_err(Error::syscall("waiting for a system call"))? {
+                Status::Stop(Stop::Syscall) => return Ok(Stopped::assume(tid)),
+                Status::Stop(Stop::Group(_) | Stop::Event) => {
+                    ptrace::cont_syscall(tid).map_err(Error::syscall("continuing a thread"))?;
+                }
+                Status::Exited(code) => {
+                    return Err(Error::Gone { tid, how: format!("exit code {code}") });
+                }
+                Status::Killed(signal) => {
+                    return Err(Error::Gone { tid, how: format!("signal {signal}") });
+                }
+                Status::Stop(Stop::Signal(signal)) => return Err(Error::Signal { tid, signal }),
+                other => return Err(Error::Unexpected { tid, stop: format!("{other:?}") }),
+            }
         }
-        return Ok(());
+        Err(Error::Unexpected { tid, stop: "it stops for its group again and again".into() })
     }
-    let mut waiting: std::collections::HashSet<i32> = pending.iter().map(Running::tid).collect();
-    let mut looks = 0u32;
-    while let Some(&any) = waiting.iter().next() {
-        let failed = Error::syscall("waiting for threads to stop");
-        let Some((tid, status)) = wait::try_wait_any().map_err(failed)? else {
-            if deadline.is_some_and(|d| Instant::now() >= d) {
-                return Err(Error::Stuck { tid: any });
-            }
-            if looks < 1000 {
-                std::thread::yield_now();
-            } else {
-                std::thread::sleep(Duration::from_micros(200));
-            }
-            looks += 1;
-            continue;
-        };
-        looks = 0;
-        if !waiting.contains(&tid) {
-            continue;
-        }
-        let outcome = match status {
-            Status::Stop(Stop::Event) => Ok(Stopped { tid, group_stop: None }),
-            Status::Stop(Stop::Group(signal)) => Ok(Stopped { tid, group_stop: Some(signal) }),
-            Status::Stop(Stop::Signal(signal)) => {
-                ptrace::cont(tid, signal).map_err(Error::syscall("delivering a signal"))?;
-                continue;
-            }
-            Status::Stop(Stop::Syscall | Stop::Other(_)) => {
-                ptrace::cont(tid, 0).map_err(Error::syscall("continuing a thread"))?;
-                continue;
-            }
-            Status::Continued => continue,
-            Status::Exited(code) => Err(Error::Gone { tid, how: format!("exit code {code}") }),
-            Status::Killed(signal) => Err(Error::Gone { tid, how: format!("signal {signal}") }),
-        };
-        waiting.remove(&tid);
-        done(outcome)?;
-    }
-    Ok(())
 }
 
 impl Stopped {
     /// Takes a thread that is known to stand in a stop.
     #[must_use]
     pub fn assume(tid: i32) -> Stopped {
-        Stopped { tid, group_stop: None }
+        Stopped { tid, group_stop: None, here: PhantomData }
     }
 
     /// Thread id.
@@ -230,7 +209,7 @@ impl Stopped {
     /// The thread is gone.
     pub fn resume(self) -> Result<Running> {
         ptrace::cont(self.tid, 0).map_err(Error::syscall("continuing a thread"))?;
-        Ok(Running { tid: self.tid })
+        Ok(Running { tid: self.tid, here: PhantomData })
     }
 
     /// Lets it run to the next system call boundary.
@@ -239,35 +218,28 @@ impl Stopped {
     /// [`Error::Gone`]; [`Error::Signal`] or [`Error::Unexpected`] with the stop that came instead (the thread is left in
     /// it).
     pub fn to_syscall_stop(self) -> Result<Stopped> {
-        let again = Error::syscall("continuing a thread");
-        ptrace::cont_syscall(self.tid).map_err(again)?;
         let group_stop = self.group_stop;
-        // A member of a stopped group stops for its group once more on the way.
-        for _ in 0..3 {
-            match wait::wait(self.tid).map_err(Error::syscall("waiting for a system call"))? {
-                Status::Stop(Stop::Syscall) => return Ok(Stopped { tid: self.tid, group_stop }),
-                Status::Stop(Stop::Group(_) | Stop::Event) => {
-                    ptrace::cont_syscall(self.tid)
-                        .map_err(Error::syscall("continuing a thread"))?;
-                }
-                Status::Exited(code) => {
-                    return Err(Error::Gone { tid: self.tid, how: format!("exit code {code}") });
-                }
-                Status::Killed(signal) => {
-                    return Err(Error::Gone { tid: self.tid, how: format!("signal {signal}") });
-                }
-                Status::Stop(Stop::Signal(signal)) => {
-                    return Err(Error::Signal { tid: self.tid, signal });
-                }
-                other => {
-                    return Err(Error::Unexpected { tid: self.tid, stop: format!("{other:?}") });
-                }
-            }
-        }
-        Err(Error::Unexpected {
-            tid: self.tid,
-            stop: "it stops for its group again and again".into(),
-        })
+        let mut stopped = self.resume_to_syscall()?.wait_syscall_stop()?;
+        stopped.group_stop = group_stop;
+        Ok(stopped)
+    }
+
+    /// Lets it run; [`Running::wait_syscall_stop`] says when it has come to a system call boundary.
+    ///
+    /// # Errors
+    /// The thread is gone.
+    pub fn resume_to_syscall(self) -> Result<Running> {
+        ptrace::cont_syscall(self.tid).map_err(Error::syscall("continuing a thread"))?;
+        Ok(Running { tid: self.tid, here: PhantomData })
+    }
+
+    /// Lets it run only as far as to an event stop; [`Running::wait_stop`] says when it is there.
+    ///
+    /// # Errors
+    /// The thread is gone.
+    pub fn resume_to_event(self) -> Result<Running> {
+        ptrace::interrupt(self.tid).map_err(Error::syscall("stopping a thread"))?;
+        self.resume()
     }
 
     /// From any stop to a `PTRACE_EVENT_STOP` without an instruction of user code in between.
@@ -275,9 +247,8 @@ impl Stopped {
     /// # Errors
     /// The thread is gone.
     pub fn to_event_stop(self) -> Result<Stopped> {
-        ptrace::interrupt(self.tid).map_err(Error::syscall("stopping a thread"))?;
         let group_stop = self.group_stop;
-        let mut stopped = self.resume()?.wait_stop()?;
+        let mut stopped = self.resume_to_event()?.wait_stop()?;
         stopped.group_stop = group_stop;
         Ok(stopped)
     }

@@ -133,6 +133,16 @@ impl Pin {
     }
 }
 
+impl Pin {
+    /// Gives the thread its old CPU set back.
+    pub fn release(&mut self) {
+        if self.now.take().is_some() {
+            // A CPU of the old set may be gone; then the kernel's choice is as good as ours.
+            let _ = set_affinity(0, &self.before);
+        }
+    }
+}
+
 impl Default for Pin {
     fn default() -> Pin {
         Pin::new()
@@ -141,9 +151,6 @@ impl Default for Pin {
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        if self.now.is_some() {
-            // A CPU of the old set may be gone; then the kernel's choice is as good as ours.
-            let _ = set_affinity(0, &self.before);
-        }
+        self.release();
     }
 }

@@ -83,6 +83,22 @@ pub fn wait(tid: i32) -> Result<Status> {
     }
 }
 
+/// As [`wait`], for a thread that is about to stop: looks again and again for a while, letting others run in between,
+/// before it sleeps. A CPU that falls idle meanwhile would take longer to wake than the stop takes.
+///
+/// # Errors
+/// As [`wait`].
+pub fn wait_soon(tid: i32) -> Result<Status> {
+    const LOOKS: u32 = 200;
+    for _ in 0..LOOKS {
+        if let Some(status) = try_wait(tid)? {
+            return Ok(status);
+        }
+        std::thread::yield_now();
+    }
+    wait(tid)
+}
+
 /// Looks whether `tid` changed state, without waiting.
 ///
 /// # Errors

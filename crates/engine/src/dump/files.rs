@@ -13,6 +13,7 @@ use rewake_objects::memory::{mm, shared};
 use rewake_sys::file;
 use rustix::fd::{AsFd, OwnedFd};
 use std::cell::RefCell;
+use std::sync::Arc;
 
 /// What the images say of one task's files and memory layout.
 #[derive(Debug)]
@@ -170,7 +171,7 @@ fn view<T>(
 ///
 /// # Errors
 /// Two tasks share an address space, a descriptor table, or the like.
-pub fn refuse_sharing(tasks: &[Task]) -> Result<()> {
+pub fn refuse_sharing(tasks: &[Arc<Task>]) -> Result<()> {
     use rewake_sys::kcmp::{Kind, compare};
     let kinds = [
         (Kind::Vm, "address space"),
@@ -180,7 +181,7 @@ pub fn refuse_sharing(tasks: &[Task]) -> Result<()> {
     ];
     for (kind, name) in kinds {
         let mut sorted: Vec<&Task> = Vec::new();
-        for task in tasks.iter().filter(|t| !t.threads.is_empty()) {
+        for task in tasks.iter().filter(|t| !t.tids.is_empty()) {
             let found = sorted.binary_search_by(|other| {
                 compare(other.pid(), task.pid(), kind).unwrap_or(std::cmp::Ordering::Less)
             });

@@ -3,7 +3,7 @@
 use super::outside::Outside;
 use super::thread::{self, ThreadState};
 use crate::error::{Context, Result};
-use crate::freeze::{Life, Task};
+use crate::freeze::{Held, Life, Task};
 use rewake_image::messages::{
     CoreEntry, March, RewakeThreadEntry, SaEntry, TaskCoreEntry, TaskRlimitsEntry, TaskTimersEntry,
 };
@@ -16,7 +16,6 @@ use rewake_objects::memory::vma::status;
 use rewake_objects::task::attributes::{self, Attributes};
 use rewake_objects::task::{credentials, limits, registers, signals, timers};
 use rewake_sys::ptrace;
-use rewake_sys::sched::Pin;
 use rustix::fd::{AsFd, OwnedFd};
 
 /// A task as it tells of itself.
@@ -43,35 +42,26 @@ struct Answers {
     shared: Vec<ptrace::SigInfo>,
 }
 
-/// Puts an agent into the task, asks, and takes it out again if `cure` says so (a task that is going to be killed need
-/// not be cured). On return every thread stands in an event stop.
+/// Puts an agent into the task, where it stays, and asks. All other threads stand in a ptrace stop on return.
 ///
 /// # Errors
 /// The task is gone, or the agent could not be put in.
-pub fn survey(
-    task: &mut Task,
-    outside: &Outside,
-    pidfd: &OwnedFd,
-    pin: &mut Pin,
-    cure: bool,
-) -> Result<(Inside, Option<Live>)> {
+pub fn survey(held: &mut Held, outside: &Outside, pidfd: &OwnedFd) -> Result<Inside> {
+    let task = held.task.clone();
+    let task = task.as_ref();
     let (pid, comm) = (task.pid(), task.comm().to_vec());
-    let mut threads: Vec<Stopped> = std::mem::take(&mut task.threads);
-    let result = (|| {
-        pin.to(task.stat.processor as usize);
-        let tids: Vec<i32> = threads.iter().map(Stopped::tid).collect();
-        let facts = thread::facts(&task.dir, &tids).of(pid, &comm)?;
+    let mut threads: Vec<Stopped> = std::mem::take(&mut held.threads);
+    let agent = &mut held.agent;
+    let result = thread::with_facts(task, || {
         let mut xsave = vec![0u8; registers::XSAVE_MAX];
         let mut states = threads
             .iter()
-            .zip(facts)
-            .map(|(t, facts)| thread::state(t, facts, &mut xsave, task, outside))
+            .map(|t| thread::state(t, &mut xsave, task, outside))
             .collect::<Result<Vec<_>>>()?;
         let shared = ptrace::queued_signals(pid, true).of(pid, &comm)?;
         let status = &outside.status;
         let pending = states.iter().fold(status.shd_pnd, |all, state| all | state.pending);
         let leader = threads.remove(0);
-        let group_stop = leader.group_stop();
         let mut asked = None;
         let target = Target {
             pidfd: pidfd.as_fd(),
@@ -103,6 +93,7 @@ pub fn survey(
             .hint(format!("let it have some more: prlimit --pid {pid} --nofile=…")),
             e => crate::Error::new(format!("process {pid} ({}): {e}", rewake_objects::problem::text(&comm))),
         })?;
+        let live = agent.insert(live);
         // The closure ran: the batch was executed.
         let Some((actions, timers_asked, limits_asked, attributes_asked, clocks, flags)) = asked
         else {
@@ -141,18 +132,14 @@ pub fn survey(
             state.visited(&visited);
             threads.push(thread);
         }
-        let inside = build(task, outside, answers, tids.into_iter().zip(states), cloexec);
-        if cure {
-            let mut leader = live.cure().of(pid, &comm)?;
-            leader.set_group_stop(group_stop);
-            threads.insert(0, leader);
-            Ok((inside, None))
-        } else {
-            Ok((inside, Some(live)))
-        }
-    })();
-    task.threads = threads;
-    result
+        Ok((answers, states, cloexec))
+    });
+    held.threads = threads;
+    let ((answers, mut states, cloexec), facts) = result?;
+    for (state, facts) in states.iter_mut().zip(facts) {
+        state.add(facts);
+    }
+    Ok(build(task, outside, answers, task.tids.iter().copied().zip(states), cloexec))
 }
 
 /// Adds the questions for the close-on-exec flags of `fds`; returns their indices.

@@ -10,7 +10,7 @@ mod thread;
 mod write;
 
 use crate::error::{Context, Error, Result};
-use crate::freeze::{Life, Task, Tree};
+use crate::freeze::{Held, Life, Shard, Tree};
 use crate::options::{Action, DumpOptions, FinalState, Hooks};
 use crate::report::{DumpReport, Obstacle};
 use crate::restore::lineage::{Lineage, Member};
@@ -19,13 +19,12 @@ use inside::Inside;
 use outside::Outside;
 use rewake_image::ImageWriter;
 use rewake_inject::guard::Guard;
-use rewake_inject::live::Live;
 use rewake_objects::files::collect::{Collector, Contents, Options};
 use rewake_objects::problem::text;
 use rewake_objects::sockets::lock::{self, Lock, Method};
-use rewake_sys::sched::Pin;
-use rewake_sys::signal;
-use rewake_sys::wait::{self, Status};
+use rustix::fd::OwnedFd;
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// A living task, surveyed.
@@ -75,45 +74,34 @@ struct Own {
     vdso: Vec<u8>,
 }
 
-/// Agents that are still in their tasks, in the order of the tree's tasks.
-type Agents = Vec<Option<Live>>;
-
 fn deadline(options: &DumpOptions) -> Option<Instant> {
     options.timeout.map(|t| Instant::now() + t)
 }
 
-/// Freezes the tree; if the agent of a dump that was killed is still on its way out of a task, lets it go first.
-fn freeze(options: &DumpOptions) -> Result<Tree> {
+/// Freezes the tree and surveys it. With `cure` the agents are taken out again at once. If the agent of a dump that was
+/// killed is still on its way out of a task, lets it go first.
+fn freeze_and_survey(options: &DumpOptions, cure: bool) -> Result<(Tree, Surveyed, Instant)> {
     let give_up = Instant::now() + Duration::from_secs(5);
     loop {
         let mut tree = Tree::freeze(options.root, deadline(options))?;
-        let mut buffer = Vec::new();
-        let guest = tree.tasks.iter().find(|task| {
-            let maps = task.dir.read("maps", &mut buffer).unwrap_or(b"");
-            !task.threads.is_empty() && contains(maps, b"/memfd:rewake (deleted)")
-        });
-        let Some(guest) = guest.map(|t| (t.pid(), text(t.comm()))) else { return Ok(tree) };
-        tree.release();
-        if Instant::now() > give_up {
-            let (pid, comm) = guest;
-            return Err(Error::new(format!(
-                "process {pid} ({comm}) has another dump's agent inside, or memory that looks like it"
-            ))
-            .hint("wait for the other dump to end"));
+        let frozen = Instant::now();
+        match survey(&mut tree, options, cure) {
+            Ok(surveyed) => return Ok((tree, surveyed, frozen)),
+            Err(e) if e.transient && Instant::now() < give_up => log::debug!("{e}; trying again"),
+            Err(e) => return Err(e),
         }
+        drop(tree);
         std::thread::sleep(Duration::from_millis(2));
     }
 }
 
-fn contains(text: &[u8], what: &[u8]) -> bool {
-    text.windows(what.len()).any(|w| w == what)
-}
-
 /// Surveys a frozen tree. With `cure` the agents are taken out again at once.
-fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<(Surveyed, Agents)> {
+fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<Surveyed> {
     files::refuse_sharing(&tree.tasks)?;
-    let own =
-        Own { namespaces: outside::own_namespaces(), vdso: crate::own::AddressSpace::read()?.vdso };
+    let own = Arc::new(Own {
+        namespaces: outside::own_namespaces(),
+        vdso: crate::own::AddressSpace::read()?.vdso,
+    });
     let mut collector = Collector::new(Options {
         ghost_limit: options.ghost_limit,
         link_remap: options.link_remap,
@@ -123,23 +111,40 @@ fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<(Surveye
         skip_in_flight: options.tcp.skip_in_flight,
         outside: options.outside_unix.clone(),
     });
-    collector.pids = tree.tasks.iter().map(Task::pid).collect();
+    collector.pids = tree.tasks.iter().map(|t| t.pid()).collect();
     let mut obstacles = sessions(tree, options);
     obstacles.extend(lineage(tree, options));
+    let alone = tree.is_alone();
+    let seen = tree.each(|_| {
+        let own = own.clone();
+        move |shard: &mut Shard| {
+            let Shard { held, pin } = shard;
+            let seen = held
+                .iter_mut()
+                .map(|held| {
+                    if alone {
+                        pin.to(held.task.stat.processor as usize);
+                    }
+                    survey_task(held, &own, cure).map(|seen| (held.task.pid(), seen))
+                })
+                .collect::<Result<Vec<_>>>();
+            pin.release();
+            seen
+        }
+    })?;
+    let mut seen: HashMap<i32, Seen> =
+        seen.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
     let mut tasks = Vec::with_capacity(tree.tasks.len());
-    let mut agents: Agents = Vec::new();
-    // Nobody has an agent inside yet, so all of /proc shows the tasks as they are.
-    let outsides = survey_outsides(&tree.tasks, &own)?;
-    let mut pin = Pin::new();
-    for (task, outside) in tree.tasks.iter_mut().zip(outsides) {
-        let alive = if let Some(outside) = outside {
-            let (alive, agent) =
-                survey_task(task, outside, &mut collector, &mut obstacles, &mut pin, cure)?;
-            agents.push(agent);
-            Some(alive)
-        } else {
-            agents.push(None);
-            None
+    for task in &tree.tasks {
+        let alive = match seen.remove(&task.pid()) {
+            Some(Seen { mut outside, inside, pidfd }) => {
+                let mut problems = std::mem::take(&mut outside.problems);
+                let files =
+                    files::survey(&mut collector, task, &outside, &inside, &pidfd, &mut problems)?;
+                obstacles.extend(problems.into_iter().map(|p| p.of(task.pid(), task.comm())));
+                Some(Alive { outside, inside, files })
+            }
+            None => None,
         };
         tasks.push(TaskSurvey {
             pid: task.pid(),
@@ -157,61 +162,46 @@ fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<(Surveye
         let comm = tasks.iter().find(|t| t.pid == pid).map_or(&b""[..], |t| &t.comm);
         obstacles.push(problem.of(pid, comm));
     }
-    Ok((Surveyed { tasks, files: collector, obstacles }, agents))
+    Ok(Surveyed { tasks, files: collector, obstacles })
 }
 
-/// Reads `/proc` of all living tasks, as many at a time as there are CPUs.
-fn survey_outsides(tasks: &[Task], own: &Own) -> Result<Vec<Option<Outside>>> {
-    let survey = |task: &Task| match task.threads.as_slice() {
-        [] => Ok(None),
-        _ => outside::survey(task, &own.namespaces, &own.vdso).map(Some),
-    };
-    let workers =
-        std::thread::available_parallelism().map_or(1, usize::from).min(tasks.len().div_ceil(8));
-    if workers <= 1 {
-        return tasks.iter().map(survey).collect();
+/// A living task, as its tracer thread saw it.
+struct Seen {
+    outside: Outside,
+    inside: Inside,
+    pidfd: OwnedFd,
+}
+
+fn survey_task(held: &mut Held, own: &Own, cure: bool) -> Result<Seen> {
+    let task = held.task.clone();
+    let (pid, comm) = (task.pid(), task.comm());
+    let mut outside = outside::survey(&task, &own.namespaces, &own.vdso)?;
+    if outside.has_guest() {
+        let mut error = Error::new(format!(
+            "process {pid} ({}) has another dump's agent inside, or memory that looks like it",
+            text(comm)
+        ))
+        .hint("wait for the other dump to end");
+        error.transient = true;
+        return Err(error);
     }
-    let share = tasks.len().div_ceil(workers);
-    std::thread::scope(|scope| {
-        let running: Vec<_> = tasks
-            .chunks(share)
-            .map(|chunk| scope.spawn(move || chunk.iter().map(survey).collect::<Result<Vec<_>>>()))
-            .collect();
-        let mut all = Vec::with_capacity(tasks.len());
-        for worker in running {
-            let part = worker.join().map_err(|_| Error::new("a thread that reads /proc died"))?;
-            all.extend(part?);
-        }
-        Ok(all)
-    })
-}
-
-fn survey_task(
-    task: &mut Task,
-    mut outside: Outside,
-    collector: &mut Collector,
-    obstacles: &mut Vec<Obstacle>,
-    pin: &mut Pin,
-    cure: bool,
-) -> Result<(Alive, Option<Live>)> {
-    let (pid, comm) = (task.pid(), task.comm().to_vec());
     let raw = rustix::process::Pid::from_raw(pid)
         .ok_or_else(|| Error::new(format!("{pid} is no process id")))?;
     let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())
         .map_err(|e| format!("pidfd_open: {e}"))
-        .of(pid, &comm)?;
+        .of(pid, comm)?;
     if outside.status.seccomp.unwrap_or(0) != 0 {
         let options = rewake_sys::ptrace::O_TRACESYSGOOD | rewake_sys::ptrace::O_SUSPEND_SECCOMP;
-        for thread in &task.threads {
-            rewake_sys::ptrace::set_options(thread.tid(), options).of(pid, &comm)?;
+        for tid in &task.tids {
+            rewake_sys::ptrace::set_options(*tid, options).of(pid, comm)?;
         }
     }
-    let (inside, agent) = inside::survey(task, &outside, &pidfd, pin, cure)?;
-    outside.survey_pages(task)?;
-    let mut problems = std::mem::take(&mut outside.problems);
-    let files = files::survey(collector, task, &outside, &inside, &pidfd, &mut problems)?;
-    obstacles.extend(problems.into_iter().map(|p| p.of(pid, &comm)));
-    Ok((Alive { outside, inside, files }, agent))
+    let inside = inside::survey(held, &outside, &pidfd)?;
+    if cure {
+        held.cure();
+    }
+    outside.survey_pages(&task)?;
+    Ok(Seen { outside, inside, pidfd })
 }
 
 /// Sessions and groups must be led from inside the tree, unless it is a shell's job.
@@ -240,7 +230,7 @@ fn lineage(tree: &Tree, options: &DumpOptions) -> Option<Obstacle> {
             ppid: if in_tree(task.stat.ppid) { task.stat.ppid } else { 0 },
             pgid: task.stat.pgrp,
             sid: task.stat.session,
-            zombie: task.threads.is_empty(),
+            zombie: task.tids.is_empty(),
         })
         .collect();
     // Whose session is led from outside is told by `sessions`.
@@ -256,8 +246,7 @@ fn lineage(tree: &Tree, options: &DumpOptions) -> Option<Obstacle> {
 /// The survey itself could not be made (no such process, no permission…).
 pub fn check_tree(options: &DumpOptions) -> Result<Vec<Obstacle>> {
     refuse_ourselves(options.root)?;
-    let mut tree = freeze(options)?;
-    let (surveyed, _) = survey(&mut tree, options, true)?;
+    let (mut tree, surveyed, _) = freeze_and_survey(options, true)?;
     tree.release();
     Ok(surveyed.obstacles)
 }
@@ -290,19 +279,16 @@ pub fn dump(options: &DumpOptions, hooks: &mut dyn Hooks) -> Result<DumpReport> 
         remove_stale_locks();
     }
     let start = Instant::now();
-    let mut tree = freeze(options)?;
-    let frozen = Instant::now();
-    log::info!("{} tasks frozen in {:?}", tree.tasks.len(), frozen - start);
-
     let dies = options.final_state == FinalState::Dead;
-    let (surveyed, agents) = survey(&mut tree, options, !dies)?;
+    let (mut tree, surveyed, frozen) = freeze_and_survey(options, !dies)?;
+    log::info!("{} tasks frozen in {:?}", tree.tasks.len(), frozen - start);
     let surveyed_at = Instant::now();
     log::info!("surveyed in {:?}", surveyed_at - frozen);
     let result = finish_images(images, options, hooks, surveyed);
     let Finished { mut report, written_at, mut lock, sockets } = match result {
         Ok(done) => done,
         Err(e) => {
-            cure(&mut tree, agents);
+            tree.cure();
             return Err(e);
         }
     };
@@ -319,7 +305,7 @@ pub fn dump(options: &DumpOptions, hooks: &mut dyn Hooks) -> Result<DumpReport> 
             .map_err(|problem| problem.to_string());
         match silenced.and_then(|silenced| Ok((silenced, kill_guard(&tree)?))) {
             Ok((silenced, guard)) => {
-                kill(&mut tree, agents)?;
+                tree.kill()?;
                 drop(guard);
                 silenced.keep();
                 if let Some(lock) = lock {
@@ -327,7 +313,7 @@ pub fn dump(options: &DumpOptions, hooks: &mut dyn Hooks) -> Result<DumpReport> 
                 }
             }
             Err(problem) => {
-                cure(&mut tree, agents);
+                tree.cure();
                 return Err(Error::new(format!(
                     "the images are complete, but the tree runs on: {problem}"
                 )));
@@ -335,7 +321,7 @@ pub fn dump(options: &DumpOptions, hooks: &mut dyn Hooks) -> Result<DumpReport> 
         }
     } else {
         let stop = options.final_state == FinalState::Stopped && report.post_dump_failed.is_none();
-        cure(&mut tree, agents);
+        tree.cure();
         if stop {
             stop_locked(&tree, lock, &sockets)?;
         }
@@ -459,63 +445,12 @@ fn run_id() -> Result<String> {
     Ok([&hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..]].join("-"))
 }
 
-/// Takes agents that are still in their tasks out again.
-fn cure(tree: &mut Tree, agents: Agents) {
-    for (task, agent) in tree.tasks.iter_mut().zip(agents) {
-        let Some(agent) = agent else { continue };
-        match agent.cure() {
-            Ok(mut leader) => {
-                if let Life::Stopped(signal) = task.life {
-                    leader.set_group_stop(Some(signal));
-                }
-                task.threads.insert(0, leader);
-            }
-            Err(e) => log::warn!("process {} ({}): {e}", task.pid(), text(task.comm())),
-        }
-    }
-}
-
 /// Sees to it that all of the tree dies, should we die while we kill it.
 fn kill_guard(tree: &Tree) -> std::result::Result<Option<Guard>, String> {
     let living = tree.tasks.iter().filter(|t| !matches!(t.life, Life::Zombie(_)));
-    let pids: Vec<i32> = living.map(Task::pid).collect();
+    let pids: Vec<i32> = living.map(|t| t.pid()).collect();
     match pids.len() {
         0 | 1 => Ok(None),
         _ => Guard::post(&pids).map(Some).map_err(|e| e.to_string()),
     }
-}
-
-/// Kills the tree and waits until every task is dead.
-///
-/// # Errors
-/// One cannot be killed; the others are all the same.
-fn kill(tree: &mut Tree, agents: Agents) -> Result<()> {
-    let mut result = Ok(());
-    let mut spared = Vec::new();
-    for task in tree.tasks.iter().filter(|t| !matches!(t.life, Life::Zombie(_))) {
-        if let Err(e) = signal::kill(task.pid(), libc::SIGKILL)
-            && e.errno != rewake_sys::Errno::SRCH
-        {
-            let what = format!("the images are complete, but it cannot be killed: {e}");
-            result = result.and(Err(what).of(task.pid(), task.comm()));
-            spared.push(task.pid());
-        }
-    }
-    for task in &mut tree.tasks {
-        if matches!(task.life, Life::Zombie(_)) || spared.contains(&task.stat.pid) {
-            continue;
-        }
-        // The leader dies last: its death is told when all other threads are reaped.
-        let tids: Vec<i32> =
-            task.threads.drain(..).map(|t| t.tid()).filter(|t| *t != task.stat.pid).collect();
-        for tid in tids.into_iter().chain([task.stat.pid]) {
-            while let Ok(status) = wait::wait(tid) {
-                if matches!(status, Status::Exited(_) | Status::Killed(_)) {
-                    break;
-                }
-            }
-        }
-    }
-    drop(agents);
-    result
 }

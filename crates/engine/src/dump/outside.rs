@@ -5,7 +5,7 @@ use crate::freeze::Task;
 use rewake_image::messages::VmaEntry;
 use rewake_objects::Problem;
 use rewake_objects::memory::pages::{self, Run};
-use rewake_objects::memory::vma::{self, Vma, status};
+use rewake_objects::memory::vma::{self, Backing, Vma, status};
 use rewake_proc::read::ProcDir;
 use rewake_proc::status::Status;
 use rewake_proc::timers::PosixTimer;
@@ -152,6 +152,12 @@ fn read_vdso(memory: &File, vmas: &[Vma], own: &[u8]) -> Vec<u8> {
 }
 
 impl Outside {
+    /// Is an agent inside, of another dump? Ours comes only after this survey.
+    #[must_use]
+    pub fn has_guest(&self) -> bool {
+        self.vmas.iter().any(|v| v.backing == Backing::Memfd(b"rewake".to_vec()))
+    }
+
     /// Looks which pages hold data: after everything that may still touch memory.
     ///
     /// # Errors

@@ -28,34 +28,32 @@ pub struct Facts {
     io_priority: Option<u32>,
 }
 
-/// Gathers the facts of threads of one task, the leader first; of many, as many at a time as there are CPUs.
+/// From so many threads on, another thread of ours gathers their facts meanwhile.
+const MANY: usize = 16;
+
+/// Gathers the facts of all threads of a task, the leader first, while `work` does what needs the tracer.
 ///
 /// # Errors
-/// A thread is gone.
-pub fn facts(dir: &ProcDir, tids: &[i32]) -> std::result::Result<Vec<Facts>, String> {
-    /// Below this a thread of our own costs more than it saves.
-    const ENOUGH: usize = 16;
-    let workers = std::thread::available_parallelism().map_or(1, usize::from);
-    let workers = workers.min(tids.len() / ENOUGH).max(1);
-    let one_after_the_other = |tids: &[i32], first: usize| {
+/// A thread is gone; whatever `work` returns.
+pub fn with_facts<T>(task: &Task, work: impl FnOnce() -> Result<T>) -> Result<(T, Vec<Facts>)> {
+    let gather = || {
         let mut buffer = Vec::with_capacity(4096);
-        tids.iter()
-            .enumerate()
-            .map(|(i, tid)| gather(dir, *tid, first + i == 0, &mut buffer))
-            .collect::<std::result::Result<Vec<_>, _>>()
+        let all =
+            task.tids.iter().map(|tid| gather(&task.dir, *tid, *tid == task.pid(), &mut buffer));
+        all.collect::<std::result::Result<Vec<_>, String>>()
     };
-    let (own, others) = tids.split_at(tids.len().div_ceil(workers));
-    std::thread::scope(|scope| {
-        let running: Vec<_> = others
-            .chunks(own.len().max(1))
-            .map(|chunk| scope.spawn(|| one_after_the_other(chunk, 1)))
-            .collect();
-        let mut all = one_after_the_other(own, 0)?;
-        for worker in running {
-            all.extend(worker.join().map_err(|_| "a thread that reads /proc died".to_owned())??);
-        }
-        Ok(all)
-    })
+    let (done, facts) = if task.tids.len() < MANY {
+        (work()?, gather())
+    } else {
+        std::thread::scope(|scope| {
+            let gathering = scope.spawn(gather);
+            let done = work();
+            let facts = gathering.join();
+            let died = |_| Err("a thread that reads /proc died".to_owned());
+            Ok::<_, crate::Error>((done?, facts.unwrap_or_else(died)))
+        })?
+    };
+    Ok((done, facts.of(task.pid(), task.comm())?))
 }
 
 fn gather(
@@ -103,6 +101,16 @@ pub struct ThreadState {
 }
 
 impl ThreadState {
+    /// Adds what was gathered meanwhile.
+    pub fn add(&mut self, facts: Facts) {
+        let Facts { status, robust_list, attr, nice, affinity, io_priority } = facts;
+        (self.core.futex_rla, self.core.futex_rla_len) = (robust_list.0, robust_list.1 as u32);
+        schedule::survey(&mut self.core, &mut self.extra, &attr, nice);
+        self.extra.affinity = affinity;
+        self.extra.io_priority = io_priority;
+        self.status = status;
+    }
+
     /// Adds what a visit brought.
     pub fn visited(&mut self, visited: &Visited) {
         let result = &visited.result;
@@ -183,7 +191,6 @@ fn interrupted_call(regs: &Registers, back: u64, outside: &Outside) -> u64 {
 /// The thread is gone, or its state cannot be saved.
 pub fn state(
     thread: &Stopped,
-    facts: Facts,
     xsave: &mut [u8],
     task: &Task,
     outside: &Outside,
@@ -204,12 +211,7 @@ pub fn state(
     let mask = ptrace::signal_mask(tid).map_err(at("reading the signal mask")).of(pid, comm)?;
     let queue =
         ptrace::queued_signals(tid, false).map_err(at("reading queued signals")).of(pid, comm)?;
-    let mut core = ThreadCoreEntry {
-        futex_rla: facts.robust_list.0,
-        futex_rla_len: facts.robust_list.1 as u32,
-        blk_sigset: Some(mask),
-        ..ThreadCoreEntry::default()
-    };
+    let mut core = ThreadCoreEntry { blk_sigset: Some(mask), ..ThreadCoreEntry::default() };
     let pending = queue.iter().fold(0, |all, info| all | signals::bit(info));
     core.signals_p = Some(signals::queue(queue));
     let rseq = if_known(ptrace::rseq_config(tid)).map_err(at("reading rseq")).of(pid, comm)?;
@@ -221,9 +223,6 @@ pub fn state(
             rseq_cs_pointer: None,
         });
     }
-    schedule::survey(&mut core, &mut extra, &facts.attr, facts.nice);
-    extra.affinity = facts.affinity;
-    extra.io_priority = facts.io_priority;
     let sud = if_known(ptrace::sud_config(tid));
     if let Some(sud) = sud.map_err(at("reading syscall user dispatch")).of(pid, comm)?
         && sud.mode != 0
@@ -232,6 +231,5 @@ pub fn state(
     }
     let info = registers::survey(&image_regs, &xsave[..len], 0)
         .map_err(|p| crate::Error::of(pid, comm, p))?;
-    let status = facts.status;
-    Ok(ThreadState { core, info, extra, mask, pending, regs, securebits: None, status })
+    Ok(ThreadState { core, info, extra, mask, pending, regs, securebits: None, status: None })
 }

@@ -1,6 +1,7 @@
 //! Writing the images of a surveyed tree.
 
 use super::{Surveyed, TaskSurvey};
+use crate::crew::spread;
 use crate::error::{Context, Error, Result};
 use crate::freeze::Life;
 use rewake_image::messages::{
@@ -221,9 +222,7 @@ fn write_task(
         ..root_ids()
     };
     images.write_one(kind::IDS, pid, &ids)?;
-    for (tid, core) in &alive.inside.cores {
-        images.write_one(kind::CORE, *tid as u32, core)?;
-    }
+    write_cores(images, &alive.inside.cores)?;
     images.write_one(kind::MM, pid, &alive.files.mm)?;
     images.write_one(kind::FS, pid, &alive.files.fs)?;
     images.write_all(kind::FDINFO, object, &alive.files.fds)?;
@@ -248,6 +247,18 @@ fn write_task(
     counters.scanned.fetch_add(scanned, Ordering::Relaxed);
     counters.written.fetch_add(written, Ordering::Relaxed);
     Ok(())
+}
+
+/// Writes a file for each thread; for many, as many at a time as there are CPUs.
+fn write_cores(images: &ImageWriter, cores: &[(i32, CoreEntry)]) -> Result<()> {
+    /// Files that are worth a thread of our own.
+    const ENOUGH: usize = 64;
+    spread(cores, ENOUGH, |cores| {
+        cores
+            .iter()
+            .try_for_each(|(tid, core)| Ok(images.write_one(kind::CORE, *tid as u32, core)?))
+    })
+    .map(drop)
 }
 
 /// Copies the pages; those of the vdso as they were before the agent's entry was put there.

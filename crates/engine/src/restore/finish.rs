@@ -6,15 +6,13 @@
 use super::read::{Checkpoint, STOPPED, Task, Thread};
 use crate::error::{Context, Error, Result};
 use rewake_inject::guard::Guard;
-use rewake_inject::stub::{find_syscall_instruction, interrupted_syscall, remote_syscall};
+use rewake_inject::stub::{RemoteCall, find_syscall_instruction, interrupted_calls, remote_calls};
 use rewake_inject::tracee::{Running, Stopped};
 use rewake_objects::pids::Pids;
 use rewake_objects::task::registers::{self, XSAVE_MAX, XsaveFormat};
 use rewake_objects::task::signals;
-use rewake_proc::read::ProcDir;
 use rewake_sys::call::if_known;
 use rewake_sys::ptrace::{self, Registers, SudConfig};
-use rewake_sys::sched::Pin;
 use rewake_sys::signal;
 
 const EINTR: u64 = -4i64 as u64;
@@ -49,34 +47,29 @@ fn image_registers(thread: &Thread) -> std::result::Result<Registers, rewake_obj
     }
 }
 
-/// The registers a thread goes on with. A sleep is begun once more (through the `syscall` instruction at `gadget`) and
-/// interrupted at once, so that the kernel itself will go on with it.
-fn final_registers(
-    thread: &Thread,
-    stub: Stopped,
-    gadget: u64,
-    task: &Task,
-) -> Result<(Stopped, Registers)> {
-    let (pid, comm) = (task.pid, &task.comm);
-    let mut regs = image_registers(thread).map_err(|p| Error::of(pid, comm, p))?;
+/// What a thread goes on with.
+struct Start {
+    regs: Registers,
+    /// A sleep to be begun once more (through the `syscall` instruction in the vdso) and interrupted at once, so that the
+    /// kernel itself will go on with it.
+    sleep: Option<(i64, [u64; 6])>,
+}
+
+/// The registers a thread goes on with.
+fn start(thread: &Thread, task: &Task) -> Result<Start> {
+    let mut regs = image_registers(thread).map_err(|p| Error::of(task.pid, &task.comm, p))?;
     let again = thread.extra.as_ref().map_or(&[][..], |e| e.again.as_slice());
-    let &[number, address] = again else { return Ok((stub, regs)) };
+    let &[number, address] = again else { return Ok(Start { regs, sleep: None }) };
     if regs.rax != EINTR || regs.rip != address.wrapping_add(2) {
-        return Ok((stub, regs));
+        return Ok(Start { regs, sleep: None });
     }
-    let Some((call, args)) = sleep_again(thread) else {
+    let sleep = sleep_again(thread);
+    match sleep {
+        Some(_) => regs.orig_rax = number,
         // Made again from its beginning: absolute timeouts are exact, relative ones start anew.
-        (regs.rax, regs.rip) = (number, address);
-        return Ok((stub, regs));
-    };
-    let (stub, result) = interrupted_syscall(stub, gadget, call, args).of(pid, comm)?;
-    if result == ERESTART_RESTARTBLOCK as i64 {
-        (regs.rax, regs.orig_rax) = (ERESTART_RESTARTBLOCK, number);
-    } else {
-        // The time was up.
-        regs.rax = 0;
+        None => (regs.rax, regs.rip) = (number, address),
     }
-    Ok((stub, regs))
+    Ok(Start { regs, sleep })
 }
 
 /// A task whose threads are all seized.
@@ -151,42 +144,88 @@ pub fn make_ready<'a>(seized: Vec<Seized<'a>>, last: &Final<'_>) -> Result<Ready
         }
     }
     let mut tasks = Vec::with_capacity(seized.len());
+    for Seized { task, pid, threads } in seized {
+        let stop = |(thread, running): (_, Running)| Ok((thread, running.wait_stop()?));
+        let threads = threads.into_iter().map(stop).collect::<rewake_inject::Result<Vec<_>>>();
+        tasks.push((task, pid, threads.of(task.pid, &task.comm)?));
+    }
+    take_arena_away(&mut tasks, last)?;
+    let starts = begin_sleeps(&mut tasks, last)?;
+    let mut starts = starts.into_iter();
     let mut format = None;
-    let mut pin = Pin::new();
-    let mut buffer = Vec::new();
-    for Seized { task, pid: outer, threads } in seized {
-        let (pid, comm) = (task.pid, &task.comm);
-        let mut stopped = Vec::with_capacity(threads.len());
-        for (thread, running) in threads {
-            stopped.push((thread, running.wait_stop().of(pid, comm)?));
-        }
-        let stat = ProcDir::open(outer).and_then(|dir| dir.stat(&mut buffer));
-        pin.to(stat.map_or(0, |s| s.processor) as usize);
-        let (leader, stub) = stopped.remove(0);
-        let gadget = last.gadgets.get(&pid).copied().unwrap_or(0);
-        let args = [last.arena.0, last.arena.1 as u64, 0, 0, 0, 0];
-        let (stub, result) = remote_syscall(stub, gadget, libc::SYS_munmap, args).of(pid, comm)?;
-        if result != 0 {
-            return Err(Error::new(format!(
-                "process {pid}: the agent cannot be unmapped: {}",
-                rewake_sys::Errno::from_raw_os_error(-result as i32)
-            )));
-        }
-        let stub = stub.to_event_stop().of(pid, comm)?;
-        stopped.insert(0, (leader, stub));
-        let mut done = Vec::with_capacity(stopped.len());
-        for (thread, at) in stopped {
-            let (at, regs) = final_registers(thread, at, gadget, task)?;
+    let mut ready = Vec::with_capacity(tasks.len());
+    for (task, pid, threads) in tasks {
+        let mut done = Vec::with_capacity(threads.len());
+        for ((thread, at), regs) in threads.into_iter().zip(&mut starts) {
             let format = match format {
                 Some(format) => format,
-                None => *format.insert(xsave_format(at.tid()).of(pid, comm)?),
+                None => *format.insert(xsave_format(at.tid()).of(task.pid, &task.comm)?),
             };
             set_state(task, thread, &at, &regs, format, last.check_cpu)?;
             done.push(at);
         }
-        tasks.push((task, outer, done));
+        ready.push((task, pid, done));
     }
-    Ok(Ready { init: None, tasks })
+    Ok(Ready { init: None, tasks: ready })
+}
+
+/// A task, its pid as we see it, its threads.
+type StoppedTask<'a> = (&'a Task, i32, Vec<(&'a Thread, Stopped)>);
+
+/// Has the leader of every task unmap the arena.
+fn take_arena_away(tasks: &mut [StoppedTask<'_>], last: &Final<'_>) -> Result<()> {
+    let (base, len) = last.arena;
+    let calls = tasks
+        .iter_mut()
+        .map(|(task, _, threads)| RemoteCall {
+            stub: threads.remove(0).1,
+            gadget: last.gadgets.get(&task.pid).copied().unwrap_or(0),
+            number: libc::SYS_munmap,
+            args: [base, len as u64, 0, 0, 0, 0],
+        })
+        .collect();
+    let results = remote_calls(calls).map_err(|e| Error::new(e.to_string()))?;
+    for ((task, _, threads), (stub, result)) in tasks.iter_mut().zip(results) {
+        if result != 0 {
+            return Err(Error::new(format!(
+                "process {}: the agent cannot be unmapped: {}",
+                task.pid,
+                rewake_sys::Errno::from_raw_os_error(-result as i32)
+            )));
+        }
+        let leader = task.alive.as_ref().and_then(|a| a.threads.first());
+        let leader = leader.ok_or_else(|| Error::new("a task without threads"))?;
+        threads.insert(0, (leader, stub));
+    }
+    Ok(())
+}
+
+/// The registers that all threads go on with, in order, after the sleeps have been begun.
+fn begin_sleeps(tasks: &mut [StoppedTask<'_>], last: &Final<'_>) -> Result<Vec<Registers>> {
+    let mut all = Vec::new();
+    let mut sleepers = Vec::new();
+    let mut calls = Vec::new();
+    for (task, _, threads) in tasks.iter() {
+        let gadget = last.gadgets.get(&task.pid).copied().unwrap_or(0);
+        for (thread, stub) in threads {
+            let Start { regs, sleep } = start(thread, task)?;
+            if let Some((number, args)) = sleep {
+                sleepers.push(all.len());
+                calls.push(RemoteCall { stub: Stopped::assume(stub.tid()), gadget, number, args });
+            }
+            all.push(regs);
+        }
+    }
+    let results = interrupted_calls(calls).map_err(|e| Error::new(e.to_string()))?;
+    for (at, (_, result)) in sleepers.into_iter().zip(results) {
+        if result == ERESTART_RESTARTBLOCK as i64 {
+            all[at].rax = ERESTART_RESTARTBLOCK;
+        } else {
+            // The time was up.
+            (all[at].rax, all[at].orig_rax) = (0, u64::MAX);
+        }
+    }
+    Ok(all)
 }
 
 fn xsave_format(tid: i32) -> std::result::Result<XsaveFormat, rewake_sys::SyscallError> {

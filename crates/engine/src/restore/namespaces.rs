@@ -6,7 +6,7 @@ use super::build::Environment;
 use crate::error::{Context, Result};
 use rewake_agent::arch;
 use rewake_agent::layout::Op;
-use rewake_inject::stub::remote_syscall;
+use rewake_inject::stub::{RemoteCall, remote_calls};
 use rewake_inject::tracee::{Running, Stopped};
 use rewake_objects::memory::PAGE;
 use rewake_objects::steps::{Label, Steps};
@@ -113,13 +113,16 @@ pub fn init_ready(
     let pid = running.tid();
     let args = [arena.0, arena.1 as u64, 0, 0, 0, 0];
     let stub = running.wait_stop().of(pid, INIT)?;
-    let (stub, result) = remote_syscall(stub, gadget, libc::SYS_munmap, args).of(pid, INIT)?;
+    let call = RemoteCall { stub, gadget, number: libc::SYS_munmap, args };
+    let mut results = remote_calls(vec![call]).of(pid, INIT)?;
+    let Some((stub, result)) = results.pop() else {
+        return Err(crate::Error::new("the init's call has no result"));
+    };
     if result != 0 {
         return Err(crate::Error::new(format!(
             "the agent of the init cannot be unmapped: {result}"
         )));
     }
-    let stub = stub.to_event_stop().of(pid, INIT)?;
     let now = stub.registers().of(pid, INIT)?;
     let start = Registers { rip: code, rbx: root as u64, r12: code + PAGE, ..now };
     stub.set_registers(&Registers { orig_rax: u64::MAX, rax: 0, ..start }).of(pid, INIT)?;

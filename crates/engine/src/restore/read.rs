@@ -1,5 +1,6 @@
 //! Reading and checking all images before the first process exists.
 
+use crate::crew::spread;
 use crate::error::{Error, Result};
 use crate::options::RestoreOptions;
 use rewake_image::messages::{
@@ -118,10 +119,13 @@ pub fn read(images: &ImageDir, options: &RestoreOptions) -> Result<Checkpoint> {
     let pstree = images.read_all(kind::PSTREE, ())?;
     check_tree(&pstree)?;
     let root_ids = inventory.root_ids.clone().unwrap_or_default();
-    let mut tasks = Vec::with_capacity(pstree.len());
-    for entry in &pstree {
-        tasks.push(read_task(images, entry, &root_ids, &mut extra)?);
-    }
+    /// Tasks that are worth a thread of our own.
+    const ENOUGH: usize = 8;
+    let read = |part: &[PstreeEntry]| {
+        let tasks = part.iter().map(|entry| read_task(images, entry, &root_ids, &extra));
+        tasks.collect::<Result<Vec<_>>>()
+    };
+    let tasks = spread(&pstree, ENOUGH, read)?.into_iter().flatten().collect();
     let clocks = images.read_opt(kind::TIMENS, 0u32)?;
     Ok(Checkpoint { tasks, clocks, file_extra: extra.files })
 }
@@ -171,7 +175,7 @@ fn read_task(
     images: &ImageDir,
     entry: &PstreeEntry,
     root: &TaskKobjIdsEntry,
-    extra: &mut Extra,
+    extra: &Extra,
 ) -> Result<Task> {
     let pid = entry.pid;
     let mut core = images.read_one(kind::CORE, pid)?;
@@ -198,10 +202,14 @@ fn read_task(
     let ids = ids.ok_or_else(|| bad("its kernel object ids are missing".into()))?;
     refuse_namespaces(&ids, root).map_err(&bad)?;
     let mut threads = vec![read_thread(pid, core, extra)?];
-    for tid in entry.threads.iter().skip(1) {
-        let core = images.read_one(kind::CORE, *tid)?;
-        threads.push(read_thread(*tid, core, extra)?);
-    }
+    /// Threads that are worth one of our own.
+    const ENOUGH: usize = 64;
+    let read = |tids: &[u32]| {
+        let read = |tid: &u32| read_thread(*tid, images.read_one(kind::CORE, *tid)?, extra);
+        tids.iter().map(read).collect::<Result<Vec<_>>>()
+    };
+    let others = entry.threads.get(1..).unwrap_or(&[]);
+    threads.extend(spread(others, ENOUGH, read)?.into_iter().flatten());
     let mut memory = images.read_one(kind::MM, pid)?;
     if memory.vmas.is_empty() {
         memory.vmas = images.read_all(kind::VMAS, pid)?;
@@ -223,12 +231,12 @@ fn read_task(
         pagemap,
         fs: images.read_one(kind::FS, pid)?,
         fds,
-        extra: extra.tasks.remove(&pid),
+        extra: extra.tasks.get(&pid).cloned(),
     });
     Ok(task)
 }
 
-fn read_thread(tid: u32, mut core: CoreEntry, extra: &mut Extra) -> Result<Thread> {
+fn read_thread(tid: u32, mut core: CoreEntry, extra: &Extra) -> Result<Thread> {
     let thread = core
         .thread_core
         .take()
@@ -241,7 +249,7 @@ fn read_thread(tid: u32, mut core: CoreEntry, extra: &mut Extra) -> Result<Threa
             "thread {tid} of the images: seccomp cannot be restored yet"
         )));
     }
-    Ok(Thread { tid: tid as i32, core, thread, extra: extra.threads.remove(&tid) })
+    Ok(Thread { tid: tid as i32, core, thread, extra: extra.threads.get(&tid).cloned() })
 }
 
 fn refuse_namespaces(
