@@ -415,18 +415,18 @@ fn seize_all(
                 let _ = running.interrupt();
             }
             let mut leader_gone = false;
-            // One by one, whoever stops first: all must.
-            for running in pending {
-                let tid = running.tid();
-                match running.wait_stop_until(deadline) {
+            rewake_inject::tracee::wait_all(pending, deadline, |outcome| {
+                match outcome {
                     Ok(thread) => {
                         mend(&thread);
                         stopped.push(thread);
                     }
-                    Err(rewake_inject::Error::Gone { .. }) => leader_gone |= tid == pid,
-                    Err(e) => return Err(fail(&e)),
+                    Err(rewake_inject::Error::Gone { tid, .. }) => leader_gone |= tid == pid,
+                    Err(e) => return Err(e),
                 }
-            }
+                Ok(())
+            })
+            .map_err(|e| fail(&e))?;
             if leader_gone {
                 return Err(Seize::Gone);
             }

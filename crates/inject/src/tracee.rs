@@ -163,6 +163,68 @@ impl Running {
     }
 }
 
+/// Waits until all of `pending` stand in a `PTRACE_EVENT_STOP`, in whatever order they do, and calls `done` for each
+/// at once: what a stop does to a system call is to be mended before anything happens to us.
+///
+/// # Errors
+/// [`Error::Stuck`], or whatever `done` returns.
+pub fn wait_all(
+    pending: Vec<Running>,
+    deadline: Option<Instant>,
+    mut done: impl FnMut(Result<Stopped>) -> Result<()>,
+) -> Result<()> {
+    let mut pending: Vec<i32> = pending.iter().map(Running::tid).collect();
+    let mut idle = 0u32;
+    while !pending.is_empty() {
+        let before = pending.len();
+        let mut result = Ok(());
+        pending.retain(|tid| {
+            let outcome = match result {
+                Ok(()) => look(*tid),
+                Err(_) => return true,
+            };
+            match outcome {
+                Ok(Some(outcome)) => result = done(outcome),
+                Ok(None) => return true,
+                Err(e) => result = Err(e),
+            }
+            false
+        });
+        result?;
+        idle = if pending.len() < before { 0 } else { idle + 1 };
+        match (idle, pending.first()) {
+            (1.., Some(&tid)) if deadline.is_some_and(|d| Instant::now() >= d) => {
+                return Err(Error::Stuck { tid });
+            }
+            (1..1000, _) => std::thread::yield_now(),
+            (1000.., _) => std::thread::sleep(Duration::from_micros(200)),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Has `tid` come to an event stop, or ended? What it meets on the way is passed on to it.
+fn look(tid: i32) -> Result<Option<Result<Stopped>>> {
+    let stopped = |group_stop| Stopped { tid, group_stop, here: PhantomData };
+    let failed = Error::syscall("waiting for threads to stop");
+    Ok(Some(match wait::try_wait(tid).map_err(failed)? {
+        None | Some(Status::Continued) => return Ok(None),
+        Some(Status::Stop(Stop::Event)) => Ok(stopped(None)),
+        Some(Status::Stop(Stop::Group(signal))) => Ok(stopped(Some(signal))),
+        Some(Status::Stop(Stop::Signal(signal))) => {
+            ptrace::cont(tid, signal).map_err(Error::syscall("delivering a signal"))?;
+            return Ok(None);
+        }
+        Some(Status::Stop(Stop::Syscall | Stop::Other(_))) => {
+            ptrace::cont(tid, 0).map_err(Error::syscall("continuing a thread"))?;
+            return Ok(None);
+        }
+        Some(Status::Exited(code)) => Err(Error::Gone { tid, how: format!("exit code {code}") }),
+        Some(Status::Killed(signal)) => Err(Error::Gone { tid, how: format!("signal {signal}") }),
+    }))
+}
+
 impl Stopped {
     /// Takes a thread that is known to stand in a stop.
     #[must_use]
