@@ -269,8 +269,7 @@ fn damaged(tool: &Tool, how: Damage) -> Result<(), NotReady> {
         .flatten()
         .map(|e| e.file_name().to_string_lossy().into_owned())
         .filter(|n| !n.ends_with(".log") && !n.starts_with("stats-") && !n.starts_with("irmap"))
-        // Page stores carry no checksums yet, only sizes; and without a manifest images are as good as CRIU's own.
-        .filter(|n| !(matches!(how, Damage::Flip) && n.starts_with("pages-")))
+        // Without a manifest images are as good as CRIU's own: they restore, see `without_manifest`.
         .filter(|n| !(matches!(how, Damage::Remove) && n == "rewake.manifest"))
         .collect();
     names.sort();

@@ -15,6 +15,7 @@ use crate::{
     messages::{ImageMessage, InventoryEntry, IpcMsg, IpcMsgEntry},
     pagemap::Pagemap,
     raw::{IpcMessages, RawEntry, RawImage},
+    raw_check::{Raw as RawFile, RawCheck},
     wire,
 };
 
@@ -212,6 +213,20 @@ impl ImageDir {
         let Some(manifest) = &self.manifest else { return Ok(()) };
         let names = manifest.names().filter(|name| !read_anyway(name));
         names.into_iter().try_for_each(|name| self.open_file(name).map(drop))
+    }
+
+    /// What of files without messages is still to be compared with the manifest: their contents.
+    pub fn raw_check(&self) -> Result<RawCheck> {
+        let mut files = Vec::new();
+        for name in self.manifest.iter().flat_map(Manifest::names) {
+            let raw = kind::by_file_name(name)
+                .is_some_and(|(kind, _)| kind.name == kind::PAGES.info().name);
+            let Some(crc) = self.manifest.as_ref().and_then(|m| m.get(name)?.crc) else { continue };
+            if let (true, Some((fd, size))) = (raw, self.open_file(name)?) {
+                files.push(RawFile { path: self.path_of(name), file: fd.into(), size, crc });
+            }
+        }
+        Ok(RawCheck::new(files))
     }
 
     /// Opens a file without messages. Its size is compared with the manifest's.

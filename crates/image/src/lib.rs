@@ -26,6 +26,7 @@ pub mod pagemap;
 #[cfg(test)]
 mod property_tests;
 pub mod raw;
+mod raw_check;
 pub mod wire;
 mod writer;
 
@@ -34,4 +35,5 @@ pub use error::{ImageError, Result};
 pub use ghost::{Ghost, GhostChunk};
 pub use kind::{Id, Kind};
 pub use pagemap::{PageRun, PageSource, Pagemap};
-pub use writer::{ImageWriter, Stream, write_file};
+pub use raw_check::RawCheck;
+pub use writer::{ImageWriter, RawStream, Stream, write_file};

@@ -5,12 +5,12 @@
 //! ```text
 //! rewake-manifest 1
 //! core-7.img 2034 5f3a9c01
-//! pages-1.img 40960 -
+//! pages-1.img 40960 1b3f00d7
 //! end 1c291ca3
 //! ```
 //!
-//! A line has a file's name, its size in bytes and the CRC-32 of its content; raw data has none, since reading gigabytes
-//! twice costs more than the check is worth. The last line has the CRC-32 of all before it.
+//! A line has a file's name, its size in bytes and the CRC-32 of its content, or `-` where that was not made. The last line
+//! has the CRC-32 of all before it.
 
 use std::{collections::HashMap, fmt::Write};
 
@@ -30,7 +30,7 @@ pub struct Manifest {
 pub struct FileSum {
     /// Size in bytes.
     pub size: u64,
-    /// CRC-32 of the content; none for raw data.
+    /// CRC-32 of the content; none where somebody else wrote it.
     pub crc: Option<u32>,
 }
 

@@ -180,12 +180,23 @@ impl ImageWriter {
         self.write_whole(name.to_owned(), content)
     }
 
-    /// Creates a file without messages, for others to write to until the commit.
+    /// Creates a file without messages, for others to write to until the commit. The manifest has no checksum of it.
     pub fn create_raw(&self, name: &str) -> Result<File> {
         check_name(name)?;
         let fd = self.target().create(name)?;
         self.files().push(Written { name: name.to_owned(), sum: Sum::Raw });
         Ok(fd.into())
+    }
+
+    /// Begins a file without messages that is written from its start to its end; its checksum is made on the way.
+    pub fn raw_stream(&self, name: &str) -> Result<RawStream<'_>> {
+        check_name(name)?;
+        let fd = self.target().create(name)?;
+        let mut files = self.files();
+        let index = files.len();
+        files.push(Written { name: name.to_owned(), sum: Sum::Unfinished });
+        let hasher = crc32fast::Hasher::new();
+        Ok(RawStream { writer: self, file: fd.into(), index, size: 0, hasher })
     }
 
     fn write_whole(&self, name: String, content: &[u8]) -> Result<()> {
@@ -323,6 +334,40 @@ impl Stage {
                 Err(e) => return Err(ImageError::write("create", &dir.path, &name, e)),
             }
         }
+    }
+}
+
+/// A file without messages, written from its start to its end.
+///
+/// If it is dropped without [`finish`](RawStream::finish), the writer will not commit.
+#[derive(Debug)]
+pub struct RawStream<'w> {
+    writer: &'w ImageWriter,
+    file: File,
+    /// Its place in the writer's list.
+    index: usize,
+    size: u64,
+    hasher: crc32fast::Hasher,
+}
+
+impl std::io::Write for RawStream<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let written = self.file.write(bytes)?;
+        self.hasher.update(&bytes[..written]);
+        self.size += written as u64;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.file.flush()
+    }
+}
+
+impl RawStream<'_> {
+    /// Completes the file.
+    pub fn finish(self) {
+        let sum = FileSum { size: self.size, crc: Some(self.hasher.finalize()) };
+        self.writer.files()[self.index].sum = Sum::Known(sum);
     }
 }
 

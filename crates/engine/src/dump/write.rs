@@ -238,10 +238,11 @@ fn write_task(
         })
         .collect();
     images.write_pagemap(pid, pages_id, &runs)?;
-    let mut pages = images.create_raw(&kind::PAGES.file_name(pages_id))?;
+    let mut pages = images.raw_stream(&kind::PAGES.file_name(pages_id))?;
     let written: u64 = runs.iter().map(|r| r.nr_pages).sum();
     buffer.resize(BUFFER.min((written * PAGE) as usize).max(PAGE as usize), 0);
     write_pages(task, &mut pages, buffer).of(task.pid, &task.comm)?;
+    pages.finish();
     let scanned: u64 =
         alive.outside.vmas.iter().map(|v| (v.entry.end - v.entry.start) / PAGE).sum();
     counters.scanned.fetch_add(scanned, Ordering::Relaxed);
@@ -264,7 +265,7 @@ fn write_cores(images: &ImageWriter, cores: &[(i32, CoreEntry)]) -> Result<()> {
 /// Copies the pages; those of the vdso as they were before the agent's entry was put there.
 fn write_pages(
     task: &TaskSurvey,
-    to: &mut std::fs::File,
+    to: &mut impl Write,
     buffer: &mut [u8],
 ) -> std::result::Result<(), pages::CopyError> {
     let Some(alive) = &task.alive else { return Ok(()) };

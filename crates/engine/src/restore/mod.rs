@@ -13,6 +13,7 @@ mod environment;
 mod finish;
 pub(crate) mod lineage;
 mod namespaces;
+mod page_check;
 mod read;
 
 use crate::error::{Context, Error, Result};
@@ -23,6 +24,7 @@ use arena::Space;
 use build::{Environment, Handed, NodePlan, TaskPlan};
 use lineage::{Lineage, Member, Role};
 use namespaces::Namespaces;
+use page_check::PageCheck;
 use read::{Alive, Checkpoint, Task};
 use rewake_image::{ImageDir, kind};
 use rewake_inject::ring::{Ring, Script};
@@ -75,6 +77,7 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
     let per_task = ["core-", "ids-", "mm-", "fs-", "fdinfo-", "pagemap-"];
     images.check_complete(|name| per_task.iter().any(|p| name.starts_with(p)))?;
     let checkpoint = read::read(&images, options)?;
+    let pages = PageCheck::new(&images)?;
     log::info!("images read in {:?}", start.elapsed());
     let namespaces = Namespaces { pid: options.new_pidns, net: false };
     let members = members(&checkpoint);
@@ -150,7 +153,7 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
         pids: Pids::Same,
         start,
     };
-    let mut report = run.execute(&mut opener, hooks, &mut created)?;
+    let mut report = run.execute(&mut opener, hooks, &mut created, pages)?;
     created.keep();
     report.warnings.splice(0..0, notes);
     opener.keep();
@@ -353,6 +356,7 @@ impl Run<'_> {
         opener: &mut Opener<'_>,
         hooks: &mut dyn Hooks,
         created: &mut Created,
+        pages: PageCheck,
     ) -> Result<RestoreReport> {
         let mut warnings: Vec<String> = self
             .plans
@@ -375,7 +379,9 @@ impl Run<'_> {
         log::info!("tree created after {forked:?}");
         hooks.run(Action::PostSetupNamespaces, Some(root)).map_err(Error::new)?;
 
+        let checking = pages.start();
         self.build(&rings, opener, &mut warnings)?;
+        checking.finish()?;
         opener.settle().map_err(|p| Error::new(p.to_string()))?;
         self.foreign_vdsos()?;
         self.proc_values(&mut warnings);

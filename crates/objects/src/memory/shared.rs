@@ -10,7 +10,7 @@ use crate::files::collect::{Collector, Contents};
 use crate::files::open::Opener;
 use crate::problem::text;
 use rewake_image::messages::{FdTypes, FileEntry, FownEntry, MemfdFileEntry, MemfdInodeEntry};
-use rewake_image::{ImageDir, ImageWriter, PageRun, PageSource, kind};
+use rewake_image::{ImageDir, ImageWriter, PageRun, PageSource, RawStream, kind};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use std::fs::File;
@@ -159,7 +159,7 @@ pub fn write(images: &ImageWriter, segment: &Segment, pages_id: u32) -> Result<W
     let source = File::from(segment.file.try_clone().map_err(failed)?);
     let size = segment.entry.size;
     let mut runs = Vec::new();
-    let mut pages: Option<File> = None;
+    let mut pages: Option<RawStream<'_>> = None;
     let mut buffer = vec![0u8; 1 << 20];
     let mut at = 0;
     while at < size {
@@ -176,7 +176,7 @@ pub fn write(images: &ImageWriter, segment: &Segment, pages_id: u32) -> Result<W
             Some(pages) => pages,
             none => none.insert(
                 images
-                    .create_raw(&kind::PAGES.file_name(u64::from(pages_id)))
+                    .raw_stream(&kind::PAGES.file_name(u64::from(pages_id)))
                     .map_err(|e| Problem::new(object(), e.to_string()))?,
             ),
         };
@@ -196,6 +196,9 @@ pub fn write(images: &ImageWriter, segment: &Segment, pages_id: u32) -> Result<W
             source: PageSource::Stored,
         });
         at = last;
+    }
+    if let Some(pages) = pages {
+        pages.finish();
     }
     let shmid = u64::from(segment.entry.shmid);
     images
