@@ -1,7 +1,7 @@
 //! What must be refused, and what must not have happened then: exit status 1, a text that says why, the target as it
 //! was, no process and no mount left.
 
-use crate::flavours::{Outcome, finish, started};
+use crate::flavours::{Outcome, finish, started, with};
 use crate::harness::{Fail, Fs, NotReady, Run, Tool, alive, exists, tail};
 use crate::programs::{Program, by_name};
 use crate::view::{self, View};
@@ -269,8 +269,6 @@ fn damaged(tool: &Tool, how: Damage) -> Result<(), NotReady> {
         .flatten()
         .map(|e| e.file_name().to_string_lossy().into_owned())
         .filter(|n| !n.ends_with(".log") && !n.starts_with("stats-") && !n.starts_with("irmap"))
-        // Without a manifest images are as good as CRIU's own: they restore, see `without_manifest`.
-        .filter(|n| !(matches!(how, Damage::Remove) && n == "rewake.manifest"))
         .collect();
     names.sort();
     let me = std::process::id() as i32;
@@ -298,6 +296,14 @@ fn damaged(tool: &Tool, how: Damage) -> Result<(), NotReady> {
             }
         }
         fs::write(&path, good).map_err(|e| format!("{name}: {e}"))?;
+    }
+    // Changed on purpose, it restores if told so.
+    if matches!(how, Damage::Remove) {
+        let manifest = images.join("rewake.manifest");
+        fs::rename(&manifest, run.dir.join("manifest")).map_err(|e| e.to_string())?;
+        run.restore(tool, &images, &with(program.restore_options, "--no-verify"))?;
+        run.kill_tree(&before)?;
+        fs::rename(run.dir.join("manifest"), &manifest).map_err(|e| e.to_string())?;
     }
     // Whole again, it restores: the refusals were about the damage.
     run.restore(tool, &images, program.restore_options)?;

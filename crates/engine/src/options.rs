@@ -139,6 +139,8 @@ pub struct RestoreOptions {
     pub detached: bool,
     /// `--restore-sibling`: the root becomes a sibling of the caller (`CLONE_PARENT`).
     pub sibling: bool,
+    /// Not `--no-verify`: the images must be as they were written.
+    pub verify: bool,
     /// `--new-pidns`: into a PID namespace (and a mount namespace with its own `/proc`) of its own.
     pub new_pidns: bool,
     /// `--replace-address`, in the order given.

@@ -87,6 +87,11 @@ impl ImageDir {
         &self.dir.path
     }
 
+    /// Is there a manifest that what is read is compared with?
+    pub fn has_manifest(&self) -> bool {
+        self.manifest.is_some()
+    }
+
     /// The inventory.
     pub fn inventory(&self) -> &InventoryEntry {
         &self.inventory

@@ -108,6 +108,7 @@ struct Values {
     final_state: Option<FinalState>,
     detached: bool,
     sibling: bool,
+    no_verify: bool,
     new_pidns: bool,
     addresses: Vec<Template>,
     images_dir: Option<PathBuf>,
@@ -270,6 +271,7 @@ impl Values {
                 template.rule(0).map_err(|e| Kind::BadRule(e.to_string()))?;
                 self.addresses.push(template);
             }
+            "no-verify" => self.no_verify = true,
             "new-pidns" => self.new_pidns = true,
             "pidfile" => self.pidfile = Some(path()),
             "timeout" => {
@@ -453,6 +455,7 @@ impl Values {
                 final_state,
                 detached: self.detached,
                 sibling: self.sibling,
+                verify: !self.no_verify,
                 new_pidns: self.new_pidns,
                 addresses: self.addresses.clone(),
                 shell_job: self.shell_job,

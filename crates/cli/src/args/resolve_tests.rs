@@ -196,6 +196,7 @@ fn the_table_tells_the_truth() {
                     "manage-cgroups" => "ignore",
                     "cpu-cap" => "none",
                     "external" => "unix[1]",
+                    "replace-address" => "127.0.0.1=127.0.0.2",
                     "inherit-fd" => "fd[0]:socket:[1]",
                     _ => "1",
                 })),

@@ -151,7 +151,8 @@ fn write_files(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -
         }
     }
     images.write_all(kind::MEMFD_INODE, (), &segments)?;
-    let mut extra: Vec<RewakeEntry> = Vec::new();
+    let mut extra: Vec<RewakeEntry> =
+        vec![RewakeEntry { manifest: Some(true), ..RewakeEntry::default() }];
     for task in &surveyed.tasks {
         let Some(alive) = &task.alive else { continue };
         let attributes = &alive.inside.attributes;

@@ -26,7 +26,7 @@ use lineage::{Lineage, Member, Role};
 use namespaces::Namespaces;
 use page_check::PageCheck;
 use read::{Alive, Checkpoint, Task};
-use rewake_image::{ImageDir, kind};
+use rewake_image::{ImageDir, OpenOptions, kind};
 use rewake_inject::ring::{Ring, Script};
 use rewake_inject::stub::{Arena, Kind};
 use rewake_inject::tracee::{Running, Stopped};
@@ -73,7 +73,8 @@ pub fn restore(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<Restor
 
 fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreReport> {
     let start = Instant::now();
-    let images = ImageDir::open(&options.images_dir)?;
+    let how = OpenOptions { verify: options.verify, ..OpenOptions::default() };
+    let images = ImageDir::open_with(&options.images_dir, how)?;
     let per_task = ["core-", "ids-", "mm-", "fs-", "fdinfo-", "pagemap-"];
     images.check_complete(|name| per_task.iter().any(|p| name.starts_with(p)))?;
     let checkpoint = read::read(&images, options)?;

@@ -113,6 +113,15 @@ pub fn read(images: &ImageDir, options: &RestoreOptions) -> Result<Checkpoint> {
         if let Some(file) = entry.file {
             extra.files.insert(file.id, file);
         }
+        if entry.manifest == Some(true) && options.verify && !images.has_manifest() {
+            return Err(Error::new(format!(
+                "{}: it is gone",
+                images.path().join(rewake_image::manifest::FILE_NAME).display()
+            ))
+            .hint(
+                "copy it along with the images; or --no-verify, if these were changed on purpose",
+            ));
+        }
     }
     // Read for its checksum: tasks with filters are refused one by one.
     images.read_opt(kind::SECCOMP, ())?;

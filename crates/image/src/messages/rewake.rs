@@ -12,6 +12,8 @@ messages! {
         optional message RewakeThreadEntry thread = 2;
         /// A file description.
         optional message RewakeFileEntry file = 3;
+        /// The images were written with a manifest: without it they are not whole.
+        optional bool manifest = 4;
         /// A message in the receive queue of a unix socket.
         optional message RewakePacketEntry packet = 20;
     }
