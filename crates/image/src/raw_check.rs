@@ -124,7 +124,7 @@ mod tests {
 
     #[test]
     fn the_pieces_add_up() {
-        let mut content: Vec<u8> = (0..2 * PIECE + 4097).map(|i| (i * 7 >> 5) as u8).collect();
+        let mut content: Vec<u8> = (0..2 * PIECE + 4097).map(|i| ((i * 7) >> 5) as u8).collect();
         let crc = crc32fast::hash(&content);
         check(&content, crc).unwrap();
         for at in [0, PIECE as usize, content.len() - 1] {
