@@ -430,7 +430,7 @@ fn lock_and_read(
     let of_root = |p: rewake_objects::Problem| Error::new(p.to_string());
     let (method, root) = (options.network_lock, options.root);
     let lock = Lock::take(&files.sockets, run_id, method, root).map_err(of_root)?;
-    files.sockets.read(&mut files.entries).map_err(of_root)?;
+    rewake_objects::sockets::read(files).map_err(of_root)?;
     Ok(Some(lock))
 }
 

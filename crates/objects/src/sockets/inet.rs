@@ -1,7 +1,7 @@
 //! Sockets of the internet families: ip(7), ipv6(7). TCP connections are in [`stream`](super::stream) and
 //! [`repair`](super::repair).
 
-use super::option_table::{Kinds, When};
+use super::option_table::When;
 use super::options::{self, Making};
 use super::{SOCKETS_NETNS, datagram, holder, ip, membership, raw, stream, udp};
 use crate::Problem;
@@ -91,8 +91,6 @@ pub fn survey(
         src_addr: words(source.ip(), family),
         dst_addr: words(destination.map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |d| d.ip()), family),
         fown: view.owner()?,
-        opts: options::survey(view, false)?,
-        ip_opts: Some(ip::survey(view, Kinds::of(family, kind, protocol))?),
         ifname: scope(view, source)?,
         ns_id: Some(SOCKETS_NETNS),
         tcp_opts: Some(TcpOptsEntry::default()),
@@ -115,19 +113,26 @@ pub fn survey(
         }
         false
     };
+    let held = connection && collector.options.tcp_established && !collector.options.tcp_close;
+    if held {
+        // Its options are read with its queues.
+        options::refuse_filter(view)?;
+    } else {
+        read_options(Making { fd, object: &view.object() }, &mut entry)?;
+    }
     entry.id = collector.new_id();
     let id = entry.id;
     if !datagrams.is_empty() || !memberships.is_empty() {
         let extra = collector.extra_of(id);
         (extra.datagrams, extra.memberships) = (datagrams, memberships);
     }
-    if connection && collector.options.tcp_established && !collector.options.tcp_close {
-        let held = view.fd.try_clone().map_err(|e| view.problem(e.to_string()))?;
+    if held {
+        let fd = view.fd.try_clone().map_err(|e| view.problem(e.to_string()))?;
         let at = collector.entries.len();
         let peer = ip_of(entry.family, &entry.dst_addr).unwrap_or(Ipv4Addr::UNSPECIFIED.into());
         let peer = SocketAddr::new(peer, entry.dst_port as u16);
         let connection = stream::Connection::new(
-            held,
+            fd,
             view.object(),
             at,
             &entry,
@@ -143,6 +148,17 @@ pub fn survey(
         ..FileEntry::default()
     });
     Ok((id, FdTypes::Inetsk))
+}
+
+/// Reads the options that the image has fields for.
+pub(super) fn read_options(socket: Making<'_>, entry: &mut InetSkEntry) -> Result<(), Problem> {
+    entry.opts = options::read(socket, false)?;
+    entry.ip_opts = Some(ip::survey(socket, ip::kinds(entry))?);
+    if entry.proto == TCP {
+        let read = tcp_options(socket.fd);
+        entry.tcp_opts = Some(read.map_err(|e| socket.problem(e.to_string()))?);
+    }
+    Ok(())
 }
 
 fn address(any: rustix::net::SocketAddrAny) -> Option<SocketAddr> {

@@ -3,16 +3,15 @@
 use super::option_table::{Field, Kinds, OPTIONS, Place, SocketOption, When};
 use super::options::Making;
 use crate::Problem;
-use crate::files::collect::View;
 use rewake_image::messages::{InetSkEntry, IpOptsEntry};
 use rewake_sys::sockets::option_int;
 
 /// Reads them.
-pub(super) fn survey(view: &View<'_>, kinds: Kinds) -> Result<IpOptsEntry, Problem> {
+pub(super) fn survey(socket: Making<'_>, kinds: Kinds) -> Result<IpOptsEntry, Problem> {
     let mut entry = IpOptsEntry::default();
     for (row, field) in in_ip(kinds) {
-        let value = option_int(view.as_fd(), row.level, row.number)
-            .map_err(|e| view.problem(format!("{} cannot be read: {e}", row.name)))?;
+        let value = option_int(socket.fd, row.level, row.number)
+            .map_err(|e| socket.problem(format!("{} cannot be read: {e}", row.name)))?;
         if value != 0 || field.always {
             (field.put)(&mut entry, value);
         }

@@ -81,7 +81,7 @@ fn problem(e: Error) -> Problem {
 
 impl Lock {
     /// Locks the connections to peers outside; `run_id` is the inventory's `dump_criu_run_id`, `root` the root of the tree.
-    /// To be called before [`Survey::read`].
+    /// To be called before [`read`](super::read).
     ///
     /// # Errors
     /// The kernel has no nftables, or `CAP_NET_ADMIN` is missing.
@@ -123,7 +123,7 @@ impl Lock {
         self.stays = false;
     }
 
-    /// What the inventory of a checkpoint is to say of a lock that stays. To be asked after [`Survey::read`].
+    /// What the inventory of a checkpoint is to say of a lock that stays. To be asked after [`read`](super::read).
     #[must_use]
     pub fn method(&self, survey: &Survey) -> Method {
         if survey.to_lock().is_empty() { Method::Skip } else { self.method }

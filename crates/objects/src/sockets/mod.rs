@@ -1,7 +1,7 @@
 //! Sockets, a module a family, and what they share.
 //!
 //! A survey asks the description itself (getsockopt(2)) and, where that does not tell, sock_diag(7): one dump a table, when
-//! the first socket needs it. What waits in queues is read after the survey ([`Survey::read`]) and written by [`write`].
+//! the first socket needs it. What waits in queues is read after the survey ([`read`]) and written by [`write`].
 //!
 //! A restore makes sockets whole in the controller, but for TCP connections: those stay in repair mode, silent, until
 //! [`set_going`] just before the tasks go on.
@@ -48,6 +48,7 @@ use std::collections::{HashMap, HashSet};
 
 use option_table::{Kinds, When};
 use options::Making;
+pub use stream::read;
 pub use unix_check::load as check_unix;
 pub use unix_open::{prepare as prepare_unix, settle as settle_unix};
 
@@ -197,7 +198,10 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
         SMC => refused("SMC sockets (AF_SMC)"),
         family => refused(&format!("sockets of address family {family}")),
     }?;
-    option_own::survey(collector, view, id, (family, kind, protocol))?;
+    // Those of connections are read with their queues.
+    if !collector.sockets.connections.last().is_some_and(|c| c.is(id)) {
+        option_own::survey(collector, view, id, (family, kind, protocol))?;
+    }
     let (uid, gid) = (view.stat.st_uid, view.stat.st_gid);
     if (uid, gid) != (0, 0) {
         let extra = collector.extra_of(id);
@@ -307,7 +311,7 @@ pub fn write(images: &ImageWriter, survey: &Survey) -> Result<(), rewake_image::
         queues.payload(&packet.data)?;
     }
     queues.finish()?;
-    survey.connections.iter().try_for_each(|connection| connection.write(images))
+    stream::write(images, &survey.connections)
 }
 
 /// What a restore keeps of sockets until the tasks go on.

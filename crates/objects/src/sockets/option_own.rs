@@ -19,7 +19,7 @@ use rustix::net::{AddressFamily, Protocol, RawProtocol, SocketFlags, SocketType}
 const ROOM: usize = 2048;
 
 /// An option, and what a new socket has; nothing if that is not known.
-type Usual = (&'static SocketOption, Option<Vec<u8>>);
+pub(super) type Usual = (&'static SocketOption, Option<Vec<u8>>);
 
 /// What is usual for sockets of a family, type and protocol.
 pub(super) type Usuals = std::collections::HashMap<(i32, i32, i32), Vec<Usual>>;
@@ -35,7 +35,7 @@ fn read(fd: BorrowedFd<'_>, row: &SocketOption) -> Result<Vec<u8>, SyscallError>
 
 impl Survey {
     /// What is usual for such a socket.
-    fn usual(&mut self, family: i32, kind: i32, protocol: i32) -> &[Usual] {
+    pub(super) fn usual(&mut self, family: i32, kind: i32, protocol: i32) -> &[Usual] {
         self.usuals.entry((family, kind, protocol)).or_insert_with(|| {
             let kinds = Kinds::of(family, kind, protocol);
             let own = OPTIONS
@@ -68,14 +68,31 @@ pub(super) fn survey(
     id: u32,
     (family, kind, protocol): (i32, i32, i32),
 ) -> Result<(), Problem> {
-    let fd = view.as_fd();
+    let object = view.object();
+    let usual = collector.sockets.usual(family, kind, protocol);
+    let found = unusual(Making { fd: view.as_fd(), object: &object }, usual)?;
+    if !found.is_empty() {
+        collector.extra_of(id).socket_options = found;
+    }
+    Ok(())
+}
+
+/// The options of a socket that are not as usual.
+///
+/// # Errors
+/// An option cannot be read.
+pub(super) fn unusual(
+    socket: Making<'_>,
+    usual: &[Usual],
+) -> Result<Vec<RewakeSocketOptionEntry>, Problem> {
+    let fd = socket.fd;
     let mut found = Vec::new();
-    for (row, usual) in collector.sockets.usual(family, kind, protocol) {
+    for (row, usual) in usual {
         let value = match (read(fd, row), usual) {
             (Ok(value), _) => value,
             (Err(_), None) => continue,
             (Err(e), Some(_)) => {
-                return Err(view.problem(format!("{} cannot be read: {e}", row.name)));
+                return Err(socket.problem(format!("{} cannot be read: {e}", row.name)));
             }
         };
         let programs = |value: &[u8]| match row.of_connection {
@@ -85,12 +102,9 @@ pub(super) fn survey(
         if usual.as_ref() == Some(&value) || !programs(&value) {
             continue;
         }
-        found.push(entry(view, row, value)?);
+        found.push(entry(socket, row, value)?);
     }
-    if !found.is_empty() {
-        collector.extra_of(id).socket_options = found;
-    }
-    Ok(())
+    Ok(found)
 }
 
 fn is_connected(fd: BorrowedFd<'_>) -> bool {
@@ -98,7 +112,7 @@ fn is_connected(fd: BorrowedFd<'_>) -> bool {
 }
 
 fn entry(
-    view: &View<'_>,
+    socket: Making<'_>,
     row: &SocketOption,
     value: Vec<u8>,
 ) -> Result<RewakeSocketOptionEntry, Problem> {
@@ -110,8 +124,8 @@ fn entry(
     let interface = match index {
         0 => None,
         index => Some(
-            rustix::net::netdevice::index_to_name(view.as_fd(), index)
-                .map_err(|e| view.problem(format!("{}: interface {index}: {e}", row.name)))?
+            rustix::net::netdevice::index_to_name(socket.fd, index)
+                .map_err(|e| socket.problem(format!("{}: interface {index}: {e}", row.name)))?
                 .into_bytes(),
         ),
     };

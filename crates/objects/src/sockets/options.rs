@@ -19,20 +19,20 @@ const SO_BUF_LOCK: i32 = 72;
 /// # Errors
 /// An eBPF filter is attached.
 pub fn survey(view: &View<'_>, local: bool) -> Result<SkOptsEntry, Problem> {
-    let fd = view.as_fd();
-    let failed = |e: SyscallError| view.problem(format!("its options cannot be read: {e}"));
+    read(Making { fd: view.as_fd(), object: &view.object() }, local)
+}
+
+/// The same without all else that is known of a descriptor.
+///
+/// # Errors
+/// As [`survey`].
+pub fn read(socket: Making<'_>, local: bool) -> Result<SkOptsEntry, Problem> {
+    let fd = socket.fd;
+    let failed = |e: SyscallError| socket.problem(format!("its options cannot be read: {e}"));
     let unsigned = |name| option_int(fd, SOCKET, name).map(|v| v as u32).map_err(failed);
     let (send_seconds, send_microseconds) = time(fd, libc::SO_SNDTIMEO).map_err(failed)?;
     let (receive_seconds, receive_microseconds) = time(fd, libc::SO_RCVTIMEO).map_err(failed)?;
-    let so_filter = match filter(fd) {
-        Ok(filter) => filter,
-        Err(e) if e.errno == Errno::ACCESS => {
-            return Err(view
-                .problem("it has an eBPF filter attached (SO_ATTACH_BPF), which cannot be saved")
-                .remedy("have the program detach it for the time of the dump (SO_DETACH_FILTER)"));
-        }
-        Err(e) => return Err(failed(e)),
-    };
+    let so_filter = classic_filter(socket)?;
     let (linger, _) = option::<8>(fd, SOCKET, libc::SO_LINGER).map_err(failed)?;
     let (on, seconds) = words(linger);
     let (device, length) = option::<16>(fd, SOCKET, libc::SO_BINDTODEVICE).map_err(failed)?;
@@ -54,12 +54,30 @@ pub fn survey(view: &View<'_>, local: bool) -> Result<SkOptsEntry, Problem> {
     for (row, field) in OPTIONS.iter().filter_map(in_socket).filter(|(row, _)| row.kinds.any(kinds))
     {
         let value = option_int(fd, row.level, row.number)
-            .map_err(|e| view.problem(format!("{} cannot be read: {e}", row.name)))?;
+            .map_err(|e| socket.problem(format!("{} cannot be read: {e}", row.name)))?;
         if value != 0 || field.always {
             (field.put)(&mut entry, value);
         }
     }
     Ok(entry)
+}
+
+/// The classic BPF filter of a socket.
+fn classic_filter(socket: Making<'_>) -> Result<Vec<u64>, Problem> {
+    filter(socket.fd).map_err(|e| match e.errno {
+        Errno::ACCESS => socket
+            .problem("it has an eBPF filter attached (SO_ATTACH_BPF), which cannot be saved")
+            .remedy("have the program detach it for the time of the dump (SO_DETACH_FILTER)"),
+        _ => socket.problem(format!("its options cannot be read: {e}")),
+    })
+}
+
+/// Refuses a socket whose options cannot be saved, which are read later.
+///
+/// # Errors
+/// An eBPF filter is attached.
+pub fn refuse_filter(view: &View<'_>) -> Result<(), Problem> {
+    classic_filter(Making { fd: view.as_fd(), object: &view.object() }).map(drop)
 }
 
 /// The option and its field, if it has one in [`SkOptsEntry`].
@@ -85,7 +103,7 @@ fn time(fd: BorrowedFd<'_>, name: i32) -> Result<(u64, u64), SyscallError> {
     Ok(if cfg!(target_endian = "little") { (low, high) } else { (high, low) })
 }
 
-/// A socket in the making: its descriptor, and how error texts call it.
+/// A socket in the making, or one that is looked at: its descriptor, and how error texts call it.
 #[derive(Debug, Clone, Copy)]
 pub struct Making<'a> {
     /// The descriptor.

@@ -2,7 +2,7 @@
 //!
 //! # Why a dump is harmless
 //! Reading the send queue and the sequence numbers needs repair mode, in which a close is silent and `SO_REUSEADDR` is
-//! forgotten. It is switched on for the reading only ([`Survey::read`], some milliseconds for hundreds of connections),
+//! forgotten. It is switched on for the reading only ([`read`], some milliseconds for hundreds of connections),
 //! and off again before anything is written; a [`Guard`] does so on every way out. Only a controller that is killed within
 //! these milliseconds leaves sockets in repair mode. Tasks that are to be killed get it once more, by
 //! [`Survey::silence`], so that the peer is not told.
@@ -15,9 +15,11 @@
 use super::Survey;
 use super::inet::{self, CLOSE, CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2};
 use super::inet::{LAST_ACK, LISTEN, SYN_SENT};
+use super::option_own::{self, Usual};
+use super::options::Making;
 use crate::Problem;
 use crate::files::collect::{Collector, View};
-use rewake_image::messages::{FileEntry, InetSkEntry, SkShutdown, TcpStreamEntry};
+use rewake_image::messages::{InetSkEntry, RewakeSocketOptionEntry, SkShutdown, TcpStreamEntry};
 use rewake_image::{ImageError, ImageWriter, kind};
 use rewake_sys::sockets::{option, option_int, queue_length, set_option_int};
 use rewake_sys::tcp::{self, Queue, Repair};
@@ -27,6 +29,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::RecvFlags;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 const SIOCINQ: u32 = 0x541b;
 const SIOCOUTQ: u32 = 0x5411;
@@ -61,7 +64,6 @@ pub(super) fn survey(
     let info = inet::state(fd).map_err(failed)?;
     entry.state = info.state.into();
     refuse_signing(collector, view, entry)?;
-    entry.tcp_opts = Some(inet::tcp_options(fd).map_err(failed)?);
     match entry.state {
         LISTEN => {
             entry.backlog = info.sacked;
@@ -200,12 +202,17 @@ fn ready(fd: BorrowedFd<'_>) -> PollFlags {
 /// A connection of the tree.
 #[derive(Debug)]
 pub struct Connection {
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     object: String,
     inode: u32,
+    id: u32,
+    family: u32,
     /// Where its entry is in [`Collector::entries`].
     entry: usize,
     reuse: bool,
+    /// As much of its entry as is read with the queues.
+    options: InetSkEntry,
+    unusual: Vec<RewakeSocketOptionEntry>,
     /// Its own address.
     pub source: SocketAddr,
     /// The peer's.
@@ -232,17 +239,39 @@ impl Connection {
         destination: SocketAddr,
     ) -> Connection {
         Connection {
-            fd,
+            fd: Arc::new(fd),
             object,
             inode: socket.ino,
+            id: socket.id,
+            family: socket.family,
             entry,
-            reuse: socket.opts.reuseaddr == Some(true),
+            reuse: false,
+            options: InetSkEntry::default(),
+            unusual: Vec::new(),
             source,
             destination,
             stream: TcpStreamEntry::default(),
             received: Vec::new(),
             unacknowledged: Vec::new(),
         }
+    }
+
+    /// Whether it is the one of this file id.
+    #[must_use]
+    pub fn is(&self, id: u32) -> bool {
+        self.id == id
+    }
+
+    /// Reads its options; before it is in repair mode, which changes one.
+    fn read_options(&mut self, usual: &[Usual]) -> Result<(), Problem> {
+        let socket = Making { fd: self.fd.as_fd(), object: &self.object };
+        self.options.family = self.family;
+        self.options.r#type = libc::SOCK_STREAM as u32;
+        self.options.proto = libc::IPPROTO_TCP as u32;
+        inet::read_options(socket, &mut self.options)?;
+        self.unusual = option_own::unusual(socket, usual)?;
+        self.reuse = self.options.opts.reuseaddr == Some(true);
+        Ok(())
     }
 
     fn problem(&self, what: &str, e: impl std::fmt::Display) -> Problem {
@@ -362,25 +391,16 @@ fn peek(fd: BorrowedFd<'_>, scratch: &mut Vec<u8>, length: usize) -> Result<usiz
 }
 
 /// Connections in repair mode: until this is dropped.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 #[must_use = "repair mode ends when this is dropped"]
-pub struct Guard<'a> {
-    connections: Vec<(BorrowedFd<'a>, bool)>,
+pub struct Guard {
+    connections: Vec<(Arc<OwnedFd>, bool)>,
 }
 
-impl<'a> Guard<'a> {
-    fn enter(connections: &'a [Connection]) -> Result<Guard<'a>, Problem> {
-        let mut guard = Guard { connections: Vec::with_capacity(connections.len()) };
-        for connection in connections {
-            guard.add(connection)?;
-        }
-        Ok(guard)
-    }
-
-    fn add(&mut self, connection: &'a Connection) -> Result<(), Problem> {
-        let fd = connection.fd.as_fd();
-        tcp::repair(fd, Repair::On).map_err(|e| connection.failed(e))?;
-        self.connections.push((fd, connection.reuse));
+impl Guard {
+    fn add(&mut self, connection: &Connection) -> Result<(), Problem> {
+        tcp::repair(connection.fd.as_fd(), Repair::On).map_err(|e| connection.failed(e))?;
+        self.connections.push((Arc::clone(&connection.fd), connection.reuse));
         Ok(())
     }
 
@@ -390,11 +410,12 @@ impl<'a> Guard<'a> {
     }
 }
 
-impl Drop for Guard<'_> {
+impl Drop for Guard {
     fn drop(&mut self) {
         for (fd, reuse) in &self.connections {
+            let fd = fd.as_fd();
             let off =
-                tcp::repair(*fd, Repair::OffSilent).and_then(|()| inet::restore_reuse(*fd, *reuse));
+                tcp::repair(fd, Repair::OffSilent).and_then(|()| inet::restore_reuse(fd, *reuse));
             if let Err(e) = off {
                 log::error!("a TCP connection cannot be taken out of repair mode: {e}");
             }
@@ -402,44 +423,111 @@ impl Drop for Guard<'_> {
     }
 }
 
-impl Survey {
-    /// Reads the queues of all connections; `entries` are those of the collection. Their tasks must be frozen, and
-    /// connections to the outside locked.
-    ///
-    /// # Errors
-    /// A connection cannot be read. None is left in repair mode.
-    pub fn read(&mut self, entries: &mut [FileEntry]) -> Result<(), Problem> {
-        if self.connections.is_empty() {
-            return Ok(());
-        }
-        let mut scratch = Vec::new();
-        // Of other descriptors for the same sockets, so that the connections can be changed under it.
-        let held = self
-            .connections
-            .iter()
-            .map(|c| c.fd.try_clone().map_err(|e| c.problem("it cannot be held", e)))
-            .collect::<Result<Vec<_>, _>>()?;
-        let mut guard = Guard { connections: Vec::with_capacity(held.len()) };
-        for (connection, fd) in self.connections.iter_mut().zip(&held) {
-            tcp::repair(fd.as_fd(), Repair::On).map_err(|e| connection.failed(e))?;
-            guard.connections.push((fd.as_fd(), connection.reuse));
-            let state = connection.read_send_side(&mut scratch)?;
-            // The peer may have closed since the survey.
-            if let Some(socket) = entries.get_mut(connection.entry).and_then(|e| e.isk.as_mut()) {
-                if state == CLOSE && socket.state != CLOSE {
-                    return Err(connection.problem("it has ended since", "try again"));
-                }
-                socket.state = state;
-            }
-        }
-        for connection in &mut self.connections {
-            connection.read_receive_side(&mut scratch)?;
-        }
-        drop(guard);
-        self.agree();
-        Ok(())
-    }
+/// So many connections make it worth while to have another thread work on them.
+const SHARE: usize = 32;
 
+/// How many connections a thread gets, if all CPUs take part.
+fn share(connections: usize) -> usize {
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    connections.div_ceil(workers).max(SHARE)
+}
+
+/// Does `work` on each pair of a share of the connections and something else, all at the same time.
+fn at_once<C, T, R, E>(
+    pairs: impl Iterator<Item = (C, T)>,
+    work: impl Fn(C, T) -> Result<R, E> + Sync,
+) -> Result<Vec<R>, E>
+where
+    C: Send,
+    T: Send,
+    R: Send,
+    E: Send,
+{
+    let mut pairs = pairs.peekable();
+    let Some(first) = pairs.next() else { return Ok(Vec::new()) };
+    if pairs.peek().is_none() {
+        return work(first.0, first.1).map(|result| vec![result]);
+    }
+    let work = &work;
+    std::thread::scope(|scope| {
+        let others: Vec<_> = pairs.map(|(c, t)| scope.spawn(move || work(c, t))).collect();
+        let first = work(first.0, first.1);
+        let others = others.into_iter().map(|other| match other.join() {
+            Ok(result) => result,
+            Err(panic) => std::panic::resume_unwind(panic),
+        });
+        std::iter::once(first).chain(others).collect()
+    })
+}
+
+/// Reads the options and queues of all connections. Their tasks must be frozen, and connections to the outside locked.
+///
+/// # Errors
+/// A connection cannot be read. None is left in repair mode.
+pub fn read(collector: &mut Collector) -> Result<(), Problem> {
+    let mut connections = std::mem::take(&mut collector.sockets.connections);
+    let result = read_all(collector, &mut connections);
+    collector.sockets.connections = connections;
+    result?;
+    collector.sockets.agree();
+    Ok(())
+}
+
+fn read_all(collector: &mut Collector, connections: &mut [Connection]) -> Result<(), Problem> {
+    let share = share(connections.len());
+    let mut usual = |family| {
+        let (kind, protocol) = (libc::SOCK_STREAM, libc::IPPROTO_TCP);
+        collector.sockets.usual(family, kind, protocol).to_vec()
+    };
+    let (four, six) = (usual(libc::AF_INET), usual(libc::AF_INET6));
+    let shares = connections.chunks_mut(share).map(|share| (share, ()));
+    let guards = at_once(shares, |share: &mut [Connection], ()| {
+        let mut scratch = Vec::new();
+        let mut guard = Guard::default();
+        for connection in share {
+            let six_of = connection.family as i32 == libc::AF_INET6;
+            connection.read_options(if six_of { &six } else { &four })?;
+            guard.add(connection)?;
+            connection.options.state = connection.read_send_side(&mut scratch)?;
+        }
+        Ok(guard)
+    })?;
+    // All send queues are read.
+    let shares = connections.chunks_mut(share).zip(guards);
+    at_once(shares, |share, guard| {
+        let mut scratch = Vec::new();
+        share.iter_mut().try_for_each(|c| c.read_receive_side(&mut scratch))?;
+        drop(guard);
+        Ok(())
+    })?;
+    for connection in connections {
+        let unusual = std::mem::take(&mut connection.unusual);
+        if !unusual.is_empty() {
+            collector.extra_of(connection.id).socket_options = unusual;
+        }
+        let entry = collector.entries.get_mut(connection.entry);
+        let Some(socket) = entry.and_then(|e| e.isk.as_mut()) else { continue };
+        let options = std::mem::take(&mut connection.options);
+        // The peer may have closed since the survey.
+        if options.state == CLOSE && socket.state != CLOSE {
+            return Err(connection.problem("it has ended since", "try again"));
+        }
+        socket.state = options.state;
+        socket.opts = options.opts;
+        socket.ip_opts = options.ip_opts;
+        socket.tcp_opts = options.tcp_opts;
+    }
+    Ok(())
+}
+
+/// Writes the streams of all connections.
+pub(super) fn write(images: &ImageWriter, connections: &[Connection]) -> Result<(), ImageError> {
+    let shares = connections.chunks(share(connections.len())).map(|share| (share, ()));
+    at_once(shares, |share: &[Connection], ()| share.iter().try_for_each(|c| c.write(images)))
+        .map(drop)
+}
+
+impl Survey {
     /// What an end in the tree has received, the other end has sent, even if it had not when its queue was read.
     fn agree(&mut self) {
         let by_ends: HashMap<_, u32> = self
@@ -488,7 +576,9 @@ impl Survey {
     ///
     /// # Errors
     /// A connection cannot be put into repair mode; none is left in it.
-    pub fn silence(&self) -> Result<Guard<'_>, Problem> {
-        Guard::enter(&self.connections)
+    pub fn silence(&self) -> Result<Guard, Problem> {
+        let mut guard = Guard::default();
+        self.connections.iter().try_for_each(|connection| guard.add(connection))?;
+        Ok(guard)
     }
 }

@@ -64,8 +64,7 @@ fn collect(collector: &mut Collector, fd: &impl AsFd) -> Result<u32, Problem> {
 /// Writes what was collected as a checkpoint.
 fn save(path: &Path, collector: &mut Collector, closed: bool) {
     assert!(collector.unix_peers().is_empty());
-    let Collector { sockets, entries, .. } = collector;
-    sockets.read(entries).unwrap();
+    read(collector).unwrap();
     let images = ImageWriter::create(path).unwrap();
     images.write_all(kind::FILES, (), &collector.entries).unwrap();
     write(&images, &collector.sockets).unwrap();
