@@ -8,7 +8,7 @@
 use super::inet::{self, CLOSE_WAIT, CLOSING, SYN_SENT};
 use super::options::{self, Making};
 use super::packet::Fin;
-use super::stream::{fin_received, fin_sent};
+use super::stream::{self, fin_received, fin_sent};
 use super::{holder, ip, lock};
 use crate::Problem;
 use crate::files::open::Opener;
@@ -39,6 +39,8 @@ pub struct Pending {
     destination: SocketAddr,
     /// What is to be sent.
     unsent: Vec<u8>,
+    /// Nothing is under way between this end and a peer in the tree: neither has to ask the other.
+    settled: bool,
     /// The peer's FIN, if the peer will not send it again.
     fin: Option<Fin>,
 }
@@ -77,23 +79,24 @@ pub(super) fn open(
     clear_orphans(opener)?;
     let unsent = connect(making, entry, stream, data, source, destination)?;
     let fd = making.fd.try_clone_to_owned().map_err(|e| making.problem(e.to_string()))?;
+    let inside = peer_in_tree(opener, source, destination);
     // A peer in the tree closes again by itself.
-    let fin =
-        (fin_received(entry.state) && !peer_in_tree(opener, source, destination)).then(|| Fin {
-            from: destination,
-            to: source,
-            sequence: stream.inq_seq.wrapping_sub(1),
-            acknowledged: stream
-                .outq_seq
-                .wrapping_sub(fin_sent(entry.state).into())
-                .wrapping_sub(stream.outq_len),
-            window: (stream.snd_wnd.unwrap_or(0) >> stream.snd_wscale.min(14)) as u16,
-        });
+    let fin = (fin_received(entry.state) && !inside).then(|| Fin {
+        from: destination,
+        to: source,
+        sequence: stream.inq_seq.wrapping_sub(1),
+        acknowledged: stream
+            .outq_seq
+            .wrapping_sub(fin_sent(entry.state).into())
+            .wrapping_sub(stream.outq_len),
+        window: (stream.snd_wnd.unwrap_or(0) >> stream.snd_wscale.min(14)) as u16,
+    });
     opener.sockets.connections.push(Pending {
         fd,
         object: making.object.to_owned(),
         entry: entry.clone(),
         destination,
+        settled: inside && stream.outq_len as usize == unsent.len(),
         unsent,
         fin,
     });
@@ -350,12 +353,14 @@ pub fn leave_repair(opener: &mut Opener<'_>) -> Result<(), Problem> {
     let connections = std::mem::take(&mut opener.sockets.connections);
     connections.iter().try_for_each(Pending::receive_fin)?;
     unlock(opener)?;
-    for connection in &connections {
+    in_shares(&connections, |connection| {
         let gone_on = connection.closes_first() && !connection.unsent.is_empty();
-        if !gone_on {
-            connection.let_go(Repair::Off)?;
+        match connection.settled {
+            _ if gone_on => Ok(()),
+            true => connection.let_go(Repair::OffSilent),
+            false => connection.let_go(Repair::Off),
         }
-    }
+    })?;
     // The end whose FIN came first closes first, and before it the one that had closed without knowing of that.
     let mut in_order: Vec<&Pending> = connections.iter().collect();
     in_order.sort_by_key(|c| match c.entry.state {
@@ -363,7 +368,16 @@ pub fn leave_repair(opener: &mut Opener<'_>) -> Result<(), Problem> {
         state => 1 + u8::from(fin_received(state)),
     });
     in_order.into_iter().try_for_each(Pending::close_again)?;
-    connections.iter().try_for_each(Pending::finish)
+    in_shares(&connections, Pending::finish)
+}
+
+/// Does `work` on each, a share of them on each CPU.
+fn in_shares(
+    connections: &[Pending],
+    work: impl Fn(&Pending) -> Result<(), Problem> + Sync,
+) -> Result<(), Problem> {
+    let shares = connections.chunks(stream::share(connections.len())).map(|share| (share, ()));
+    stream::at_once(shares, |share: &[Pending], ()| share.iter().try_for_each(&work)).map(drop)
 }
 
 /// Removes the lock of the checkpoint, and those of dumps that were killed.

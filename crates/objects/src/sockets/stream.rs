@@ -427,13 +427,13 @@ impl Drop for Guard {
 const SHARE: usize = 32;
 
 /// How many connections a thread gets, if all CPUs take part.
-fn share(connections: usize) -> usize {
+pub(super) fn share(connections: usize) -> usize {
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     connections.div_ceil(workers).max(SHARE)
 }
 
 /// Does `work` on each pair of a share of the connections and something else, all at the same time.
-fn at_once<C, T, R, E>(
+pub(super) fn at_once<C, T, R, E>(
     pairs: impl Iterator<Item = (C, T)>,
     work: impl Fn(C, T) -> Result<R, E> + Sync,
 ) -> Result<Vec<R>, E>
