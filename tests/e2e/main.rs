@@ -42,6 +42,7 @@ mod reaper;
 mod refusals;
 mod servers;
 mod shell_job;
+mod sockets;
 mod steps;
 mod tcp;
 mod tracer;
@@ -128,6 +129,7 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     trials.extend(servers::trials(tool));
     trials.extend(shell_job::trials(tool));
     trials.extend(tcp::trials(tool));
+    trials.extend(sockets::trials(tool));
     trials.extend(unix::trials(tool));
     trials.extend(copies::trials(tool));
     trials

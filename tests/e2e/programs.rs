@@ -428,6 +428,17 @@ pub fn by_name(name: &str) -> Result<Program, Fail> {
         program!(tcp_refused).named("tcp_refused_unread").env(&[("ZOO_KIND", "unread")]),
         program!(tcp_listen).named("tcp_listen_still").env(&[("ZOO_STILL", "1")]),
         program!(tcp_chaos),
+        program!(socket_case).named("socket_cork").env(&[("ZOO_KIND", "cork")]),
+        program!(socket_case).named("socket_more").env(&[("ZOO_KIND", "more")]),
+        program!(socket_case).named("socket_ebpf").env(&[("ZOO_KIND", "ebpf")]),
+        program!(socket_case).named("socket_ring").env(&[("ZOO_KIND", "ring")]),
+        program!(socket_case).named("socket_xdp").env(&[("ZOO_KIND", "xdp")]),
+        program!(socket_case).named("socket_udp").env(&[("ZOO_KIND", "udp")]),
+        program!(socket_case).named("socket_address").env(&[("ZOO_KIND", "address")]),
+        program!(socket_case).named("socket_netlink").env(&[("ZOO_KIND", "netlink")]),
+        program!(socket_case).named("socket_group").env(&[("ZOO_KIND", "group")]),
+        program!(socket_case).named("socket_device").env(&[("ZOO_KIND", "device")]),
+        program!(socket_case).named("socket_packet").env(&[("ZOO_KIND", "packet")]),
         program!(tcp_chaos).named("tcp_chaos_close").env(&[("ZOO_CLOSE", "1")]),
         // For a server that is elsewhere.
         program!(tcp_chaos)

@@ -1,0 +1,160 @@
+//! Kernel state: one socket that a dump must refuse (`ZOO_KIND`: cork, more, ebpf, ring, xdp), or that a restore must refuse
+//! where its address or interface is not there (udp, address, netlink, group, device, packet). Its port is in `DIR/port`.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use zoo::net::{bind, connect, send, set, set_int, socket};
+use zoo::{check, ensure_eq, ok};
+
+const UDP: i32 = libc::SOCK_DGRAM;
+
+/// A UDP socket connected to another, so that something can be sent.
+fn pair() -> Result<(OwnedFd, UdpSocket), String> {
+    let other = UdpSocket::bind("127.0.0.1:0").map_err(|e| e.to_string())?;
+    let fd = socket(libc::AF_INET, UDP)?;
+    ensure_eq!(connect(&fd, other.local_addr().map_err(|e| e.to_string())?), 0, "connect");
+    Ok((fd, other))
+}
+
+/// An eBPF program that drops everything, as a socket filter.
+fn ebpf(fd: &OwnedFd, z: &zoo::Zoo) -> zoo::Check {
+    // mov r0, 0; exit
+    let code: [u64; 2] = [0xb7, 0x95];
+    let license = c"GPL";
+    let mut attr = [0u64; 16];
+    // BPF_PROG_TYPE_SOCKET_FILTER, two instructions.
+    attr[0] = 1 | 2 << 32;
+    attr[1] = code.as_ptr() as u64;
+    attr[2] = license.as_ptr() as u64;
+    // SAFETY: BPF_PROG_LOAD reads `attr`, the code and the license, which are live.
+    let program = unsafe { libc::syscall(libc::SYS_bpf, 5, attr.as_ptr(), size_of_val(&attr)) };
+    if program < 0 {
+        z.skip(&format!("bpf(BPF_PROG_LOAD): {}", std::io::Error::last_os_error()));
+    }
+    set_int(fd, libc::SOL_SOCKET, 50, program as i32)?;
+    // SAFETY: the descriptor is ours and of no further use.
+    check(unsafe { libc::close(program as i32) }, "close")
+}
+
+fn packet() -> Result<OwnedFd, String> {
+    // SAFETY: integers; the descriptor is new.
+    unsafe {
+        let fd = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0);
+        Ok(OwnedFd::from_raw_fd(ok(fd as i64, "socket(AF_PACKET)")? as i32))
+    }
+}
+
+fn interface() -> Result<u32, String> {
+    // SAFETY: a NUL-terminated name.
+    match unsafe { libc::if_nametoindex(c"zoo0".as_ptr()) } {
+        0 => Err("there is no zoo0".to_owned()),
+        index => Ok(index),
+    }
+}
+
+/// Binds a socket whose family `zoo::net` does not know.
+fn bind_bytes(fd: &OwnedFd, address: &[u8]) -> zoo::Check {
+    // SAFETY: the address is live for its length.
+    let ret = unsafe {
+        libc::bind(fd.as_raw_fd(), address.as_ptr().cast(), address.len() as libc::socklen_t)
+    };
+    check(ret, "bind")
+}
+
+fn make(z: &zoo::Zoo, kind: &str) -> Result<Vec<OwnedFd>, String> {
+    let any = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+    Ok(match kind {
+        "cork" => {
+            let (fd, other) = pair()?;
+            set_int(&fd, libc::IPPROTO_UDP, libc::UDP_CORK, 1)?;
+            ensure_eq!(send(&fd, b"half of it", 0), 10, "send");
+            vec![fd, other.into()]
+        }
+        "more" => {
+            let (fd, other) = pair()?;
+            ensure_eq!(send(&fd, b"half of it", libc::MSG_MORE), 10, "send");
+            vec![fd, other.into()]
+        }
+        "ebpf" => {
+            let fd = socket(libc::AF_INET, UDP)?;
+            ebpf(&fd, z)?;
+            vec![fd]
+        }
+        "ring" => {
+            let fd = packet()?;
+            let geometry: Vec<u8> =
+                [4096u32, 1, 2048, 2].iter().flat_map(|w| w.to_ne_bytes()).collect();
+            set(&fd, libc::SOL_PACKET, libc::PACKET_RX_RING, &geometry)?;
+            vec![fd]
+        }
+        "xdp" => {
+            // SAFETY: integers; the descriptor is new.
+            let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW, 0) };
+            if fd < 0 {
+                z.skip(&format!("socket(AF_XDP): {}", std::io::Error::last_os_error()));
+            }
+            // SAFETY: it is new.
+            vec![unsafe { OwnedFd::from_raw_fd(fd) }]
+        }
+        "udp" | "address" => {
+            let ip = if kind == "udp" { "127.0.0.1:0" } else { "10.78.0.1:0" };
+            let socket = UdpSocket::bind(ip).map_err(|e| format!("bind to {ip}: {e}"))?;
+            let port = socket.local_addr().map_err(|e| e.to_string())?.port();
+            z.publish("port", &port.to_string());
+            vec![socket.into()]
+        }
+        "netlink" => {
+            // SAFETY: integers; the descriptor is new.
+            let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE) };
+            // SAFETY: as above.
+            let fd = unsafe { OwnedFd::from_raw_fd(ok(fd as i64, "socket")? as i32) };
+            // struct sockaddr_nl
+            let mut address = [(libc::AF_NETLINK as u16).to_ne_bytes(), [0; 2]].concat();
+            address.extend([7_000_000u32.to_ne_bytes(), [0; 4]].concat());
+            bind_bytes(&fd, &address)?;
+            vec![fd]
+        }
+        "group" => {
+            let fd = socket(libc::AF_INET, UDP)?;
+            bind(&fd, any)?;
+            // struct ip_mreqn
+            let request = [[239, 7, 7, 7], [0; 4], interface()?.to_ne_bytes()].concat();
+            set(&fd, libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP, &request)?;
+            vec![fd]
+        }
+        "device" => {
+            let fd = socket(libc::AF_INET, UDP)?;
+            set(&fd, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, b"zoo0\0")?;
+            vec![fd]
+        }
+        "packet" => {
+            let fd = packet()?;
+            // struct sockaddr_ll
+            let mut address =
+                [(libc::AF_PACKET as u16).to_ne_bytes(), 0x88b5u16.to_be_bytes()].concat();
+            address.extend(interface()?.to_ne_bytes());
+            address.resize(20, 0);
+            bind_bytes(&fd, &address)?;
+            vec![fd]
+        }
+        other => return Err(format!("no ZOO_KIND {other}")),
+    })
+}
+
+fn main() {
+    zoo::run(|z| {
+        let kind = std::env::var("ZOO_KIND").unwrap_or_default();
+        let fds = make(z, &kind)?;
+        z.ready()?;
+        z.wait_for_check();
+        if kind == "cork" || kind == "more" {
+            // What was put together while nobody was looking goes out as one.
+            set_int(&fds[0], libc::IPPROTO_UDP, libc::UDP_CORK, 0)?;
+            ensure_eq!(send(&fds[0], b"", 0).max(0), 0, "send");
+            let mut room = [0; 32];
+            let n = zoo::net::recv(&fds[1], &mut room, libc::MSG_DONTWAIT);
+            ensure_eq!(n, 10, "the datagram");
+        }
+        Ok(())
+    })
+}
