@@ -5,6 +5,7 @@
 //! when it is told to. A small tree is looked after by the caller's own thread alone.
 
 use crate::error::{Error, Result};
+use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread::JoinHandle;
 
@@ -89,6 +90,12 @@ impl<S: Default + 'static> Crew<S> {
     }
 }
 
+/// CPUs that we may use. The standard library looks through our control groups for it each time.
+pub fn cpus() -> usize {
+    static CPUS: OnceLock<usize> = OnceLock::new();
+    *CPUS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
+}
+
 /// Divides `items` among as many threads as there are CPUs, `enough` to each at least, and has each do `work` on its share;
 /// the results in order.
 ///
@@ -99,7 +106,7 @@ pub fn spread<I: Sync, T: Send>(
     enough: usize,
     work: impl Fn(&[I]) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
-    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let workers = cpus();
     let share = items.len().div_ceil(workers).max(enough);
     if share >= items.len() {
         return Ok(vec![work(items)?]);

@@ -1,6 +1,6 @@
 //! Finding a process tree and stopping it, every thread, without missing one that is being born.
 
-use crate::crew::{Crew, spread};
+use crate::crew::{Crew, cpus, spread};
 use crate::error::{Context, Error, Result};
 use rewake_inject::interrupted::mend_interrupted;
 use rewake_inject::live::Live;
@@ -255,7 +255,7 @@ impl Tree {
             }
         }
         if found.len() >= MANY {
-            self.crew.grow(std::thread::available_parallelism().map_or(1, usize::from));
+            self.crew.grow(cpus());
         }
         let members = self.crew.len();
         let mut shares: Vec<Vec<(ProcDir, Stat)>> = Vec::new();

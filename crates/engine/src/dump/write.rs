@@ -1,7 +1,7 @@
 //! Writing the images of a surveyed tree.
 
 use super::{Surveyed, TaskSurvey};
-use crate::crew::spread;
+use crate::crew::{cpus, spread};
 use crate::error::{Context, Error, Result};
 use crate::freeze::Life;
 use rewake_image::messages::{
@@ -62,9 +62,7 @@ pub fn write(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -> 
     write_files(images, surveyed, counters)?;
     // Tasks are independent: as many at a time as there are CPUs.
     let next = AtomicUsize::new(0);
-    let workers = std::thread::available_parallelism()
-        .map_or(1, usize::from)
-        .min(surveyed.tasks.len().max(1));
+    let workers = cpus().min(surveyed.tasks.len().max(1));
     let work = || -> Result<()> {
         let mut buffer = Vec::new();
         loop {

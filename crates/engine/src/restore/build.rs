@@ -411,11 +411,18 @@ fn name_steps(steps: &mut Steps, comm: &[u8]) {
     );
 }
 
-/// A number for the agent's socket that neither the task's descriptors nor what is lent to it will ever have.
+/// A number for the agent's socket that neither the task's descriptors nor what is lent to it will ever have. Not a high
+/// one: the kernel's table of descriptors grows up to it, and stays as large as it has become.
 fn socket_number(alive: &Alive, env: &Environment) -> Result<i32> {
+    /// The socket pair, pages, and whatever else is lent but not for a mapping.
+    const SPARE: usize = 16;
     let (limit, _) = env.limits.get(7).copied().unwrap_or((1024, 1024));
     let limit = limit.min(1 << 30) as u32;
-    let mut number = limit.saturating_sub(1);
+    // What is lent gets the lowest numbers that are free, so there is nobody beyond their sum.
+    let files = alive.mm.vmas.iter().filter(|v| v.shmid != 0).count();
+    let lent = 2 * alive.fds.len() + files + SPARE;
+    let beyond = alive.fds.last().map_or(0, |f| f.fd.saturating_add(1));
+    let mut number = (lent.min(1 << 30) as u32).max(beyond).min(limit.saturating_sub(1));
     for taken in alive.fds.iter().rev().map(|f| f.fd) {
         if taken < number {
             break;
