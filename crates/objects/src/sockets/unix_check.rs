@@ -206,3 +206,7 @@ fn check_partners(all: &HashMap<u32, State>) -> Result<(), Problem> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[path = "unix_check_tests.rs"]
+mod tests;
