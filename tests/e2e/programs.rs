@@ -397,6 +397,7 @@ pub fn all() -> Vec<Program> {
             .named("unix_flight_epoll")
             .env(&[("ZOO_EPOLL", "1"), ("ZOO_DEEP", "1"), ("ZOO_BORDERS", "1")])
             .unless_criu("it cannot save an epoll instance in flight"),
+        program!(unix_many),
         program!(unix_names).unless_criu("it loses addresses of peers and senders that are gone"),
         program!(unix_backlog),
         program!(unix_backlog)

@@ -27,6 +27,8 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     };
     add("bash_loop", bash_loop);
     add("python_threads", python_threads);
+    add("python_handles", python_handles);
+    add("dbus_session", dbus_session);
     add("node_server", node_server);
     add("java_server", java_server);
     all
@@ -305,6 +307,106 @@ fn node_server(tool: &Tool) -> Result<(), NotReady> {
     let script = scripts.write("server.js", NODE)?;
     let mut run = Run::spawn("node_server", &start(&[&node, &script]), Fs::Disk)?;
     serve(tool, &mut run)
+}
+
+const HANDLES: &str = r#"
+# multiprocessing: the parent has sent descriptors of pipes to a child, which receives them after the checkpoints.
+import multiprocessing, os, sys, time
+from multiprocessing import reduction
+
+def wait():
+    while not os.path.exists(sys.argv[1] + "/check"):
+        time.sleep(0.01)
+
+def child(connection):
+    wait()
+    total = 0
+    while True:
+        fd = reduction.recv_handle(connection)
+        total += int(os.read(fd, 100))
+        os.close(fd)
+        if not connection.poll(0.5):
+            break
+    connection.send(total)
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("fork")
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.Process(target=child, args=(theirs,))
+    process.start()
+    for number in range(40):
+        reader, writer = os.pipe()
+        os.write(writer, str(number).encode())
+        reduction.send_handle(ours, reader, process.pid)
+        os.close(reader)
+        os.close(writer)
+    open(sys.argv[1] + "/up", "w").write("up")
+    wait()
+    total = ours.recv()
+    process.join()
+    open(sys.argv[1] + "/result", "w").write("PASS" if total == sum(range(40)) else f"FAIL: {total}")
+"#;
+
+fn python_handles(tool: &Tool) -> Result<(), NotReady> {
+    if tool.is_criu {
+        return Err(NotReady::Skip("CRIU cannot: it merges messages with descriptors".into()));
+    }
+    let python = find("python3")?;
+    let scripts = Scripts::new("handles")?;
+    let script = scripts.write("handles.py", HANDLES)?;
+    let mut run = Run::spawn("python_handles", &start(&[&python, &script]), Fs::Disk)?;
+    wait_for(&run, "up", |t| t == "up")?;
+    for n in 1..=3 {
+        cycle(&mut run, tool, n, &[])?;
+    }
+    run.check(&View::default())?;
+    Ok(())
+}
+
+const DBUS: &str = r#"
+# A message bus of its own with one client that stays and one after the other that come and go.
+dbus-monitor --session >"$1/monitor" 2>&1 &
+i=0
+while [ ! -e "$1/check" ]; do
+    i=$((i + 1))
+    dbus-send --session --type=signal / org.example.Tick uint32:$i || { echo "FAIL: send" >"$1/result"; exit 1; }
+    echo $i >"$1/ticks.new" && mv "$1/ticks.new" "$1/ticks"
+    sleep 0.02
+done
+sleep 0.5
+if grep -q "uint32 $i\$" "$1/monitor"; then printf PASS >"$1/result"; else echo "FAIL: tick $i was not seen" >"$1/result"; fi
+"#;
+
+fn dbus_session(tool: &Tool) -> Result<(), NotReady> {
+    let (session, shell) = (find("dbus-run-session")?, find("sh")?);
+    find("dbus-monitor")?;
+    let scripts = Scripts::new("dbus")?;
+    let script = scripts.write("bus.sh", DBUS)?;
+    let argv = [&*session, Path::new("--"), &*shell, &*script];
+    let mut run = Run::spawn("dbus_session", &start(&argv), Fs::Disk)?;
+    let ticks = |text: &str| text.trim().parse().unwrap_or(0);
+    wait_for(&run, "ticks", |t| ticks(t) >= 3)?;
+    for n in 1..=5 {
+        let before: u32 = ticks(&wait_for(&run, "ticks", |t| ticks(t) > 0)?);
+        let images = run.images(n)?;
+        let pids = view::descendants(run.root);
+        // What a client sends before it is accepted, nobody can read: then another instant.
+        for attempt in 1.. {
+            let done = run.try_dump(tool, run.root, &images, &[])?;
+            if done.success() {
+                break;
+            }
+            if attempt == 50 || !done.text.contains("waits to be accepted") {
+                return Err(run.fail(format!("dump {n} failed: {}", done.text)).into());
+            }
+        }
+        run.gone(&pids, &format!("after dump {n}"))?;
+        run.restore(tool, &images, &[])?;
+        let _ = fs::remove_dir_all(images);
+        wait_for(&run, "ticks", |t| ticks(t) > before + 2)?;
+    }
+    run.check(&View::default())?;
+    Ok(())
 }
 
 const JAVA: &str = r#"
