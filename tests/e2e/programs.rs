@@ -328,6 +328,12 @@ pub fn all() -> Vec<Program> {
             .env(&[("ZOO_TICKS", "1")])
             .unless_criu("it loses ticks of a periodic timerfd that were not read yet"),
         program!(signalfd),
+        program!(inotify),
+        program!(pidfd).not_in(&[(
+            "new_pidns",
+            "a dead process that a pidfd is of is made outside the namespace: signals to it fail with EINVAL, not ESRCH",
+        )]),
+        program!(mdwe).unless_criu("it keeps neither PR_SET_MDWE nor the mode of the time stamp counter"),
         program!(tcp_listen).probe(probes::echo),
         program!(tcp_pair)
             .options(&["--tcp-established"], &["--tcp-established"])

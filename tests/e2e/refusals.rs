@@ -25,6 +25,15 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("dump_to_full_disk", full_disk);
     add("restore_pid_taken", pid_taken);
     add("restore_without_images", no_images);
+    {
+        let tool = tool.clone();
+        all.push(trial_alone("refusals::restore_scrambled_images".into(), move || -> Outcome {
+            if tool.is_criu && !no_excuses() {
+                return Ok(skip("CRIU has no --no-verify"));
+            }
+            finish(scrambled(&tool))
+        }));
+    }
     for (name, how) in
         [("truncated", Damage::Truncate), ("flipped", Damage::Flip), ("missing", Damage::Remove)]
     {
@@ -257,6 +266,18 @@ enum Damage {
     Remove,
 }
 
+/// The files a checkpoint consists of.
+fn image_files(images: &Path) -> Result<Vec<String>, Fail> {
+    let mut names: Vec<_> = fs::read_dir(images)
+        .map_err(|e| e.to_string())?
+        .flatten()
+        .map(|e| e.file_name().to_string_lossy().into_owned())
+        .filter(|n| !n.ends_with(".log") && !n.starts_with("stats-") && !n.starts_with("irmap"))
+        .collect();
+    names.sort();
+    Ok(names)
+}
+
 /// Damages every image file in turn; restore must refuse each time, before or after it made processes, and leave none.
 fn damaged(tool: &Tool, how: Damage) -> Result<(), NotReady> {
     let program = by_name("pipes")?;
@@ -264,13 +285,7 @@ fn damaged(tool: &Tool, how: Damage) -> Result<(), NotReady> {
     let images = run.images(1)?;
     run.dump(tool, &images, program.dump_options)?;
     run.gone(&before.pids(), "after dump")?;
-    let mut names: Vec<_> = fs::read_dir(&images)
-        .map_err(|e| e.to_string())?
-        .flatten()
-        .map(|e| e.file_name().to_string_lossy().into_owned())
-        .filter(|n| !n.ends_with(".log") && !n.starts_with("stats-") && !n.starts_with("irmap"))
-        .collect();
-    names.sort();
+    let names = image_files(&images)?;
     let me = std::process::id() as i32;
     for name in &names {
         let path = images.join(name);
@@ -308,6 +323,49 @@ fn damaged(tool: &Tool, how: Damage) -> Result<(), NotReady> {
     // Whole again, it restores: the refusals were about the damage.
     run.restore(tool, &images, program.restore_options)?;
     run.check(&before)?;
+    Ok(())
+}
+
+/// Bits flipped at random in every image, and nothing that tells: what comes of it is a refusal that leaves nothing, or some
+/// tree, never a crash or a hang. (What such images make of a process is its own affair: it is killed.)
+fn scrambled(tool: &Tool) -> Result<(), NotReady> {
+    let program = by_name("tree")?;
+    let (run, before) = started(&program, Fs::Memory)?;
+    let images = run.images(1)?;
+    run.dump(tool, &images, program.dump_options)?;
+    run.gone(&before.pids(), "after dump")?;
+    let seed = crate::kills::seed();
+    let mut rng = zoo::Rng(seed);
+    let me = std::process::id() as i32;
+    let options = with(program.restore_options, "--no-verify");
+    for name in image_files(&images)?.iter().filter(|n| !n.starts_with("pages-")) {
+        let path = images.join(name);
+        let good = fs::read(&path).map_err(|e| format!("{name}: {e}"))?;
+        for _ in 0..6 {
+            let mut bad = good.clone();
+            let mut at = Vec::new();
+            for _ in 0..1 + rng.next() % 3 {
+                let bit = (rng.next() % (good.len() as u64 * 8)) as usize;
+                bad[bit / 8] ^= 1 << (bit % 8);
+                at.push(bit);
+            }
+            fs::write(&path, bad).map_err(|e| format!("{name}: {e}"))?;
+            let when = format!("{name} with bits {at:?} flipped (seed {seed})");
+            let done =
+                run.try_restore(tool, &images, &options).map_err(|e| format!("{when}: {e}"))?;
+            let left = || -> Vec<i32> {
+                view::descendants(me).into_iter().filter(|&p| p != me && exists(p)).collect()
+            };
+            if done.success() {
+                left().into_iter().for_each(|pid| crate::harness::kill(pid, libc::SIGKILL));
+            } else {
+                refused(&run, tool, &done, &images.join("restore.log"), &[])
+                    .map_err(|e| format!("{when}: {e}"))?;
+            }
+            run.gone(&left(), &when)?;
+        }
+        fs::write(&path, good).map_err(|e| format!("{name}: {e}"))?;
+    }
     Ok(())
 }
 

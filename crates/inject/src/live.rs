@@ -330,9 +330,14 @@ impl Start<'_> {
             let (leader, regs) = tell::wait_told(tid, self.target.signal, mask, &mut self.owed)?;
             (leader, regs, regs.r13, regs.r14)
         } else {
-            let leader = tell::follow(leader, 2, &mut self.owed)?;
-            let mapped = leader.registers()?.rax;
-            inside("mmap", mapped)?;
+            // All of it, then the page of code.
+            let mut leader = leader;
+            let mut mapped = 0;
+            for _ in 0..2 {
+                leader = tell::follow(leader, 2, &mut self.owed)?;
+                mapped = leader.registers()?.rax;
+                inside("mmap", mapped)?;
+            }
             let leader = tell::follow(leader, 2, &mut self.owed)?;
             let regs = leader.registers()?;
             (leader, regs, mapped, regs.rax)

@@ -215,10 +215,10 @@ global_asm!(
     "rewake_tell",
     "jmp rewake_bootstrap_undo_memfd", // gate 1: the controller fills the ring first
     "rewake_bootstrap_map:",
-    "mov eax, 9", // mmap(NULL, size, RWX, MAP_SHARED, memfd, 0)
+    "mov eax, 9", // mmap(NULL, size, RW, MAP_SHARED, memfd, 0)
     "xor edi, edi",
     "mov rsi, [rip + rewake_bootstrap_size]",
-    "mov edx, 7",
+    "mov edx, 3",
     "mov r10d, 1",
     "mov r8, r12",
     "xor r9d, r9d",
@@ -227,6 +227,15 @@ global_asm!(
     "cmp rax, -4095",
     "jae 2f",
     "lea rbx, [rax + 4096]",
+    "mov rdi, rax", // mmap(it, 4096, RX, MAP_SHARED | MAP_FIXED, memfd, 0): no page is both, for PR_SET_MDWE
+    "mov eax, 9",
+    "mov esi, 4096",
+    "mov edx, 5",
+    "mov r10d, 0x11",
+    "syscall",
+    "mov r13, rax",
+    "cmp rax, -4095",
+    "jae 2f", // the way back closes -1 twice and unmaps
     "mov eax, 53", // socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, header.sockets)
     "mov edi, 1",
     "mov esi, 0x80005",
