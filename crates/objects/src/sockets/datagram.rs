@@ -13,7 +13,7 @@ use rewake_netlink::diag;
 use rewake_sys::SyscallError;
 use rewake_sys::sockets::{self, option_int, set_option_int};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fd::BorrowedFd;
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Protocol, RawProtocol, SendFlags, SocketFlags, SocketType};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -148,8 +148,9 @@ pub(super) fn give_back(
     // What the kernel counts for a small datagram is much more than its bytes.
     let room = datagrams.iter().map(|d| d.data.len() + 512).sum();
     options::make_room(making, room, 0)?;
+    let mut senders = Senders::default();
     for (at, datagram) in datagrams.iter().enumerate() {
-        if let Err(why) = deliver(entry, bound, datagram) {
+        if let Err(why) = deliver(&mut senders, entry, bound, datagram) {
             return dropped(datagrams.len() - at, &why);
         }
     }
@@ -176,6 +177,7 @@ fn is_shared(entry: &InetSkEntry, bound: SocketAddr) -> bool {
 }
 
 fn deliver(
+    senders: &mut Senders,
     entry: &InetSkEntry,
     bound: SocketAddr,
     datagram: &RewakeDatagramEntry,
@@ -186,8 +188,7 @@ fn deliver(
         IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::LOCALHOST),
     };
-    let told =
-        datagram.destination.as_deref().and_then(address).filter(|to| can_be_given_back(*to));
+    let told = datagram.destination.as_deref().and_then(address).filter(|to| is_local(*to));
     let to = match bound.ip().to_canonical() {
         ip if ip.is_unspecified() => told.unwrap_or(loopback),
         ip => ip,
@@ -201,17 +202,48 @@ fn deliver(
         SocketAddr::new(to, bound.port()),
         &datagram.data,
     );
-    send(&packet, to).map_err(|e| match e {
+    senders.send(&packet, to).map_err(|e| match e {
         Errno::PERM => "it takes CAP_NET_RAW to give them back".to_owned(),
         e => format!("they cannot be sent on the loopback: {e}"),
     })
 }
 
-fn send(packet: &[u8], to: IpAddr) -> Result<(), Errno> {
-    let family = if to.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
-    let raw = RawProtocol::new(libc::IPPROTO_RAW as u32).map(Protocol::from_raw);
-    let socket = rustix::net::socket_with(family, SocketType::RAW, SocketFlags::CLOEXEC, raw)?;
-    rustix::net::sendto(&socket, packet, SendFlags::empty(), &SocketAddr::new(to, 0)).map(drop)
+/// Whether this host has the address.
+fn is_local(ip: IpAddr) -> bool {
+    std::net::UdpSocket::bind((ip, 0)).is_ok()
+}
+
+/// Raw sockets on the loopback, one a family: nothing leaves the host, whatever the image says.
+#[derive(Debug, Default)]
+struct Senders {
+    v4: Option<OwnedFd>,
+    v6: Option<OwnedFd>,
+}
+
+impl Senders {
+    fn send(&mut self, packet: &[u8], to: IpAddr) -> Result<(), Errno> {
+        let (family, place) = match to {
+            IpAddr::V4(_) => (AddressFamily::INET, &mut self.v4),
+            IpAddr::V6(_) => (AddressFamily::INET6, &mut self.v6),
+        };
+        let socket = match place {
+            Some(socket) => socket,
+            None => {
+                let raw = RawProtocol::new(libc::IPPROTO_RAW as u32).map(Protocol::from_raw);
+                let flags = SocketFlags::CLOEXEC;
+                let socket = rustix::net::socket_with(family, SocketType::RAW, flags, raw)?;
+                sockets::set_option(
+                    socket.as_fd(),
+                    libc::SOL_SOCKET,
+                    libc::SO_BINDTODEVICE,
+                    b"lo\0",
+                )
+                .map_err(|e| e.errno)?;
+                place.insert(socket)
+            }
+        };
+        rustix::net::sendto(socket, packet, SendFlags::empty(), &SocketAddr::new(to, 0)).map(drop)
+    }
 }
 
 /// The datagram with its headers.

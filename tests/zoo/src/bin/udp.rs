@@ -95,6 +95,35 @@ fn talk(a: &UdpSocket, b: &UdpSocket, who: &str) -> zoo::Check {
     Ok(())
 }
 
+/// A socket that has itself told to which address a datagram was sent, with one that was sent to 127.0.0.5.
+fn told() -> Result<UdpSocket, String> {
+    let socket = bound(libc::IPPROTO_UDP, "0.0.0.0")?;
+    zoo::net::set_int(&socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+    let to = SocketAddr::from(([127, 0, 0, 5], local(&socket)?.port()));
+    for letter in waiting() {
+        bound(libc::IPPROTO_UDP, "127.0.0.1")?.send_to(&letter, to).map_err(|e| e.to_string())?;
+    }
+    Ok(socket)
+}
+
+/// To which address the datagram was sent.
+fn destination(socket: &UdpSocket) -> Result<[u8; 4], String> {
+    let (mut data, mut control) = ([0u8; 64], [0u64; 16]);
+    // SAFETY: all-zero is a valid header; data and control are live and as long as it says.
+    unsafe {
+        let mut part = libc::iovec { iov_base: data.as_mut_ptr().cast(), iov_len: data.len() };
+        let mut header: libc::msghdr = std::mem::zeroed();
+        header.msg_iov = &raw mut part;
+        header.msg_iovlen = 1;
+        header.msg_control = control.as_mut_ptr().cast();
+        header.msg_controllen = size_of_val(&control);
+        ok(libc::recvmsg(socket.as_raw_fd(), &raw mut header, 0) as i64, "recvmsg")?;
+    }
+    // struct cmsghdr, then struct in_pktinfo: the address of the header is its third part.
+    ensure_eq!(control[1] >> 32, libc::IP_PKTINFO as u64, "type of the control message");
+    Ok((control[3] as u32).to_ne_bytes())
+}
+
 struct Group {
     name: String,
     queue: UdpSocket,
@@ -210,6 +239,7 @@ fn main() {
         )?;
         // SAFETY: the descriptor is new.
         let unbound = unsafe { UdpSocket::from_raw_fd(unbound as i32) };
+        let told = told()?;
         z.ready()?;
         z.wait_for_check();
         for group in &groups {
@@ -221,6 +251,9 @@ fn main() {
                 other => other,
             };
             expect(both, &waiting(), from, "both families")?;
+        }
+        if !is_empty() {
+            ensure_eq!(destination(&told)?, [127, 0, 0, 5], "destination");
         }
         ensure_eq!(local(&unbound)?.port(), 0, "port of an unbound socket");
         Ok(())
