@@ -49,7 +49,7 @@ pub fn seed() -> u64 {
 }
 
 /// Starts the command, kills it after the delay unless it ends before; tells whether it was killed.
-fn killed_after(mut command: Command, delay: Duration) -> Result<bool, Fail> {
+pub fn killed_after(mut command: Command, delay: Duration) -> Result<bool, Fail> {
     let mark = reaper::mark();
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let child =
@@ -66,7 +66,7 @@ fn killed_after(mut command: Command, delay: Duration) -> Result<bool, Fail> {
     Ok(libc::WIFSIGNALED(status))
 }
 
-fn dump_command(run: &Run, tool: &Tool, images: &Path, options: &[&str]) -> Command {
+pub fn dump_command(run: &Run, tool: &Tool, images: &Path, options: &[&str]) -> Command {
     let mut command = Command::new(&tool.path);
     command
         .args(["dump", "-t", &run.root.to_string(), "-D"])

@@ -2,7 +2,8 @@
 //! has a network namespace of its own.
 
 use crate::flavours::finish;
-use crate::harness::{Fail, Fs, NotReady, Run, TIMEOUT, Tool, execute, exists};
+use crate::harness::{Fail, Fs, NotReady, Run, TIMEOUT, Tool, alive, execute, exists};
+use crate::kills::{dump_command, killed_after};
 use crate::netns::{Net, ip};
 use crate::programs::{Program, by_name};
 use crate::refusals::refused;
@@ -49,6 +50,7 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("address_is_missing", address_is_missing);
     add("nothing_was_agreed", nothing_was_agreed);
     add("two_hosts", two_hosts);
+    add("killed_dumps", killed_dumps);
     add("locks_of_criu", locks_of_criu);
     add("refused_mptcp", |tool| is_refused(tool, "tcp_refused_mptcp", &["multipath TCP"]));
     add("refused_md5", |tool| is_refused(tool, "tcp_refused_md5", &["TCP_MD5SIG", "keys"]));
@@ -532,6 +534,32 @@ fn is_refused(tool: &Tool, program: &str, words: &[&str]) -> Result<(), NotReady
     let images = run.images(1)?;
     let done = run.try_dump(tool, run.root, &images, ESTABLISHED)?;
     refused(&run, tool, &done, &images.join("dump.log"), words)?;
+    run.check(&before)?;
+    Ok(())
+}
+
+/// Dumps that are killed at any instant: the connections of who lives go on once `unlock` has been there; who is dead is
+/// restored.
+fn killed_dumps(tool: &Tool) -> Result<(), NotReady> {
+    let (mut run, before) = ready(&by_name("tcp_options")?)?;
+    let options = ["--tcp-established", "--leave-running"];
+    let whole = run.dump(tool, &run.images(0)?, &options)?.took;
+    let mut rng = zoo::Rng(before.pids().first().map_or(1, |p| *p as u64));
+    for n in 1..=60 {
+        let images = run.images(n)?;
+        let delay = Duration::from_nanos(rng.next() % (whole.as_nanos() as u64 * 13 / 10));
+        killed_after(dump_command(&run, tool, &images, ESTABLISHED), delay)?;
+        std::thread::sleep(Duration::from_millis(10));
+        if alive(run.root) {
+            unlock(&run, tool, &[])?;
+            nothing_locked(&run, tool)?;
+        } else {
+            run.gone(&before.pids(), "after a killed dump")?;
+            run.restore(tool, &images, ESTABLISHED)
+                .map_err(|e| format!("kill {n} after {delay:?}: the target died and {e}"))?;
+        }
+        let _ = fs::remove_dir_all(&images);
+    }
     run.check(&before)?;
     Ok(())
 }

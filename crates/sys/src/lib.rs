@@ -8,6 +8,7 @@ pub mod descriptors;
 pub mod file;
 pub mod futex;
 pub mod kcmp;
+pub mod keeper;
 pub mod memory;
 pub mod message;
 pub mod pagemap;

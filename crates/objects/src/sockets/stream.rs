@@ -3,9 +3,9 @@
 //! # Why a dump is harmless
 //! Reading the send queue and the sequence numbers needs repair mode, in which a close is silent and `SO_REUSEADDR` is
 //! forgotten. It is switched on for the reading only ([`read`], some milliseconds for hundreds of connections),
-//! and off again before anything is written; a [`Guard`] does so on every way out. Only a controller that is killed within
-//! these milliseconds leaves sockets in repair mode. Tasks that are to be killed get it once more, by
-//! [`Survey::silence`], so that the peer is not told.
+//! and off again before anything is written; a [`Guard`] does so on every way out, and a [`Keeper`] if the controller is
+//! killed within these milliseconds. Tasks that are to be killed get it once more, by [`Survey::silence`], so that the peer
+//! is not told.
 //!
 //! # Why connections within the tree need no lock
 //! Both ends are frozen, but the kernel's timers are not: data may still move from one end's send queue to the other's
@@ -21,6 +21,7 @@ use crate::Problem;
 use crate::files::collect::{Collector, View};
 use rewake_image::messages::{InetSkEntry, RewakeSocketOptionEntry, SkShutdown, TcpStreamEntry};
 use rewake_image::{ImageError, ImageWriter, kind};
+use rewake_sys::keeper::Keeper;
 use rewake_sys::sockets::{option, option_int, queue_length, set_option_int};
 use rewake_sys::tcp::{self, Queue, Repair};
 use rewake_sys::{Errno, SyscallError};
@@ -29,6 +30,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::RecvFlags;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
 const SIOCINQ: u32 = 0x541b;
@@ -395,6 +397,19 @@ fn peek(fd: BorrowedFd<'_>, scratch: &mut Vec<u8>, length: usize) -> Result<usiz
 #[must_use = "repair mode ends when this is dropped"]
 pub struct Guard {
     connections: Vec<(Arc<OwnedFd>, bool)>,
+    /// Does the same if this process dies meanwhile.
+    keeper: Option<Keeper>,
+}
+
+fn keeper(connections: &[Connection]) -> Result<Keeper, Problem> {
+    let reuse = |c: &Connection| {
+        let name = libc::SO_REUSEADDR;
+        option_int(c.fd.as_fd(), libc::SOL_SOCKET, name).map(|on| on != 0).unwrap_or(c.reuse)
+    };
+    let sockets: Vec<_> = connections.iter().map(|c| (c.fd.as_raw_fd(), reuse(c))).collect();
+    Keeper::start(&sockets).map_err(|e| {
+        Problem::new("TCP connections", format!("nobody can look after them meanwhile: {e}"))
+    })
 }
 
 impl Guard {
@@ -407,6 +422,7 @@ impl Guard {
     /// Leaves the connections in repair mode: their tasks are gone, and nobody is to be told.
     pub fn keep(mut self) {
         self.connections.clear();
+        drop(self.keeper.take());
     }
 }
 
@@ -480,6 +496,10 @@ fn read_all(collector: &mut Collector, connections: &mut [Connection]) -> Result
         collector.sockets.usual(family, kind, protocol).to_vec()
     };
     let (four, six) = (usual(libc::AF_INET), usual(libc::AF_INET6));
+    let keeper = match connections.is_empty() {
+        true => return Ok(()),
+        false => keeper(connections)?,
+    };
     let shares = connections.chunks_mut(share).map(|share| (share, ()));
     let guards = at_once(shares, |share: &mut [Connection], ()| {
         let mut scratch = Vec::new();
@@ -500,6 +520,7 @@ fn read_all(collector: &mut Collector, connections: &mut [Connection]) -> Result
         drop(guard);
         Ok(())
     })?;
+    drop(keeper);
     for connection in connections {
         let unusual = std::mem::take(&mut connection.unusual);
         if !unusual.is_empty() {
@@ -578,6 +599,9 @@ impl Survey {
     /// A connection cannot be put into repair mode; none is left in it.
     pub fn silence(&self) -> Result<Guard, Problem> {
         let mut guard = Guard::default();
+        if !self.connections.is_empty() {
+            guard.keeper = Some(keeper(&self.connections)?);
+        }
         self.connections.iter().try_for_each(|connection| guard.add(connection))?;
         Ok(guard)
     }
