@@ -327,7 +327,14 @@ fn postgresql(tool: &Tool) -> Result<(), NotReady> {
         run_to_end(pgbench).map_err(|e| format!("pgbench {arguments:?}: {e}"))
     };
     let result = (|| -> Result<(), Fail> {
-        bench(&["-i", "-q", "-s", "1"])?;
+        // It listens before it lets anybody in.
+        let patience = Instant::now() + Duration::from_secs(30);
+        while let Err(e) = bench(&["-i", "-q", "-s", "1"]) {
+            if !e.contains("is starting up") || Instant::now() > patience {
+                return Err(e);
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
         for n in 1..=2 {
             bench(&["-c", "4", "-t", "100", "-n"])?;
             cycle(&mut run, tool, n, &["--tcp-established"])?;
