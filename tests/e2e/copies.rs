@@ -6,6 +6,9 @@ use crate::programs::by_name;
 use crate::{reaper, trial, view};
 use libtest_mimic::Trial;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicU16, Ordering};
 
 /// All trials about trees in namespaces of their own.
 pub fn trials(tool: &Tool) -> Vec<Trial> {
@@ -23,6 +26,11 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("addresses_replaced_at_restore", replaced_at_restore);
     add("addresses_replaced_in_images", replaced_in_images);
     add("address_of_nobody", address_of_nobody);
+    add("twenty_servers", twenty_servers);
+    add("trees", trees);
+    add("networks_of_their_own", networks_of_their_own);
+    add("all_or_none", all_or_none);
+    add("the_same_address_is_refused", same_address);
     all
 }
 
@@ -176,5 +184,221 @@ fn address_of_nobody(tool: &Tool) -> Result<(), NotReady> {
     // The images are what they were.
     run.restore(tool, &images, &["--tcp-established"])?;
     run.check(&before)?;
+    Ok(())
+}
+
+/// The program `copy_server` (or its namesake with workers), saved with so much memory, and its port.
+fn saved_server(tool: &Tool, name: &str) -> Result<(Run, u16), NotReady> {
+    let (run, before) = started(&by_name(name)?, Fs::Disk)?;
+    let port = fs::read_to_string(run.dir.join("port")).unwrap_or_default();
+    let port = port.parse().map_err(|e| format!("port: {e}"))?;
+    run.dump(tool, &run.images(1)?, &[])?;
+    run.gone(&before.pids(), "after the dump")?;
+    Ok((run, port))
+}
+
+/// The first of so many ports that are all free, and that no other trial gets.
+fn free_ports(count: u16) -> Result<u16, Fail> {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = 21_000 + (std::process::id() % 100) as u16 * 100;
+    loop {
+        let base = start.saturating_add(NEXT.fetch_add(count, Ordering::Relaxed));
+        if base > 32_000 {
+            return Err("no free ports".into());
+        }
+        let mut all = (base..base + count).map(|p| TcpListener::bind(("127.0.0.1", p)));
+        if all.all(|bound| bound.is_ok()) {
+            return Ok(base);
+        }
+    }
+}
+
+/// What a server answers: pid, how often it and its tree were asked, what the deleted file said, the state of its memory.
+fn ask(port: u16, question: &str) -> Result<Vec<String>, Fail> {
+    let failed = |e: std::io::Error| format!("port {port}: {e}");
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).map_err(failed)?;
+    stream.set_read_timeout(Some(TIMEOUT)).map_err(failed)?;
+    stream.write_all(question.as_bytes()).map_err(failed)?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).map_err(failed)?;
+    Ok(text.split_whitespace().map(str::to_owned).collect())
+}
+
+/// A line of /proc/PID/smaps_rollup, in bytes.
+fn memory(pid: i32, name: &str) -> u64 {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let line = text.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix(':'));
+    line.and_then(|l| l.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or(0) * 1024
+}
+
+/// Restores copies; returns the pids of their roots.
+fn copies(run: &mut Run, tool: &Tool, count: usize, extra: &[&str]) -> Result<Vec<i32>, Fail> {
+    run.mark = reaper::mark();
+    let images = run.dir.join("img.1");
+    let pidfile = run.dir.join("copies.pid");
+    let pidfile = pidfile.to_str().ok_or("the directory's name is no text")?;
+    let count_text = count.to_string();
+    let mut options = vec!["--copies", &count_text, "--pidfile", pidfile];
+    options.extend(extra);
+    let done = run.try_restore(tool, &images, &options)?;
+    if !done.success() {
+        return Err(run.fail(format!("restore --copies {count}: {}", done.text)));
+    }
+    let list = fs::read_to_string(pidfile).unwrap_or_default();
+    let pids: Vec<i32> = list.lines().filter_map(|l| l.parse().ok()).collect();
+    if pids.len() != count || done.text != list {
+        return Err(run.fail(format!("not {count} pids: {list:?}, printed {:?}", done.text)));
+    }
+    Ok(pids)
+}
+
+/// Has all copies check themselves; fails unless each passes and nothing is left.
+fn all_pass(run: &Run, roots: &[i32]) -> Result<(), Fail> {
+    let inits: Vec<i32> = roots.iter().filter_map(|r| view::parent(*r)).collect();
+    let everybody: Vec<i32> = inits.iter().flat_map(|i| view::descendants(*i)).collect();
+    fs::write(run.dir.join("check"), "").map_err(|e| format!("check: {e}"))?;
+    for init in &inits {
+        let status = reaper::wait(*init, run.mark, TIMEOUT);
+        if status != Some(0) {
+            let how = status.map_or("no end in time".into(), reaper::describe);
+            let result = fs::read_to_string(run.dir.join("result")).unwrap_or_default();
+            return Err(run.fail(format!("the copy of init {init}: {how}, {result}")));
+        }
+    }
+    run.gone(&everybody, "after the check")
+}
+
+fn twenty_servers(tool: &Tool) -> Result<(), NotReady> {
+    const COPIES: u16 = 20;
+    let (mut run, port) = saved_server(tool, "copy_server")?;
+    let inner = run.root.to_string();
+    let base = free_ports(COPIES)?;
+    let rule = format!(":{port}=:{{{base}+i}}");
+    let roots = copies(&mut run, tool, COPIES.into(), &["--replace-address", &rule])?;
+    // Nobody has written: all together hold what one would hold alone, and a little for each.
+    let together: u64 = roots.iter().map(|r| memory(*r, "Pss")).sum();
+    let alone = memory(roots[0], "Rss");
+    let limit = alone + u64::from(COPIES) * (1 << 20);
+    if alone < 8 << 20 || together > limit {
+        let text =
+            format!("{together} bytes together, one alone has {alone}, the limit is {limit}");
+        return Err(run.fail(text).into());
+    }
+    // Each counts for itself, and has a deleted file of its own.
+    for round in 1..=3u64 {
+        for i in 0..COPIES {
+            let question = if i == 3 { "w" } else { "r" };
+            let want =
+                [inner.clone(), round.to_string(), round.to_string(), (round - 1).to_string()];
+            let answer = ask(base + i, question).map_err(|e| run.fail(e))?;
+            if answer[..] != [&want[..], &["whole".to_owned()]].concat() {
+                return Err(run.fail(format!("copy {i} in round {round}: {answer:?}")).into());
+            }
+        }
+    }
+    all_pass(&run, &roots)?;
+    Ok(())
+}
+
+fn trees(tool: &Tool) -> Result<(), NotReady> {
+    let (mut run, port) = saved_server(tool, "copy_server_tree")?;
+    let base = free_ports(3)?;
+    let rule = format!(":{port}=:{{{base}+i}}");
+    let roots = copies(&mut run, tool, 3, &["--replace-address", &rule])?;
+    let everybody: Vec<i32> = roots.iter().flat_map(|r| view::descendants(*r)).collect();
+    let together: u64 = everybody.iter().map(|p| memory(*p, "Pss")).sum();
+    let tree: u64 = view::descendants(roots[0]).iter().map(|p| memory(*p, "Rss")).sum();
+    // Pages that were shared between processes of the tree are not shared so any more: only between copies.
+    if everybody.len() != 12 || together > tree + (12 << 20) {
+        let text = format!("{} processes hold {together} bytes, one tree {tree}", everybody.len());
+        return Err(run.fail(text).into());
+    }
+    for i in 0..3u16 {
+        for n in 1..=5u64 {
+            let answer = ask(base + i, if i == 1 { "w" } else { "r" }).map_err(|e| run.fail(e))?;
+            // Whoever of the tree answers: they count together, each copy for itself.
+            let want = [n.to_string(), (n - 1).to_string(), "whole".to_owned()];
+            if answer.get(2..) != Some(&want[..]) {
+                return Err(run.fail(format!("copy {i}, question {n}: {answer:?}")).into());
+            }
+        }
+    }
+    all_pass(&run, &roots)?;
+    Ok(())
+}
+
+/// Runs `body` in a thread that is in the network namespace of a process.
+fn in_network<T: Send>(pid: i32, body: impl FnOnce() -> Result<T, Fail> + Send) -> Result<T, Fail> {
+    use std::os::fd::AsRawFd;
+    let file = fs::File::open(format!("/proc/{pid}/ns/net")).map_err(|e| e.to_string())?;
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            // SAFETY: integers only; the thread ends with this.
+            if unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
+                return Err(format!("setns: {}", std::io::Error::last_os_error()));
+            }
+            body()
+        });
+        thread.join().unwrap_or_else(|_| Err("the thread panicked".into()))
+    })
+}
+
+fn networks_of_their_own(tool: &Tool) -> Result<(), NotReady> {
+    let (mut run, port) = saved_server(tool, "copy_server")?;
+    // Taken here, free there.
+    let _taken = TcpListener::bind(("127.0.0.1", port)).map_err(|e| e.to_string())?;
+    let roots = copies(&mut run, tool, 3, &["--copy-netns"])?;
+    for (i, root) in roots.iter().enumerate() {
+        for round in 1..=i + 1 {
+            let answer = in_network(*root, || ask(port, "r")).map_err(|e| run.fail(e))?;
+            if answer.get(1) != Some(&round.to_string()) {
+                return Err(run.fail(format!("copy {i} in round {round}: {answer:?}")).into());
+            }
+        }
+    }
+    all_pass(&run, &roots)?;
+    Ok(())
+}
+
+fn all_or_none(tool: &Tool) -> Result<(), NotReady> {
+    let (mut run, port) = saved_server(tool, "copy_server")?;
+    let base = free_ports(5)?;
+    let rule = format!(":{port}=:{{{base}+i}}");
+    let taken = TcpListener::bind(("127.0.0.1", base + 3)).map_err(|e| e.to_string())?;
+    let pidfile = run.dir.join("none.pid");
+    let images = run.dir.join("img.1");
+    let name = pidfile.to_str().unwrap_or_default();
+    let options = ["--copies", "5", "--replace-address", &rule, "--pidfile", name];
+    let done = run.try_restore(tool, &images, &options)?;
+    let address = format!("127.0.0.1:{}", base + 3);
+    let words = ["copy 3", "in use by", &address];
+    if done.success() || !words.iter().all(|w| done.text.contains(w)) {
+        return Err(run.fail(format!("not refused in the words {words:?}: {}", done.text)).into());
+    }
+    let left = run.leftovers();
+    if !left.is_empty() || pidfile.exists() {
+        return Err(run
+            .fail(format!("left behind: {left:?}, pidfile {}", pidfile.exists()))
+            .into());
+    }
+    drop(taken);
+    let roots = copies(&mut run, tool, 5, &["--replace-address", &rule])?;
+    all_pass(&run, &roots)?;
+    Ok(())
+}
+
+fn same_address(tool: &Tool) -> Result<(), NotReady> {
+    let (run, port) = saved_server(tool, "copy_server")?;
+    let images = run.dir.join("img.1");
+    let done = run.try_restore(tool, &images, &["--copies", "2"])?;
+    let (address, way_out) = (format!("127.0.0.1:{port}"), format!("':{port}=:{{{port}+i}}'"));
+    let words = ["all copies would have", &address, &way_out, "--copy-netns"];
+    if done.success() || !words.iter().all(|w| done.text.contains(*w)) {
+        return Err(run.fail(format!("not refused in the words {words:?}: {}", done.text)).into());
+    }
+    let left = run.leftovers();
+    if !left.is_empty() {
+        return Err(run.fail(format!("left behind: {left:?}")).into());
+    }
     Ok(())
 }

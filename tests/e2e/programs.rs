@@ -385,6 +385,8 @@ pub fn all() -> Vec<Program> {
             .private_net()
             .env(&[("ZOO_PLAIN", "1")]),
         program!(unix_pair),
+        program!(copy_server),
+        program!(copy_server).named("copy_server_tree").env(&[("ZOO_WORKERS", "3")]),
         program!(unix_pair)
             .named("unix_pair_empty")
             .env(&[("ZOO_EMPTY", "1")])

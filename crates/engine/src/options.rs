@@ -143,6 +143,10 @@ pub struct RestoreOptions {
     pub verify: bool,
     /// `--new-pidns`: into a PID namespace (and a mount namespace with its own `/proc`) of its own.
     pub new_pidns: bool,
+    /// `--copies`: so many trees, each in a PID namespace of its own.
+    pub copies: Option<u32>,
+    /// `--copy-netns`: each copy in a network namespace of its own.
+    pub copy_netns: bool,
     /// `--replace-address`, in the order given.
     pub addresses: Vec<Template>,
     /// `--shell-job`.

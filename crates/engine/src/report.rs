@@ -38,8 +38,10 @@ pub struct DumpReport {
 /// Figures of a restore, in the terms of CRIU's `restore_stats_entry`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RestoreReport {
-    /// Pid of the root task as the caller sees it.
+    /// Pid of the root task as the caller sees it; of several copies, that of the first.
     pub root: i32,
+    /// Pids of the root tasks of all copies.
+    pub roots: Vec<i32>,
     /// Creating the tree.
     pub forking_time: Duration,
     /// The whole restore.

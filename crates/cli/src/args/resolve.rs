@@ -110,6 +110,8 @@ struct Values {
     sibling: bool,
     no_verify: bool,
     new_pidns: bool,
+    copies: Option<u32>,
+    copy_netns: bool,
     addresses: Vec<Template>,
     images_dir: Option<PathBuf>,
     work_dir: Option<PathBuf>,
@@ -266,6 +268,11 @@ impl Values {
             "leave-running" => self.final_state = Some(FinalState::Running),
             "restore-detached" | "daemon" => self.detached = on,
             "restore-sibling" => self.sibling = on,
+            "copies" => {
+                let number = text().to_str().and_then(|t| t.parse().ok()).filter(|n| *n > 0);
+                self.copies = Some(number.ok_or_else(|| bad("a number of copies"))?);
+            }
+            "copy-netns" => self.copy_netns = true,
             "replace-address" => {
                 let template = Template::new(text().to_string_lossy());
                 template.rule(0).map_err(|e| Kind::BadRule(e.to_string()))?;
@@ -435,6 +442,7 @@ impl Values {
             let text = "--restore-sibling needs --restore-detached";
             return Err(Kind::Usage(text.into()).argv());
         }
+        self.refuse_for_copies()?;
         if self.log_pid && !matches!(self.log_to(), LogTo::File(_)) {
             return Err(Kind::Usage("--log-pid needs --log-file FILE".into()).argv());
         }
@@ -457,6 +465,8 @@ impl Values {
                 sibling: self.sibling,
                 verify: !self.no_verify,
                 new_pidns: self.new_pidns,
+                copies: self.copies,
+                copy_netns: self.copy_netns,
                 addresses: self.addresses.clone(),
                 shell_job: self.shell_job,
                 file_locks: self.file_locks,
@@ -471,6 +481,32 @@ impl Values {
             display_stats: self.display_stats,
             scripts: self.scripts.clone(),
         })
+    }
+
+    /// Refuses what copies cannot be asked for.
+    fn refuse_for_copies(&self) -> Result<(), ArgError> {
+        let usage = |text: String| Err(Kind::Usage(text).argv());
+        let Some(number) = self.copies else {
+            if self.copy_netns {
+                return usage("--copy-netns needs --copies".into());
+            }
+            if let Some(rule) = self.addresses.iter().find(|a| !a.is_constant()) {
+                return usage(format!("--replace-address {rule} needs --copies"));
+            }
+            return Ok(());
+        };
+        let single = [
+            (self.tcp.established, "--tcp-established: a connection can live once"),
+            (self.shell_job, "--shell-job: a terminal has one job in front"),
+            (self.sibling, "--restore-sibling"),
+        ];
+        if let Some((_, option)) = single.iter().find(|(given, _)| *given) {
+            return usage(format!("--copies cannot be used with {option}"));
+        }
+        for template in &self.addresses {
+            template.rule(number - 1).map_err(|e| Kind::BadRule(e.to_string()).argv())?;
+        }
+        Ok(())
     }
 
     fn log_to(&self) -> LogTo {

@@ -219,6 +219,25 @@ fn the_table_tells_the_truth() {
     }
 }
 
+#[test]
+fn copies_take_what_several_trees_can_have() {
+    for (line, word) in [
+        ("restore --copies 0", "number of copies"),
+        ("restore --copies x", "number of copies"),
+        ("restore --copy-netns", "needs --copies"),
+        ("restore --replace-address :80=:{80+i}", "needs --copies"),
+        ("restore --copies 2 --tcp-established", "can live once"),
+        ("restore --copies 2 --shell-job", "--shell-job"),
+        ("restore --copies 2 -d --restore-sibling", "--restore-sibling"),
+        ("restore --copies 3 --replace-address :65533=:{65534+i}", "for copy 2"),
+        ("restore --replace-address 10.0.0.1", "not OLD=NEW"),
+    ] {
+        let error = run(line).expect_err(line);
+        assert!(error.contains(word), "{line}: {error}");
+    }
+    run("restore --copies 2 --replace-address :65533=:{65534+i} --copy-netns").unwrap();
+}
+
 /// A value that would change nothing is refused by name, not taken and forgotten.
 #[test]
 fn values_that_are_not_built_are_refused() {

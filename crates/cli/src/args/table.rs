@@ -216,7 +216,7 @@ const DETACH: &str = "leave the restored tree to itself instead of waiting for i
 
 /// Every option.
 #[rustfmt::skip]
-pub static OPTIONS: [Opt; 88] = [
+pub static OPTIONS: [Opt; 90] = [
     // Common
     Opt::value("images-dir", "DIR", Common, "directory of the images (default: .)").short(b'D').all(Built),
     Opt::value("work-dir", "DIR", Common, "directory of logs, pidfile and statistics (default: that of the images)").short(b'W').all(Built),
@@ -243,6 +243,8 @@ pub static OPTIONS: [Opt; 88] = [
     Opt::switch("daemon", Tree, "run a server in the background (the same switch as --restore-detached)").restore(Built),
     Opt::switch("restore-sibling", Tree, "restore the root as a sibling of this process; needs --restore-detached").short(b'S').restore(Built),
     Opt::flag("no-verify", Tree, "take the images as they are, also if they are not as they were written").restore(Built),
+    Opt::value("copies", "N", Tree, "restore N trees, each in a PID namespace of its own, that share memory until they write").restore(Built),
+    Opt::flag("copy-netns", Tree, "give each copy a network namespace of its own").restore(Built),
     Opt::flag("new-pidns", Tree, "restore into a PID namespace of its own, with its own /proc").restore(Built),
     Opt::value("pidfile", "FILE", Tree, "write the root's pid to FILE, which must not exist").restore(Built),
     Opt::flag("exec-cmd", Tree, "run the command after -- as parent of the restored tree").restore(NotYet),

@@ -41,6 +41,10 @@ pub fn run(mut job: RestoreJob, place: &Place) -> ExitCode {
     if let Err(error) = stats::write_restore(&report, &place.work_dir) {
         log::warn!("cannot write stats-restore: {error}");
     }
+    if job.options.copies.is_some() {
+        let roots: String = report.roots.iter().map(|root| format!("{root}\n")).collect();
+        console::stdout(&roots);
+    }
     if job.display_stats {
         console::stdout(&stats::show_restore(&report));
     }

@@ -35,7 +35,9 @@ pub fn replace(
     let mut new: Vec<IpAddr> = bound.map(|c| c.local.1.ip()).collect();
     new.sort_unstable();
     new.dedup();
-    if let Some(ip) = new.iter().find(|ip| !host::is_local(**ip)) {
+    // What a network namespace of its own has is seen when the socket is bound there.
+    let missing = new.iter().find(|ip| !options.copy_netns && !host::is_local(**ip));
+    if let Some(ip) = missing {
         return Err(Error::new(format!("--replace-address: {ip} is not an address of this host"))
             .hint(format!(
                 "add it to an interface, or take one that this host has: {}",
@@ -46,4 +48,23 @@ pub fn replace(
     let unused = unused
         .map(|(rule, _)| format!("--replace-address {rule}: no socket of the images matches it"));
     Ok(unused.chain(alive.iter().filter_map(|c| c.advice())).collect())
+}
+
+/// Refuses copies that would take each other's addresses; `a` and `b` are openers of the first two.
+///
+/// # Errors
+/// Two copies would be bound to the same address.
+pub fn refuse_conflicts(a: &mut Opener<'_>, b: &mut Opener<'_>, rules: &[Vec<Rule>]) -> Result<()> {
+    let [first, second, ..] = rules else { return Ok(()) };
+    a.replace_addresses(first);
+    b.replace_addresses(second);
+    let (a, b) = (a.exclusive_addresses(), b.exclusive_addresses());
+    let mut common: Vec<_> = a.intersection(&b).collect();
+    common.sort_unstable();
+    let Some((protocol, address)) = common.first() else { return Ok(()) };
+    let protocol = if *protocol == TCP { "TCP" } else { "UDP" };
+    let port = address.port();
+    Err(Error::new(format!("all copies would have the {protocol} address {address}")).hint(format!(
+        "give each its own, as by --replace-address ':{port}=:{{{port}+i}}', or a network of its own with --copy-netns"
+    )))
 }

@@ -7,7 +7,7 @@ use rewake_objects::memory::{PAGE, TASK_SIZE};
 use std::ops::Range;
 
 /// Address space between the hop range and the arena, and around both.
-const GAP: u64 = 1 << 20;
+pub const GAP: u64 = 1 << 20;
 
 /// Finds a hole of at least `len` bytes that none of the `taken` ranges touches: the largest there is.
 ///

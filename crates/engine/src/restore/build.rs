@@ -11,20 +11,21 @@ use super::arena::Space;
 use super::lineage::{Lineage, Node, Role};
 use super::namespaces::{self, Namespaces};
 use super::read::{Alive, Task, Thread};
+use super::template::Holdings;
 use crate::error::{Error, Result};
 use rewake_agent::layout::{FLAG_CLONE, Op};
 use rewake_image::messages::{CredsEntry, VmaEntry};
 use rewake_objects::Problem;
 use rewake_objects::files::epoll;
-use rewake_objects::memory::mm::{self, Layout, Specials};
-use rewake_objects::memory::vma::status;
+use rewake_objects::memory::mm::{self, Held, Layout, Specials};
+use rewake_objects::memory::vma::{self, status};
 use rewake_objects::steps::{Label, Steps};
 use rewake_objects::task::schedule::Inherited;
 use rewake_objects::task::{attributes, credentials, limits, schedule, signals, timers};
 use std::collections::HashMap;
 
 /// Descriptors passed in one message (the kernel's SCM_MAX_FD is 253).
-const A_MESSAGE: usize = 250;
+pub const A_MESSAGE: usize = 250;
 
 /// What is handed to a task's agent through its socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -33,8 +34,8 @@ pub enum Handed {
     File(u32),
     /// The file of this id, open for writing, whatever its own description is.
     Writable(u32),
-    /// The pages file of the task.
-    Pages,
+    /// The pages file with this number.
+    Pages(u32),
 }
 
 /// What all scripts need to know of the machine and the controller.
@@ -129,7 +130,7 @@ const WNOWAIT: u64 = 0x0100_0000;
 const WALL: u64 = 0x4000_0000;
 
 /// `clone3` of a node or thread that goes on as an agent on the ring at `header`.
-fn clone_op(
+pub fn clone_op(
     steps: &mut Steps,
     pid: Option<i32>,
     flags: u64,
@@ -145,7 +146,8 @@ fn clone_op(
     steps.must(Label::Clone(pid.unwrap_or(0)), op)
 }
 
-/// Plans all nodes; children before the nodes that clone them, whose scripts name the children's rings.
+/// Plans all nodes; children before the nodes that clone them, whose scripts name the children's rings. `held` is what each
+/// task has from a template, if there is one.
 ///
 /// # Errors
 /// The images ask for something impossible.
@@ -156,6 +158,7 @@ pub fn plan(
     space: &mut Space,
     same_vdso: &dyn Fn(&Alive) -> Result<bool>,
     epolls: &HashMap<i32, Vec<epoll::Adder>>,
+    held: Option<&Holdings>,
 ) -> Result<Vec<NodePlan>> {
     let mut plans: Vec<Option<NodePlan>> = lineage.nodes.iter().map(|_| None).collect();
     // Cloners come before those they clone, so backwards every child is planned first.
@@ -167,7 +170,8 @@ pub fn plan(
             .chain(&lineage.nodes[at].late)
             .map(|n| (*n, header(*n)))
             .collect();
-        plans[at] = Some(plan_node(tasks, lineage, at, env, space, same_vdso, epolls, &rings)?);
+        plans[at] =
+            Some(plan_node(tasks, lineage, at, env, space, same_vdso, epolls, &rings, held)?);
     }
     Ok(plans.into_iter().flatten().collect())
 }
@@ -182,6 +186,7 @@ fn plan_node(
     same_vdso: &dyn Fn(&Alive) -> Result<bool>,
     epolls: &HashMap<i32, Vec<epoll::Adder>>,
     rings: &HashMap<usize, u64>,
+    held: Option<&Holdings>,
 ) -> Result<NodePlan> {
     let node = &lineage.nodes[at];
     let index = match node.role {
@@ -202,16 +207,19 @@ fn plan_node(
     }
     let base = space.next_data_address();
     let mut birth = Steps::new(base);
-    birth_steps(&mut birth, tasks, lineage, at, env, rings);
+    birth_steps(&mut birth, tasks, lineage, at, env, rings, held.is_some());
     let mut task = None;
     if let (Some(index), Some(alive)) = (index, alive) {
-        let socket = socket_steps(&mut birth, alive, env)?;
+        let number = socket_number(alive, env)?;
+        let socket = socket_steps(&mut birth, number);
+        let nothing = Held::default();
         let headers: Vec<u64> = threads.iter().map(|t| space.address(t.at)).collect();
         let mut builder = Builder {
             task: &tasks[index],
             alive,
             env,
-            socket: socket.1,
+            socket: number,
+            held: held.and_then(|h| h.tasks.get(index)).unwrap_or(&nothing),
             steps: Steps::new(base),
             warnings: Vec::new(),
             messages: Vec::new(),
@@ -238,12 +246,11 @@ fn plan_node(
             epoll::restore_items(&mut finish, *number, entry);
         }
         finish_steps(&mut finish, &tasks[index], alive, env, &groups);
-        task =
-            Some(TaskPlan { index, build, finish, threads, messages, socket: socket.0, warnings });
+        task = Some(TaskPlan { index, build, finish, threads, messages, socket, warnings });
     }
     let init = (node.role == Role::Init).then(|| {
         let mut steps = Steps::new(base);
-        namespaces::init_steps(&mut steps, env);
+        namespaces::init_steps(&mut steps, env, held.map(|h| h.specials.clone()));
         steps
     });
     let scripts = [
@@ -265,6 +272,7 @@ fn birth_steps(
     at: usize,
     env: &Environment,
     rings: &HashMap<usize, u64>,
+    from_template: bool,
 ) {
     let node = &lineage.nodes[at];
     if !node.orphan {
@@ -272,7 +280,10 @@ fn birth_steps(
     }
     if at == 0 {
         env.namespaces.enter(steps);
-        strip_steps(steps, env);
+        // A template is stripped already.
+        if !from_template {
+            strip_steps(steps, env);
+        }
     }
     if node.subreaper {
         let reaper = op(libc::SYS_prctl, &[PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0]);
@@ -324,7 +335,7 @@ fn birth_steps(
 }
 
 /// Asks to be killed when the parent dies; if that happened already, ends at once.
-fn die_with(steps: &mut Steps, parent: Option<i32>) {
+pub fn die_with(steps: &mut Steps, parent: Option<i32>) {
     let kill = op(libc::SYS_prctl, &[PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0, 0, 0]);
     steps.must(Label::Text("asking to die with the parent"), kill);
     if let Some(parent) = parent {
@@ -344,7 +355,7 @@ fn parent_of(lineage: &Lineage, at: usize, env: &Environment) -> Option<i32> {
 }
 
 /// Takes everything away that the root stub inherited from the controller, but the agent and the kernel's mappings.
-fn strip_steps(steps: &mut Steps, env: &Environment) {
+pub fn strip_steps(steps: &mut Steps, env: &Environment) {
     if let Some((address, size, signature)) = env.rseq {
         const UNREGISTER: u64 = 1;
         steps.must(
@@ -354,21 +365,26 @@ fn strip_steps(steps: &mut Steps, env: &Environment) {
     }
     let mut keep = vec![env.arena];
     keep.extend(env.specials.span().map(|s| (s.start, s.end)));
+    unmap_all_but(steps, keep, env.end);
+    steps.must(
+        Label::Text("closing inherited descriptors"),
+        op(libc::SYS_close_range, &[0, u64::from(u32::MAX), 0]),
+    );
+}
+
+/// Unmaps everything below `end` but the ranges to keep.
+pub fn unmap_all_but(steps: &mut Steps, mut keep: Vec<(u64, u64)>, end: u64) {
     keep.sort_unstable();
     let mut from = 0;
-    for (start, end) in keep.into_iter().chain([(env.end, env.end)]) {
+    for (start, past) in keep.into_iter().chain([(end, end)]) {
         if from < start {
             steps.must(
                 Label::Text("emptying the address space"),
                 op(libc::SYS_munmap, &[from, start - from]),
             );
         }
-        from = end;
+        from = past;
     }
-    steps.must(
-        Label::Text("closing inherited descriptors"),
-        op(libc::SYS_close_range, &[0, u64::from(u32::MAX), 0]),
-    );
 }
 
 /// A zombie dies again as it died.
@@ -411,18 +427,28 @@ fn name_steps(steps: &mut Steps, comm: &[u8]) {
     );
 }
 
-/// A number for the agent's socket that neither the task's descriptors nor what is lent to it will ever have. Not a high
-/// one: the kernel's table of descriptors grows up to it, and stays as large as it has become.
-fn socket_number(alive: &Alive, env: &Environment) -> Result<i32> {
+/// How many descriptors a stub may have.
+fn open_files(env: &Environment) -> u32 {
+    let (limit, _) = env.limits.get(7).copied().unwrap_or((1024, 1024));
+    limit.min(1 << 30) as u32
+}
+
+/// A number for an agent's socket beyond so many descriptors that are lent, if a stub may have so many. Not a high one: the
+/// kernel's table of descriptors grows up to it, and stays as large as it has become.
+pub fn number_beyond(lent: usize, env: &Environment) -> u32 {
     /// The socket pair, pages, and whatever else is lent but not for a mapping.
     const SPARE: usize = 16;
-    let (limit, _) = env.limits.get(7).copied().unwrap_or((1024, 1024));
-    let limit = limit.min(1 << 30) as u32;
-    // What is lent gets the lowest numbers that are free, so there is nobody beyond their sum.
+    // What is lent gets the lowest numbers that are free.
+    ((lent + SPARE).min(1 << 30) as u32).min(open_files(env).saturating_sub(1))
+}
+
+/// A number for the agent's socket that neither the task's descriptors nor what is lent to it will ever have.
+fn socket_number(alive: &Alive, env: &Environment) -> Result<i32> {
+    let limit = open_files(env);
     let files = alive.mm.vmas.iter().filter(|v| v.shmid != 0).count();
-    let lent = 2 * alive.fds.len() + files + SPARE;
     let beyond = alive.fds.last().map_or(0, |f| f.fd.saturating_add(1));
-    let mut number = (lent.min(1 << 30) as u32).max(beyond).min(limit.saturating_sub(1));
+    let lent = number_beyond(2 * alive.fds.len() + files, env);
+    let mut number = lent.max(beyond).min(limit.saturating_sub(1));
     for taken in alive.fds.iter().rev().map(|f| f.fd) {
         if taken < number {
             break;
@@ -441,13 +467,8 @@ fn socket_number(alive: &Alive, env: &Environment) -> Result<i32> {
     Ok(number as i32)
 }
 
-/// Makes the socket through which descriptors come; returns where its numbers are and the agent's own number.
-fn socket_steps(
-    steps: &mut Steps,
-    alive: &Alive,
-    env: &Environment,
-) -> Result<(rewake_inject::ring::Data, i32)> {
-    let number = socket_number(alive, env)?;
+/// Makes the socket through which descriptors come; the agent's end gets `number`. Returns where the numbers of the pair are.
+pub fn socket_steps(steps: &mut Steps, number: i32) -> rewake_inject::ring::Data {
     let label = Label::Text("making the agent's socket");
     let cell = steps.data(&[0xff; 8]);
     let kind = (libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC) as u64;
@@ -457,11 +478,37 @@ fn socket_steps(
         op(libc::SYS_dup3, &[0, number as u64, libc::O_CLOEXEC as u64]).arg_deref(0, cell.address),
     );
     steps.must(label, op(libc::SYS_close, &[0]).arg_deref(0, cell.address));
-    Ok((cell, number))
+    cell
+}
+
+/// Is this a mapping of a file?
+pub fn is_file(vma: &VmaEntry) -> bool {
+    vma.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0
+}
+
+/// The pages file of a task, if it has pages in it.
+pub fn pages(alive: &Alive) -> Option<Handed> {
+    let pagemap = alive.pagemap.as_ref().filter(|p| p.stored_bytes() > 0)?;
+    Some(Handed::Pages(pagemap.pages_id))
+}
+
+/// Receives one message with `count` descriptors through the agent's socket.
+pub fn receive(steps: &mut Steps, socket: i32, count: usize) {
+    let byte = steps.data(&[0; 8]);
+    let iov = steps.words(&[byte.address, 1]);
+    let room = 16 + (count * 4).next_multiple_of(8);
+    let control = steps.script.space(room);
+    // struct msghdr: name, namelen, iov, iovlen, control, controllen, flags
+    let header = steps.words(&[0, 0, iov.address, 1, control.address, room as u64, 0]);
+    steps.must_be(
+        Label::Text("receiving descriptors"),
+        1,
+        op(libc::SYS_recvmsg, &[socket as u64, header.address, 0]),
+    );
 }
 
 /// What a mapping of a file needs: images may name a description that is not open for writing.
-fn mapped(vma: &VmaEntry) -> std::result::Result<Handed, Problem> {
+pub fn mapped(vma: &VmaEntry) -> std::result::Result<Handed, Problem> {
     let id = u32::try_from(vma.shmid).map_err(|_| {
         Problem::new(Label::Vma(vma.start, vma.end).to_string(), "its file id is out of range")
     })?;
@@ -476,6 +523,7 @@ struct Builder<'a> {
     alive: &'a Alive,
     env: &'a Environment,
     socket: i32,
+    held: &'a Held,
     steps: Steps,
     warnings: Vec<String>,
     messages: Vec<Vec<Handed>>,
@@ -540,40 +588,28 @@ impl Builder<'_> {
             });
         };
         let alive = self.alive;
-        if alive.pagemap.as_ref().is_some_and(|p| p.stored_bytes() > 0) {
-            add(Handed::Pages);
+        let held = |vma: &VmaEntry| self.held.places.contains_key(&vma.start);
+        let own = || alive.mm.vmas.iter().filter(|v| mm::is_mapped(v) && !held(v));
+        if own().any(vma::has_private_pages)
+            && let Some(pages) = pages(alive)
+        {
+            add(pages);
         }
-        for vma in alive.mm.vmas.iter().filter(|v| mm::is_mapped(v)) {
-            if vma.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0 {
-                add(mapped(vma).map_err(|p| self.of(p))?);
-            }
+        for vma in own().filter(|v| is_file(v)) {
+            add(mapped(vma).map_err(|p| self.of(p))?);
         }
-        add(Handed::File(alive.mm.exe_file_id));
+        if !self.held.in_place {
+            add(Handed::File(alive.mm.exe_file_id));
+        }
         add(Handed::File(alive.fs.cwd_id));
         if !self.env.plain_root {
             add(Handed::File(alive.fs.root_id));
         }
         for chunk in list.chunks(A_MESSAGE) {
-            self.receive(chunk.len());
+            receive(&mut self.steps, self.socket, chunk.len());
             self.messages.push(chunk.to_vec());
         }
         Ok(numbers)
-    }
-
-    /// Receives one message with `count` descriptors.
-    fn receive(&mut self, count: usize) {
-        let steps = &mut self.steps;
-        let byte = steps.data(&[0; 8]);
-        let iov = steps.words(&[byte.address, 1]);
-        let room = 16 + (count * 4).next_multiple_of(8);
-        let control = steps.script.space(room);
-        // struct msghdr: name, namelen, iov, iovlen, control, controllen, flags
-        let header = steps.words(&[0, 0, iov.address, 1, control.address, room as u64, 0]);
-        steps.must_be(
-            Label::Text("receiving descriptors"),
-            1,
-            op(libc::SYS_recvmsg, &[self.socket as u64, header.address, 0]),
-        );
     }
 
     fn memory(&mut self, lent: &HashMap<Handed, i32>, same_vdso: bool) -> Result<()> {
@@ -588,14 +624,17 @@ impl Builder<'_> {
             hop: self.env.hop,
             same_vdso,
             descriptor: &descriptor,
-            pages: lent.get(&Handed::Pages).copied(),
+            pages: pages(self.alive).and_then(|pages| lent.get(&pages).copied()),
             lock_on_fault: self.alive.extra.as_ref().map_or(&[], |e| &e.lock_on_fault),
+            held: self.held,
         };
         let alive = self.alive;
         // Before anything is mapped: the kernel does not change the executable while the old one, ours, is mapped, and
         // the program may be rewake itself.
-        let exe = number(Handed::File(alive.mm.exe_file_id)).map_err(|p| self.of(p))?;
-        mm::restore_map(&mut self.steps, &alive.mm, exe);
+        if !self.held.in_place {
+            let exe = number(Handed::File(alive.mm.exe_file_id)).map_err(|p| self.of(p))?;
+            mm::restore_map(&mut self.steps, &alive.mm, exe);
+        }
         mm::restore(&mut self.steps, &alive.mm, alive.pagemap.as_ref(), &layout)
             .map_err(|p| self.of(p))?;
         let mdwe = alive.extra.as_ref().and_then(|e| e.mdwe).unwrap_or(0);
@@ -632,7 +671,7 @@ impl Builder<'_> {
         let fds = &self.alive.fds;
         let mut taken: std::collections::BTreeSet<u32> = [self.socket as u32].into();
         for chunk in fds.chunks(A_MESSAGE) {
-            self.receive(chunk.len());
+            receive(&mut self.steps, self.socket, chunk.len());
             let landing: Vec<u32> =
                 (0..).filter(|n| !taken.contains(n)).take(chunk.len()).collect();
             for (fd, landed) in chunk.iter().zip(landing).rev() {

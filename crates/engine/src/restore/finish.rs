@@ -271,11 +271,8 @@ impl Ready<'_> {
         Ready { init, ..self }
     }
 
-    /// Lets every task go: stopped ones stopped, the others running (or all stopped).
-    ///
-    /// # Errors
-    /// A task is gone already; the others go on all the same.
-    pub fn release(self, all_stopped: bool) -> Result<()> {
+    /// Sends those their signal that shall be stopped when they go on.
+    fn stop(&self, all_stopped: bool) -> Result<()> {
         let before: Vec<i32> = self
             .tasks
             .iter()
@@ -296,18 +293,15 @@ impl Ready<'_> {
                 signal::kill(*pid, stop).of(task.pid, &task.comm)?;
             }
         }
-        // From the first that is released the others must follow, or all end: should we die in between, the guard sees to it.
-        let pids: Vec<i32> = self
-            .init
-            .iter()
-            .map(Stopped::tid)
-            .chain(self.tasks.iter().map(|(_, pid, _)| *pid))
-            .collect();
-        let guard = if pids.len() > 1 {
-            Some(Guard::post(&pids).map_err(|e| Error::new(e.to_string()))?)
-        } else {
-            None
-        };
+        Ok(())
+    }
+
+    /// Its processes, the init first.
+    fn pids(&self) -> impl Iterator<Item = i32> {
+        self.init.iter().map(Stopped::tid).chain(self.tasks.iter().map(|(_, pid, _)| *pid))
+    }
+
+    fn detach(self) -> Result<()> {
         let mut result = Ok(());
         if let Some(init) = self.init {
             let pid = init.tid();
@@ -318,11 +312,28 @@ impl Ready<'_> {
                 result = result.and(thread.detach(0).of(task.pid, &task.comm));
             }
         }
-        if let (Ok(()), Some(guard)) = (&result, guard) {
-            guard.dismiss().map_err(|e| Error::new(e.to_string()))?;
-        }
         result
     }
+}
+
+/// Lets every task of all trees go: stopped ones stopped, the others running (or all stopped).
+///
+/// # Errors
+/// A task is gone already; the others go on all the same.
+pub fn release(trees: Vec<Ready<'_>>, all_stopped: bool) -> Result<()> {
+    trees.iter().try_for_each(|tree| tree.stop(all_stopped))?;
+    // From the first that is released the others must follow, or all end: should we die in between, the guard sees to it.
+    let pids: Vec<i32> = trees.iter().flat_map(Ready::pids).collect();
+    let guard = if pids.len() > 1 {
+        Some(Guard::post(&pids).map_err(|e| Error::new(e.to_string()))?)
+    } else {
+        None
+    };
+    let result = trees.into_iter().map(Ready::detach).fold(Ok(()), Result::and);
+    if let (Ok(()), Some(guard)) = (&result, guard) {
+        guard.dismiss().map_err(|e| Error::new(e.to_string()))?;
+    }
+    result
 }
 
 /// Who can keep a process group from being an orphan.

@@ -9,15 +9,17 @@
 mod addresses;
 mod arena;
 mod build;
+mod copies;
 mod environment;
 mod finish;
 pub(crate) mod lineage;
 mod namespaces;
 mod page_check;
 mod read;
+mod template;
 
 use crate::error::{Context, Error, Result};
-use crate::options::{Action, FinalState, Hooks, Pid, RestoreOptions};
+use crate::options::{Action, FinalState, Hooks, Pid, RestoreOptions, TcpPolicy};
 use crate::own::AddressSpace;
 use crate::report::RestoreReport;
 use arena::Space;
@@ -30,6 +32,7 @@ use rewake_image::{ImageDir, OpenOptions, kind};
 use rewake_inject::ring::{Ring, Script};
 use rewake_inject::stub::{Arena, Kind};
 use rewake_inject::tracee::{Running, Stopped};
+use rewake_objects::Problem;
 use rewake_objects::files::epoll;
 use rewake_objects::files::open::{self, Opener};
 use rewake_objects::memory::vdso;
@@ -42,7 +45,7 @@ use rewake_sys::wait;
 use rewake_sys::{Errno, signal};
 use rustix::fd::{AsFd, OwnedFd};
 use std::collections::HashMap;
-use std::fs::File;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -58,6 +61,10 @@ const ARENA_SPACE: u64 = 1 << 34;
 /// Anything that stops the restore; nothing is left behind then.
 pub fn restore(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreReport> {
     refuse_unsupported(options)?;
+    // A connection can live once.
+    let close = options.tcp.close || options.copies.is_some();
+    let tcp = TcpPolicy { close, ..options.tcp };
+    let options = &RestoreOptions { tcp, ..options.clone() };
     let give_up = Instant::now() + Duration::from_secs(1);
     loop {
         match attempt(options, hooks) {
@@ -80,7 +87,8 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
     let checkpoint = read::read(&images, options)?;
     let pages = PageCheck::new(&images)?;
     log::info!("images read in {:?}", start.elapsed());
-    let namespaces = Namespaces { pid: options.new_pidns, net: false };
+    let pid = options.new_pidns || options.copies.is_some();
+    let namespaces = Namespaces { pid, net: options.copy_netns };
     let members = members(&checkpoint);
     // A root that was an init is one again.
     let init = namespaces.pid && members.first().is_some_and(|root| root.pid != 1);
@@ -93,7 +101,7 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
         external_unix: options.external_unix,
         inherited_sockets: options.inherited_sockets.clone(),
     };
-    let mut opener = Opener::new(&images, opener_options, checkpoint.file_extra.clone())?;
+    let mut opener = Opener::new(&images, opener_options.clone(), checkpoint.file_extra.clone())?;
     let rules = addresses::rules(&options.addresses, 0)?;
     let notes = addresses::replace(&mut opener, &rules, options)?;
     opener.check()?;
@@ -129,7 +137,31 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
     let tasks =
         checkpoint.tasks.iter().filter_map(|t| Some((t.pid, t.alive.as_ref()?.fds.as_slice())));
     let epolls = epoll::assign(&opener, tasks).map_err(|p| Error::new(p.to_string()))?;
-    let (plans, arena_len) = plan(&images, &checkpoint, &lineage, &mut env, base, &own, &epolls)?;
+    env.arena = (base, base + ARENA_SPACE);
+    let same_vdso = |alive: &Alive| same_vdso(&images, alive, &own);
+    let copies = options.copies.filter(|n| *n > 1);
+    let holdings = copies.map(|_| {
+        let free = env.arena.1 + arena::GAP..hole.end - arena::GAP;
+        let is_plain = |id: u32| opener.is_ordinary(id);
+        template::holdings(&checkpoint.tasks, &is_plain, &same_vdso, &env, free)
+    });
+    let holdings = holdings.transpose()?;
+    let mut space = Space::new(base);
+    let plans = build::plan(
+        &checkpoint.tasks,
+        &lineage,
+        &env,
+        &mut space,
+        &same_vdso,
+        &epolls,
+        holdings.as_ref(),
+    )?;
+    let first = (lineage.nodes[0].pid.unwrap_or(1), space.address(plans[0].at));
+    let template = holdings
+        .as_ref()
+        .map(|h| template::plan(&checkpoint.tasks, &h.tasks, &env, &mut space, &same_vdso, first));
+    let template = template.transpose()?;
+    let arena_len = space.len();
     log::info!(
         "planned in {:?}: {} nodes, arena of {arena_len} bytes",
         start.elapsed(),
@@ -137,7 +169,11 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
     );
 
     hooks.run(Action::PreRestore, None).map_err(Error::new)?;
-    opener.prepare()?;
+    // What is made in a network of its own is made once that exists.
+    let prepared = template.is_none() && !namespaces.net;
+    if prepared {
+        opener.prepare()?;
+    }
     let Some(arena) = Arena::create(base, arena_len).map_err(|e| Error::new(e.to_string()))? else {
         return Err(Error::new(format!("the address range at {base:#x} was taken meanwhile")));
     };
@@ -151,13 +187,21 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
         arena: &arena,
         own: &own,
         env: &env,
+        specials: holdings.as_ref().map(|h| h.specials.clone()),
+        prepared,
         pids: Pids::Same,
         start,
     };
-    let mut report = run.execute(&mut opener, hooks, &mut created, pages)?;
+    let _subreaper = Subreaper::become_one();
+    let mut report = match (&template, copies) {
+        (Some(template), Some(number)) => {
+            let files = copies::Files { images: &images, options: opener_options, first: opener };
+            run.copies(template, number, files, pages, hooks, &mut created)?
+        }
+        _ => run.alone(opener, pages, hooks, &mut created)?,
+    };
     created.keep();
     report.warnings.splice(0..0, notes);
-    opener.keep();
     Ok(report)
 }
 
@@ -197,22 +241,6 @@ fn plain_root(checkpoint: &Checkpoint, opener: &Opener<'_>) -> bool {
         })
 }
 
-fn plan(
-    images: &ImageDir,
-    checkpoint: &Checkpoint,
-    lineage: &Lineage,
-    env: &mut Environment,
-    base: u64,
-    own: &AddressSpace,
-    epolls: &HashMap<i32, Vec<epoll::Adder>>,
-) -> Result<(Vec<NodePlan>, usize)> {
-    let same_vdso = |alive: &Alive| same_vdso(images, alive, own);
-    env.arena = (base, base + ARENA_SPACE);
-    let mut space = Space::new(base);
-    let plans = build::plan(&checkpoint.tasks, lineage, env, &mut space, &same_vdso, epolls)?;
-    Ok((plans, space.len()))
-}
-
 /// Is the vdso of the images the one this kernel has?
 fn same_vdso(images: &ImageDir, alive: &Alive, own: &AddressSpace) -> Result<bool> {
     Ok(match dumped_vdso(images, alive)? {
@@ -249,7 +277,8 @@ fn dumped_vdso(images: &ImageDir, alive: &Alive) -> Result<Option<(u64, Vec<u8>)
 #[derive(Debug, Default)]
 struct Created {
     pids: Vec<i32>,
-    root: Option<i32>,
+    /// The first process of each tree.
+    roots: Vec<i32>,
     sibling: bool,
 }
 
@@ -263,15 +292,17 @@ impl Created {
 
     fn keep(mut self) {
         self.pids.clear();
-        self.root = None;
+        self.roots.clear();
     }
 }
 
 impl Drop for Created {
     fn drop(&mut self) {
-        let Some(root) = self.root else { return };
-        // The root first: what it has not told us of dies with it.
-        for pid in std::iter::once(&root).chain(&self.pids) {
+        if self.roots.is_empty() && self.pids.is_empty() {
+            return;
+        }
+        // The roots first: what they have not told us of dies with them.
+        for pid in self.roots.iter().chain(&self.pids) {
             let _ = signal::kill(*pid, libc::SIGKILL);
         }
         // Orphans come to us, for we are a subreaper meanwhile.
@@ -284,7 +315,7 @@ impl Drop for Created {
             }
         }
         if self.sibling {
-            log::debug!("the root {root} was a sibling and is reaped by our parent");
+            log::debug!("the roots {:?} were siblings and are reaped by our parent", self.roots);
         }
     }
 }
@@ -318,6 +349,10 @@ struct Run<'a> {
     arena: &'a Arena,
     own: &'a AddressSpace,
     env: &'a Environment,
+    /// Where a template has vvar and vdso.
+    specials: Option<Range<u64>>,
+    /// What has to be made before any process is, is made.
+    prepared: bool,
     /// How the ids of the images are to be understood; known once the first process exists.
     pids: Pids,
     start: Instant,
@@ -342,7 +377,15 @@ impl Drop for Subreaper {
     }
 }
 
-impl Run<'_> {
+/// A tree that is ready to go on.
+struct Standing<'a> {
+    root: Pid,
+    ready: finish::Ready<'a>,
+    forked: Duration,
+    pidfile: PidFile,
+}
+
+impl<'a> Run<'a> {
     fn task(&self, plan: &TaskPlan) -> &Task {
         &self.checkpoint.tasks[plan.index]
     }
@@ -352,49 +395,77 @@ impl Run<'_> {
         self.pids.outer(pid).ok_or_else(|| Error::new(format!("process {pid} vanished")))
     }
 
-    fn execute(
+    /// One tree, cloned by ourselves.
+    fn alone(
         &mut self,
-        opener: &mut Opener<'_>,
+        mut opener: Opener<'_>,
+        pages: PageCheck,
         hooks: &mut dyn Hooks,
         created: &mut Created,
-        pages: PageCheck,
     ) -> Result<RestoreReport> {
-        let mut warnings: Vec<String> = self
-            .plans
-            .iter()
-            .filter_map(|p| p.task.as_ref())
-            .flat_map(|t| t.warnings.clone())
-            .collect();
-        let _subreaper = Subreaper::become_one();
+        let mut warnings = Vec::new();
         let rings = self.load()?;
         let first = self.clone_root(&rings, created)?;
+        let pages = Some(pages);
+        let standing =
+            self.bring_up(first, &rings, &mut opener, pages, hooks, created, &mut warnings)?;
+        let report = self.release(vec![standing], hooks, warnings)?;
+        opener.into_made().keep();
+        Ok(report)
+    }
+
+    /// Makes a tree ready whose first process exists. `pages` is what is still to be checked meanwhile.
+    #[allow(clippy::too_many_arguments, reason = "two call sites, all of it needed")]
+    fn bring_up(
+        &mut self,
+        first: Pid,
+        rings: &[Ring],
+        opener: &mut Opener<'_>,
+        pages: Option<PageCheck>,
+        hooks: &mut dyn Hooks,
+        created: &mut Created,
+        warnings: &mut Vec<String>,
+    ) -> Result<Standing<'a>> {
+        let planned = self.plans.iter().filter_map(|p| p.task.as_ref());
+        warnings.extend(planned.flat_map(|t| t.warnings.clone()));
         if self.env.namespaces.pid {
             self.pids = Pids::inside(first)
                 .map_err(|e| Error::new(format!("the PID namespace of process {first}: {e}")))?;
         }
         hooks.run(Action::SetupNamespaces, Some(first)).map_err(Error::new)?;
-        self.wait_births(&rings, created)?;
+        self.wait_births(rings, created)?;
         let root = self.outer(self.checkpoint.tasks[0].pid)?;
         self.look_from_inside(first, opener)?;
         let forked = self.start.elapsed();
         log::info!("tree created after {forked:?}");
         hooks.run(Action::PostSetupNamespaces, Some(root)).map_err(Error::new)?;
 
-        let checking = pages.start();
-        self.build(&rings, opener, &mut warnings)?;
-        checking.finish()?;
+        let checking = pages.map(PageCheck::start);
+        let network = self.env.namespaces.net.then(|| namespaces::Network::enter(first));
+        let network = network.transpose()?;
+        if !self.prepared {
+            opener.prepare()?;
+        }
+        self.build(rings, opener, warnings)?;
+        drop(network);
+        if let Some(checking) = checking {
+            checking.finish()?;
+        }
         opener.settle().map_err(|p| Error::new(p.to_string()))?;
         self.foreign_vdsos()?;
-        self.proc_values(&mut warnings);
+        self.proc_values(warnings);
         log::info!("built after {:?}", self.start.elapsed());
         hooks.run(Action::PostRestore, Some(root)).map_err(Error::new)?;
-        let pidfile = self.write_pidfile(root)?;
+        let pidfile = match self.options.copies {
+            None => self.write_pidfile(&root.to_string())?,
+            Some(_) => PidFile::default(),
+        };
         hooks.run(Action::NetworkUnlock, Some(root)).map_err(Error::new)?;
 
         let has_init = self.lineage.root() != 0;
         let init = if has_init { Some(finish::seize_init(first)?) } else { None };
         let seized = finish::seize(self.checkpoint, &self.pids)?;
-        self.finish(&rings, &mut warnings)?;
+        self.finish(rings, warnings)?;
         let gadgets = self.gadgets()?;
         let last = finish::Final {
             arena: (self.arena.base(), self.arena.len()),
@@ -407,22 +478,40 @@ impl Run<'_> {
         hooks.run(Action::PreResume, Some(root)).map_err(Error::new)?;
         let is_restored = |group: i32| self.checkpoint.tasks.iter().any(|t| t.pgid == group);
         opener.set_going(is_restored)?;
-        ready.release(self.options.final_state == FinalState::Stopped)?;
-        pidfile.keep();
-        if let Err(e) = hooks.run(Action::PostResume, Some(root)) {
-            warnings.push(e);
+        Ok(Standing { root, ready, forked, pidfile })
+    }
+
+    /// Lets all trees go on.
+    fn release(
+        &self,
+        trees: Vec<Standing<'_>>,
+        hooks: &mut dyn Hooks,
+        mut warnings: Vec<String>,
+    ) -> Result<RestoreReport> {
+        let roots: Vec<Pid> = trees.iter().map(|t| t.root).collect();
+        let forking_time = trees.first().map_or(Duration::ZERO, |t| t.forked);
+        let (ready, pidfiles): (Vec<_>, Vec<_>) =
+            trees.into_iter().map(|t| (t.ready, t.pidfile)).unzip();
+        finish::release(ready, self.options.final_state == FinalState::Stopped)?;
+        pidfiles.into_iter().for_each(PidFile::keep);
+        for root in &roots {
+            if let Err(e) = hooks.run(Action::PostResume, Some(*root)) {
+                warnings.push(e);
+            }
         }
         let alive = || self.checkpoint.tasks.iter().filter_map(|t| t.alive.as_ref());
+        let all = roots.len();
         Ok(RestoreReport {
-            root,
-            forking_time: forked,
+            root: roots.first().copied().unwrap_or(0),
+            roots,
+            forking_time,
             restore_time: self.start.elapsed(),
             pages_restored: alive()
                 .filter_map(|a| a.pagemap.as_ref())
                 .map(|p| p.stored_bytes() / rewake_objects::memory::PAGE)
                 .sum(),
-            tasks: self.checkpoint.tasks.len(),
-            threads: alive().map(|a| a.threads.len()).sum(),
+            tasks: self.checkpoint.tasks.len() * all,
+            threads: alive().map(|a| a.threads.len()).sum::<usize>() * all,
             warnings,
             ..RestoreReport::default()
         })
@@ -459,16 +548,21 @@ impl Run<'_> {
             set_tid_size: 1,
             ..CloneArgs::default()
         };
+        let root = self.clone_stub(&args, &rings[0], pid)?;
+        created.roots.push(root);
+        created.sibling = sibling;
+        Ok(root)
+    }
+
+    /// Clones a stub of our own, in a time namespace if a clock would go backwards.
+    fn clone_stub(&self, args: &CloneArgs, ring: &Ring, pid: Pid) -> Result<Pid> {
         let before = self.clocks_go_on()?;
-        let result = self.arena.clone_root(&args, &rings[0]);
+        let result = self.arena.clone_root(args, ring);
         if let Some(before) = before {
             rewake_sys::task::enter_time_namespace(before.as_fd())
                 .map_err(|e| Error::new(format!("returning to the time namespace: {e}")))?;
         }
-        let root = result.map_err(|e| clone_error(pid, e.errno))?;
-        created.root = Some(root);
-        created.sibling = sibling;
-        Ok(root)
+        result.map_err(|e| clone_error(pid, e.errno))
     }
 
     /// From now on ids are those of the tree's PID namespace, and paths those of its mount namespace, if it has them.
@@ -488,8 +582,10 @@ impl Run<'_> {
     /// Makes the init of the tree's PID namespace ready to wait for its children.
     fn init_ready(&self, init: Running) -> Result<Stopped> {
         init.interrupt().of(init.tid(), namespaces::INIT)?;
-        let vdso = self.own.specials.vdso.as_ref().map_or(0, |v| v.start);
-        let gadget = vdso + finish::gadget(&self.own.vdso)?;
+        let own = self.own.specials.span().unwrap_or(0..0);
+        let vdso = self.own.specials.vdso.as_ref().map_or(0, |v| v.start - own.start);
+        let place = self.specials.as_ref().unwrap_or(&own).start;
+        let gadget = place + vdso + finish::gadget(&self.own.vdso)?;
         let arena = (self.arena.base(), self.arena.len());
         let code = arena::init_place(self.env.hop);
         namespaces::init_ready(init, gadget, arena, code, self.checkpoint.tasks[0].pid)
@@ -698,33 +794,11 @@ impl Run<'_> {
         opener: &mut Opener<'_>,
     ) -> Result<()> {
         let task = self.task(task_plan);
-        let (pid, comm) = (task.pid, &task.comm);
         let results = ring.results(&plan.birth.script);
         let numbers = [results.u32(task_plan.socket, 0), results.u32(task_plan.socket, 4)];
-        if numbers != [0, 1] {
-            return Err(Error::new(format!(
-                "process {pid}: its first descriptors are {numbers:?}"
-            )));
-        }
-        let raw = rustix::process::Pid::from_raw(self.outer(pid)?)
-            .ok_or_else(|| Error::new(format!("{pid} is no process id")))?;
-        let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())
-            .map_err(|e| format!("pidfd_open: {e}"))
-            .of(pid, comm)?;
-        let none = rustix::process::PidfdGetfdFlags::empty();
-        let socket = rustix::process::pidfd_getfd(&pidfd, 1, none)
-            .map_err(|e| format!("pidfd_getfd: {e}"))
-            .of(pid, comm)?;
-        let pages = match task.alive.as_ref().and_then(|a| a.pagemap.as_ref()) {
-            Some(pagemap) if pagemap.stored_bytes() > 0 => {
-                Some(self.images.open_raw(&kind::PAGES.file_name(pagemap.pages_id))?)
-            }
-            _ => None,
-        };
-        for message in &task_plan.messages {
-            send(&socket, message, pages.as_ref(), opener, task)?;
-        }
-        Ok(())
+        let outer = self.outer(task.pid)?;
+        hand_over(outer, numbers, &task_plan.messages, self.images, opener)
+            .map_err(|p| Error::of(task.pid, &task.comm, p))
     }
 
     /// Where a task came from a kernel with another vdso: its old one is made to lead to ours.
@@ -793,7 +867,7 @@ impl Run<'_> {
         }
     }
 
-    fn write_pidfile(&self, root: Pid) -> Result<PidFile> {
+    fn write_pidfile(&self, text: &str) -> Result<PidFile> {
         let Some(path) = &self.options.pidfile else { return Ok(PidFile::default()) };
         use std::io::Write;
         use std::os::unix::fs::OpenOptionsExt;
@@ -804,7 +878,7 @@ impl Run<'_> {
             .open(path)
             .and_then(|mut file| {
                 let written = PidFile(Some(path.clone()));
-                write!(file, "{root}").map(|()| written)
+                file.write_all(text.as_bytes()).map(|()| written)
             })
             .map_err(|e| Error::new(format!("pidfile {}: {e}", path.display())))
     }
@@ -869,52 +943,65 @@ impl Run<'_> {
     }
 }
 
+/// Sends messages of descriptors to the stub with the pid `outer`, whose agent's socket pair got `numbers`.
+fn hand_over(
+    outer: Pid,
+    numbers: [u32; 2],
+    messages: &[Vec<Handed>],
+    images: &ImageDir,
+    opener: &mut Opener<'_>,
+) -> std::result::Result<(), Problem> {
+    let failed = |reason: String| Problem::new("the agent's socket", reason);
+    if numbers != [0, 1] {
+        return Err(failed(format!("the first descriptors are {numbers:?}")));
+    }
+    let raw = rustix::process::Pid::from_raw(outer);
+    let raw = raw.ok_or_else(|| failed(format!("{outer} is no process id")))?;
+    let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())
+        .map_err(|e| failed(format!("pidfd_open: {e}")))?;
+    let none = rustix::process::PidfdGetfdFlags::empty();
+    let socket = rustix::process::pidfd_getfd(&pidfd, 1, none)
+        .map_err(|e| failed(format!("pidfd_getfd: {e}")))?;
+    messages.iter().try_for_each(|message| send(&socket, message, images, opener))
+}
+
 /// Sends one message of descriptors.
 fn send(
     socket: &OwnedFd,
     message: &[Handed],
-    pages: Option<&File>,
+    images: &ImageDir,
     opener: &mut Opener<'_>,
-    task: &Task,
-) -> Result<()> {
+) -> std::result::Result<(), Problem> {
     use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
-    let (pid, comm) = (task.pid, &task.comm);
+    let failed = |reason: String| Problem::new("handing descriptors over", reason);
+    let mut pages = HashMap::new();
     for handed in message {
-        match handed {
-            Handed::File(id) => drop(opener.open(*id).map_err(|p| Error::of(pid, comm, p))?),
-            Handed::Writable(id) => {
-                opener.open_writable(*id).map_err(|p| Error::of(pid, comm, p))?
+        match *handed {
+            Handed::File(id) => drop(opener.open(id)?),
+            Handed::Writable(id) => opener.open_writable(id)?,
+            Handed::Pages(id) => {
+                let file = images.open_raw(&kind::PAGES.file_name(id));
+                pages.insert(id, file.map_err(|e| Problem::new("pages", e.to_string()))?);
             }
-            Handed::Pages => {}
         }
     }
     let mut fds = Vec::with_capacity(message.len());
     for handed in message {
-        match (handed, pages) {
-            (Handed::File(id), _) => {
-                fds.push(opener.opened(*id).map_err(|p| Error::of(pid, comm, p))?);
-            }
-            (Handed::Writable(id), _) => {
-                fds.push(opener.opened_writable(*id).map_err(|p| Error::of(pid, comm, p))?);
-            }
-            (Handed::Pages, Some(pages)) => fds.push(pages.as_fd()),
-            (Handed::Pages, None) => {
-                return Err(Error::new(format!(
-                    "process {pid}: there is no pages file to hand over"
-                )));
-            }
-        }
+        fds.push(match *handed {
+            Handed::File(id) => opener.opened(id)?,
+            Handed::Writable(id) => opener.opened_writable(id)?,
+            Handed::Pages(id) => pages[&id].as_fd(),
+        });
     }
     let mut room = vec![std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(254))];
     let mut control = SendAncillaryBuffer::new(&mut room);
     if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
-        return Err(Error::new(format!("process {pid}: too many descriptors in one message")));
+        return Err(failed("too many of them in one message".into()));
     }
     let byte = [std::io::IoSlice::new(b"!")];
     sendmsg(socket, &byte, &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
         .map(drop)
-        .map_err(|e| format!("handing descriptors over: {e}"))
-        .of(pid, comm)
+        .map_err(|e| failed(e.to_string()))
 }
 
 /// A pid that is taken is told with who has it.

@@ -2,7 +2,7 @@
 //! process if it is not the tree's root.
 
 use super::arena;
-use super::build::Environment;
+use super::build::{self, Environment};
 use crate::error::{Context, Result};
 use rewake_agent::arch;
 use rewake_agent::layout::Op;
@@ -10,7 +10,12 @@ use rewake_inject::stub::{RemoteCall, remote_calls};
 use rewake_inject::tracee::{Running, Stopped};
 use rewake_objects::memory::PAGE;
 use rewake_objects::steps::{Label, Steps};
+use rewake_sys::Errno;
 use rewake_sys::ptrace::{self, Registers};
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::fs::{Mode, OFlags};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
+use std::ops::Range;
 
 /// The command name of an init.
 pub const INIT: &[u8] = b"rewake-init";
@@ -72,12 +77,52 @@ impl Namespaces {
     }
 }
 
-/// The last script of an init: it gets its code, and a page to write to behind it.
-pub fn init_steps(steps: &mut Steps, env: &Environment) {
+/// The calling thread in the network namespace of another process, until this is dropped: sockets belong to where they are
+/// made.
+#[derive(Debug)]
+pub struct Network {
+    own: OwnedFd,
+}
+
+impl Network {
+    /// Enters that of the process `pid`.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn enter(pid: i32) -> Result<Network> {
+        let failed = |e: Errno| crate::Error::new(format!("its network namespace: {e}"));
+        let open = |path: &str| {
+            rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).map_err(failed)
+        };
+        let network = Network { own: open("/proc/thread-self/ns/net")? };
+        enter_network(&open(&format!("/proc/{pid}/ns/net"))?).map_err(failed)?;
+        Ok(network)
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        if let Err(e) = enter_network(&self.own) {
+            log::error!("this command cannot go back to its network namespace: {e}");
+        }
+    }
+}
+
+fn enter_network(namespace: &OwnedFd) -> std::result::Result<(), Errno> {
+    move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))
+}
+
+/// The last script of an init: it gets its code, and a page to write to behind it. What it has from a template it gives
+/// back, but for vvar and vdso, which are at `specials`.
+pub fn init_steps(steps: &mut Steps, env: &Environment, specials: Option<Range<u64>>) {
     const PR_SET_PDEATHSIG: u64 = 1;
     const PR_SET_NAME: u64 = 15;
     let label = Label::Text("making the init of the PID namespace");
     let at = arena::init_place(env.hop);
+    if let Some(specials) = specials {
+        let keep = vec![env.arena, (specials.start, specials.end)];
+        build::unmap_all_but(steps, keep, env.end);
+    }
     let root = steps.script.cstr(b"/");
     steps.must(label, Op::new(libc::SYS_chdir, &[root.address]));
     let name = steps.script.cstr(INIT);

@@ -14,8 +14,9 @@ use rewake_image::{ImageDir, kind};
 use rewake_sys::{Errno, file};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
+use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -145,9 +146,27 @@ impl<'a> Opener<'a> {
         sockets::prepare_unix(self)
     }
 
-    /// Lets what was made in file systems stay: the restore has succeeded.
-    pub fn keep(&mut self) {
-        self.sockets.keep();
+    /// Closes everything; what was made in file systems is left, until that is dropped or kept.
+    #[must_use]
+    pub fn into_made(self) -> sockets::Made {
+        self.sockets.into_made()
+    }
+
+    /// Protocols (`IPPROTO_*`) and addresses that one socket alone can have: those that listen, and bound datagram sockets,
+    /// unless they share (`SO_REUSEPORT`, `SO_REUSEADDR` of datagrams).
+    #[must_use]
+    pub fn exclusive_addresses(&self) -> HashSet<(u32, SocketAddr)> {
+        self.files
+            .values()
+            .filter_map(|f| f.isk.as_deref())
+            .filter_map(sockets::inet::exclusive_address)
+            .collect()
+    }
+
+    /// Is this file one that others can open too: an ordinary one, by its name?
+    #[must_use]
+    pub fn is_ordinary(&self, id: u32) -> bool {
+        self.files.get(&id).is_some_and(|f| f.reg.is_some()) && !self.remaps.contains_key(&id)
     }
 
     /// The entry of file `id`.

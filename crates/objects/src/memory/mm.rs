@@ -9,6 +9,7 @@ use rewake_agent::layout::Op;
 use rewake_image::messages::{MmEntry, VmaEntry};
 use rewake_image::{PageRun, Pagemap};
 use rewake_proc::stat::Stat;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// The image's entry, still without mappings and exe.
@@ -99,6 +100,31 @@ pub struct Layout<'a> {
     pub pages: Option<i32>,
     /// Start addresses of mappings that are locked as they are touched.
     pub lock_on_fault: &'a [u64],
+    /// What the task has already, from the template it was cloned from.
+    pub held: &'a Held,
+}
+
+/// The mappings of a task that a template holds, filled, when it clones the task: where they start, and where the template
+/// has them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Held {
+    /// By start address.
+    pub places: BTreeMap<u64, u64>,
+    /// They are where the task wants them, and so is the vdso.
+    pub in_place: bool,
+    /// Where they are otherwise, and those of other tasks: the task gives it back.
+    pub range: Option<Range<u64>>,
+}
+
+impl Held {
+    fn place(&self, vma: &VmaEntry) -> Option<u64> {
+        self.places.get(&vma.start).copied()
+    }
+}
+
+/// Is this an advice about clones? What a template holds gets it only once there are no more clones to come.
+fn is_for_clones(advice: u64) -> bool {
+    advice == libc::MADV_DONTFORK as u64 || advice == libc::MADV_WIPEONFORK as u64
 }
 
 /// Is this entry mapped by [`restore`] itself (and not by the kernel, or moved)?
@@ -161,7 +187,8 @@ pub fn validate(mm: &MmEntry, pagemap: Option<&Pagemap>) -> Result<(), Problem> 
     Ok(())
 }
 
-/// Rebuilds the address space of a task whose stub holds nothing but the agent and the special mappings.
+/// Rebuilds the address space of a task whose stub holds nothing but the agent, the special mappings, and what it has from
+/// a template.
 ///
 /// # Errors
 /// The image asks for something impossible.
@@ -171,22 +198,32 @@ pub fn restore(
     pagemap: Option<&Pagemap>,
     layout: &Layout<'_>,
 ) -> Result<(), Problem> {
-    move_specials(steps, mm, layout)?;
-    let plain_vdso = |v: &VmaEntry| v.status & status::VDSO != 0 && layout.same_vdso;
+    let held = layout.held;
+    if !held.in_place {
+        move_specials(steps, mm, layout)?;
+    }
     let filled: Vec<bool> = touched(mm, pagemap);
-    for (vma, filled) in mm.vmas.iter().zip(&filled).filter(|(v, _)| is_mapped(v) && !plain_vdso(v))
-    {
-        map(steps, vma, *filled, layout)?;
+    let mapped = || mm.vmas.iter().zip(&filled).filter(|(v, _)| is_made(v, layout));
+    for (vma, filled) in mapped() {
+        match held.place(vma) {
+            Some(place) => take(steps, vma, place),
+            None => map(steps, vma, vma.start, *filled, layout)?,
+        }
+    }
+    if let Some(range) = &held.range {
+        let len = range.end - range.start;
+        let back = Op::new(libc::SYS_munmap, &[range.start, len]);
+        steps.must(Label::Text("giving back the template's memory"), back);
     }
     if let Some(pagemap) = pagemap {
-        fill(steps, mm, pagemap, layout)?;
+        let want = |vma: &VmaEntry| held.place(vma).is_none().then_some(vma.start);
+        fill(steps, mm, pagemap, layout, want)?;
     }
-    for (vma, filled) in mm.vmas.iter().zip(&filled).filter(|(v, _)| is_mapped(v) && !plain_vdso(v))
-    {
+    for (vma, filled) in mapped() {
         let (start, len) = (vma.start, vma.end - vma.start);
         let label = Label::Vma(vma.start, vma.end);
-        if *filled && vma.prot & libc::PROT_WRITE as u32 == 0 {
-            steps.must(label, Op::new(libc::SYS_mprotect, &[start, len, u64::from(vma.prot)]));
+        if held.place(vma).is_none() {
+            protect(steps, vma, start, *filled);
         }
         if vma.flags & libc::MAP_LOCKED as u32 != 0 {
             let on_fault = u64::from(layout.lock_on_fault.contains(&start));
@@ -202,6 +239,65 @@ pub fn restore(
         );
     }
     Ok(())
+}
+
+/// Makes and fills, in a template, what a task will have from it.
+///
+/// # Errors
+/// The image asks for something impossible.
+pub fn hold(
+    steps: &mut Steps,
+    mm: &MmEntry,
+    pagemap: Option<&Pagemap>,
+    layout: &Layout<'_>,
+) -> Result<(), Problem> {
+    let held = layout.held;
+    if held.in_place {
+        move_specials(steps, mm, layout)?;
+    }
+    let filled: Vec<bool> = touched(mm, pagemap);
+    let all = mm.vmas.iter().zip(&filled);
+    let places: Vec<_> = all.filter_map(|(v, f)| Some((v, held.place(v)?, *f))).collect();
+    for (vma, place, filled) in &places {
+        map(steps, vma, *place, *filled, layout)?;
+    }
+    if let Some(pagemap) = pagemap {
+        fill(steps, mm, pagemap, layout, |vma| held.place(vma))?;
+    }
+    for (vma, place, filled) in &places {
+        protect(steps, vma, *place, *filled);
+    }
+    Ok(())
+}
+
+/// Is this mapping made by us? The vdso is not, if it is this kernel's.
+fn is_made(vma: &VmaEntry, layout: &Layout<'_>) -> bool {
+    is_mapped(vma) && !(vma.status & status::VDSO != 0 && layout.same_vdso)
+}
+
+/// Brings a mapping from where the template has it to its own place.
+fn take(steps: &mut Steps, vma: &VmaEntry, place: u64) {
+    let (label, len) = (Label::Vma(vma.start, vma.end), vma.end - vma.start);
+    if place != vma.start {
+        let args = [place, len, len, MREMAP_FIXED_MAYMOVE, vma.start];
+        steps.must_be(label, vma.start as i64, Op::new(libc::SYS_mremap, &args));
+    }
+    for advice in advices(vma).filter(|a| is_for_clones(*a)) {
+        steps.must(label, Op::new(libc::SYS_madvise, &[vma.start, len, advice]));
+    }
+}
+
+/// Takes away the permission to write that filling needed.
+fn protect(steps: &mut Steps, vma: &VmaEntry, place: u64, filled: bool) {
+    if filled && vma.prot & libc::PROT_WRITE as u32 == 0 {
+        let args = [place, vma.end - vma.start, u64::from(vma.prot)];
+        steps.must(Label::Vma(vma.start, vma.end), Op::new(libc::SYS_mprotect, &args));
+    }
+}
+
+fn advices(vma: &VmaEntry) -> impl Iterator<Item = u64> {
+    let madv = vma.madv.unwrap_or(0);
+    (0..64u64).filter(move |bit| madv & (1 << bit) != 0)
 }
 
 /// Which mappings get pages from the image?
@@ -221,22 +317,34 @@ fn touched(mm: &MmEntry, pagemap: Option<&Pagemap>) -> Vec<bool> {
 
 const MREMAP_FIXED_MAYMOVE: u64 = 3;
 
+/// Where the first of the special mappings is in a task: where the image has it, or, without a vdso of the image or with a
+/// foreign one, where nothing else is.
+///
+/// # Errors
+/// The image has the vdso where there is no room for its data.
+pub fn specials_place(
+    stub: &Specials,
+    hop: u64,
+    mm: &MmEntry,
+    same_vdso: bool,
+) -> Result<u64, Problem> {
+    let (Some(span), Some(own)) = (stub.span(), &stub.vdso) else { return Ok(hop) };
+    match mm.vmas.iter().find(|v| v.status & status::VDSO != 0) {
+        // vvar keeps its distance from the vdso: code in the vdso reads it relative to itself.
+        Some(vdso) if same_vdso => {
+            vdso.start.checked_sub(own.start - span.start).ok_or_else(|| {
+                Problem::new("vdso of the image", "there is no room below it for its data")
+            })
+        }
+        _ => Ok(hop),
+    }
+}
+
 /// Brings vvar and vdso to where the image has them, hopping through unused memory where old and new place overlap.
 fn move_specials(steps: &mut Steps, mm: &MmEntry, layout: &Layout<'_>) -> Result<(), Problem> {
     let label = Label::Text("moving the vdso");
     let Some(span) = layout.stub.span() else { return Ok(()) };
-    let vdso = mm.vmas.iter().find(|v| v.status & status::VDSO != 0);
-    let target = match vdso {
-        Some(vdso) if layout.same_vdso => {
-            let own = layout.stub.vdso.clone().unwrap_or(0..0);
-            // vvar keeps its distance from the vdso: code in the vdso reads it relative to itself.
-            vdso.start.checked_sub(own.start - span.start).ok_or_else(|| {
-                Problem::new("vdso of the image", "there is no room below it for its data")
-            })?
-        }
-        // Without a vdso of the image, or with a foreign one, ours lives where nothing else does.
-        _ => layout.hop,
-    };
+    let target = specials_place(layout.stub, layout.hop, mm, layout.same_vdso)?;
     if target == span.start {
         return Ok(());
     }
@@ -266,6 +374,7 @@ fn move_specials(steps: &mut Steps, mm: &MmEntry, layout: &Layout<'_>) -> Result
 fn map(
     steps: &mut Steps,
     vma: &VmaEntry,
+    place: u64,
     filled: bool,
     layout: &Layout<'_>,
 ) -> Result<(), Problem> {
@@ -289,12 +398,12 @@ fn map(
     let (prot, flags) = (u64::from(prot), u64::from(flags));
     steps.must_be(
         label,
-        vma.start as i64,
-        Op::new(libc::SYS_mmap, &[vma.start, len, prot, flags, fd as u64, offset]),
+        place as i64,
+        Op::new(libc::SYS_mmap, &[place, len, prot, flags, fd as u64, offset]),
     );
-    let madv = vma.madv.unwrap_or(0);
-    for advice in (0..64u64).filter(|bit| madv & (1 << bit) != 0) {
-        steps.must(label, Op::new(libc::SYS_madvise, &[vma.start, len, advice]));
+    let later = layout.held.place(vma).is_some();
+    for advice in advices(vma).filter(|a| !(later && is_for_clones(*a))) {
+        steps.must(label, Op::new(libc::SYS_madvise, &[place, len, advice]));
     }
     Ok(())
 }
@@ -304,18 +413,64 @@ const RUNS_A_READ: usize = 1024;
 /// A read transfers at most 2 GiB less a page.
 const BYTES_A_READ: u64 = 1 << 30;
 
-/// Fills private pages from the pages file, as many as fit into each vectored read.
+/// A piece of memory that lies in one mapping: address, length, and where the pages file has it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Piece {
+    address: u64,
+    len: u64,
+    offset: u64,
+}
+
+/// Cuts the runs of the pagemap along the mappings; `place` says where a mapping is, or that it is to be left out.
+fn pieces(
+    mm: &MmEntry,
+    pagemap: &Pagemap,
+    place: impl Fn(&VmaEntry) -> Option<u64>,
+) -> Result<Vec<Piece>, Problem> {
+    let mut vmas = mm.vmas.iter().filter(|v| vma::has_private_pages(v)).peekable();
+    let mut pieces: Vec<Piece> = Vec::new();
+    for (run, offset) in pagemap.with_offsets() {
+        let PageRun { vaddr, .. } = run;
+        let Some(offset) = offset else {
+            return Err(Problem::new(
+                format!("page {vaddr:#x} of the image"),
+                "its contents are in a parent image or at a page server, which is not supported yet",
+            ));
+        };
+        let mut at = vaddr;
+        while at < run.end() {
+            while vmas.peek().is_some_and(|v| v.end <= at) {
+                vmas.next();
+            }
+            // `validate` has seen that every page is in such a mapping.
+            let Some(vma) = vmas.peek() else { break };
+            let end = run.end().min(vma.end);
+            if let Some(place) = place(vma) {
+                let address = place + (at - vma.start);
+                let offset = offset + (at - vaddr);
+                match pieces.last_mut() {
+                    Some(p) if (p.address + p.len, p.offset + p.len) == (address, offset) => {
+                        p.len += end - at;
+                    }
+                    _ => pieces.push(Piece { address, len: end - at, offset }),
+                }
+            }
+            at = end;
+        }
+    }
+    Ok(pieces)
+}
+
+/// Fills private pages from the pages file, as many as fit into each vectored read; `place` as in [`pieces`].
 fn fill(
     steps: &mut Steps,
     mm: &MmEntry,
     pagemap: &Pagemap,
     layout: &Layout<'_>,
+    place: impl Fn(&VmaEntry) -> Option<u64>,
 ) -> Result<(), Problem> {
-    let vdso = mm
-        .vmas
-        .iter()
-        .find(|v| v.status & status::VDSO != 0 && layout.same_vdso)
-        .map_or(0..0, |v| v.start..v.end);
+    let is_own_vdso = |vma: &VmaEntry| vma.status & status::VDSO != 0 && layout.same_vdso;
+    let place = |vma: &VmaEntry| if is_own_vdso(vma) { None } else { place(vma) };
     let mut batch: Vec<(u64, u64)> = Vec::new();
     let mut bytes = 0;
     let mut first_offset = 0;
@@ -336,32 +491,17 @@ fn fill(
         *bytes = 0;
         Ok::<(), Problem>(())
     };
-    for (run, offset) in pagemap.with_offsets() {
-        let PageRun { vaddr, .. } = run;
-        let Some(offset) = offset else {
-            return Err(Problem::new(
-                format!("page {vaddr:#x} of the image"),
-                "its contents are in a parent image or at a page server, which is not supported yet",
-            ));
-        };
+    for piece in pieces(mm, pagemap, place)? {
         let mut done = 0;
-        while done < run.bytes() {
-            let address = vaddr + done;
-            if vdso.contains(&address) {
+        while done < piece.len {
+            let offset = piece.offset + done;
+            // One read goes through the file without a gap.
+            if batch.is_empty() || first_offset + bytes != offset {
                 flush(&mut batch, &mut bytes, first_offset)?;
-                done += PAGE;
-                continue;
+                first_offset = offset;
             }
-            // Not into the vdso, if the run goes on there.
-            let stop = if address < vdso.start { vdso.start } else { u64::MAX };
-            let len = (run.bytes() - done).min(BYTES_A_READ - bytes).min(stop - address);
-            if batch.is_empty() {
-                first_offset = offset + done;
-            }
-            match batch.last_mut() {
-                Some((s, l)) if *s + *l == address => *l += len,
-                _ => batch.push((address, len)),
-            }
+            let len = (piece.len - done).min(BYTES_A_READ - bytes);
+            batch.push((piece.address + done, len));
             bytes += len;
             done += len;
             if batch.len() == RUNS_A_READ || bytes == BYTES_A_READ {

@@ -382,6 +382,20 @@ fn ip_of(family: u32, words: &[u32]) -> Option<IpAddr> {
     }
 }
 
+/// Protocol and address of a socket that no other can have: one that listens, or receives datagrams.
+#[must_use]
+pub fn exclusive_address(entry: &InetSkEntry) -> Option<(u32, SocketAddr)> {
+    let listens = entry.proto == TCP && entry.state == LISTEN;
+    let datagrams = matches!(entry.proto as i32, libc::IPPROTO_UDP | libc::IPPROTO_UDPLITE);
+    let set = |flag: Option<bool>| flag == Some(true);
+    let shared = set(entry.opts.so_reuseport) || datagrams && set(entry.opts.reuseaddr);
+    let port = u16::try_from(entry.src_port).ok()?;
+    if !(listens || datagrams) || shared || port == 0 {
+        return None;
+    }
+    Some((entry.proto, SocketAddr::new(ip_of(entry.family, &entry.src_addr)?, port)))
+}
+
 /// Both addresses of a connection of the image, IPv4 ones in IPv6 as IPv4.
 pub(super) fn ends_of(entry: &InetSkEntry) -> Option<super::repair::Ends> {
     let end = |words: &[u32], port: u32| {

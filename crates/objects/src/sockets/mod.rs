@@ -338,9 +338,21 @@ pub struct Restore {
 }
 
 impl Restore {
-    /// Lets what was made in file systems stay: the restore has succeeded.
-    pub fn keep(&mut self) {
-        self.places.keep();
+    /// What was made in file systems, without the sockets.
+    #[must_use]
+    pub fn into_made(self) -> Made {
+        Made(self.places)
+    }
+}
+
+/// What a restore has made in file systems; dropping it removes that.
+#[derive(Debug)]
+pub struct Made(unix_path::Places);
+
+impl Made {
+    /// Lets it stay: the restore has succeeded.
+    pub fn keep(mut self) {
+        self.0.keep();
     }
 }
 

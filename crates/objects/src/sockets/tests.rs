@@ -95,8 +95,8 @@ fn restored(
         .map(|id| opener.open(*id).map(|fd| fd.try_clone_to_owned().unwrap()))
         .collect::<Result<Vec<_>, _>>()?;
     settle_unix(&mut opener)?;
-    opener.keep();
     set_going(&mut opener)?;
+    opener.into_made().keep();
     Ok(fds)
 }
 
