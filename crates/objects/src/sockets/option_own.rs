@@ -95,20 +95,13 @@ pub(super) fn unusual(
                 return Err(socket.problem(format!("{} cannot be read: {e}", row.name)));
             }
         };
-        let programs = |value: &[u8]| match row.of_connection {
-            Some(decide) if is_connected(fd) => decide(fd, value),
-            _ => true,
-        };
+        let programs = |value: &[u8]| row.programs.is_none_or(|decide| decide(fd, value));
         if usual.as_ref() == Some(&value) || !programs(&value) {
             continue;
         }
         found.push(entry(socket, row, value)?);
     }
     Ok(found)
-}
-
-fn is_connected(fd: BorrowedFd<'_>) -> bool {
-    rustix::net::getpeername(fd).is_ok_and(|peer| peer.is_some())
 }
 
 fn entry(

@@ -157,8 +157,8 @@ pub struct SocketOption {
     pub place: Place,
     /// When to set it.
     pub when: When,
-    /// Whether the value that a connected socket has is the program's, where it may be the kernel's.
-    pub of_connection: Option<fn(BorrowedFd<'_>, &[u8]) -> bool>,
+    /// Whether the value that a socket has is the program's, where it may be the kernel's.
+    pub programs: Option<fn(BorrowedFd<'_>, &[u8]) -> bool>,
 }
 
 impl SocketOption {
@@ -171,7 +171,7 @@ impl SocketOption {
             shape: Shape::Int,
             place: Place::Own,
             when: When::Made,
-            of_connection: None,
+            programs: None,
         }
     }
 
@@ -197,11 +197,11 @@ impl SocketOption {
 
     /// Of a connected socket, it is the kernel that sets it.
     const fn unconnected(self) -> SocketOption {
-        self.of_connection(|_, _| false)
+        self.if_programs(|fd, _| !is_connected(fd))
     }
 
-    const fn of_connection(mut self, programs: fn(BorrowedFd<'_>, &[u8]) -> bool) -> SocketOption {
-        self.of_connection = Some(programs);
+    const fn if_programs(mut self, programs: fn(BorrowedFd<'_>, &[u8]) -> bool) -> SocketOption {
+        self.programs = Some(programs);
         self
     }
 }
@@ -263,10 +263,23 @@ const fn tcp(number: i32, name: &'static str) -> SocketOption {
     SocketOption::new(TCP, libc::IPPROTO_TCP, number, name)
 }
 
+/// Is it connected? Then much is what both ends have agreed on.
+fn is_connected(fd: BorrowedFd<'_>) -> bool {
+    rustix::net::getpeername(fd).is_ok_and(|peer| peer.is_some())
+}
+
+/// Is this segment size one that the program asked for? Until a connection is made the kernel tells what it works with, if
+/// nothing was asked for; with IP options that is less than it would let anybody ask for (`TCP_MIN_MSS`).
+fn is_wanted_mss(fd: BorrowedFd<'_>, value: &[u8]) -> bool {
+    const TCP_MIN_MSS: i32 = 88;
+    !is_connected(fd) && value.first_chunk().is_some_and(|v| i32::from_ne_bytes(*v) >= TCP_MIN_MSS)
+}
+
 /// Whether a window is smaller than the kernel would ever have it for the size of the receive buffer.
 fn is_clamped(fd: BorrowedFd<'_>, value: &[u8]) -> bool {
     let clamp = value.first_chunk().map_or(0, |v| i32::from_ne_bytes(*v));
-    option_int(fd, libc::SOL_SOCKET, libc::SO_RCVBUF).is_ok_and(|buffer| clamp < buffer / 8)
+    !is_connected(fd)
+        || option_int(fd, libc::SOL_SOCKET, libc::SO_RCVBUF).is_ok_and(|buffer| clamp < buffer / 8)
 }
 
 const fn netlink(number: i32, name: &'static str) -> SocketOption {
@@ -373,11 +386,11 @@ pub static OPTIONS: &[SocketOption] = &[
     udp(libc::UDP_CORK, "UDP_CORK"),
     // tcp(7)
     tcp(libc::TCP_CONGESTION, "TCP_CONGESTION").shape(Bytes).when(BeforeBind),
-    tcp(libc::TCP_MAXSEG, "TCP_MAXSEG").unconnected().when(BeforeBind),
+    tcp(libc::TCP_MAXSEG, "TCP_MAXSEG").if_programs(is_wanted_mss).when(BeforeBind),
     tcp(libc::TCP_SYNCNT, "TCP_SYNCNT"),
     tcp(libc::TCP_LINGER2, "TCP_LINGER2"),
     tcp(libc::TCP_DEFER_ACCEPT, "TCP_DEFER_ACCEPT"),
-    tcp(libc::TCP_WINDOW_CLAMP, "TCP_WINDOW_CLAMP").of_connection(is_clamped),
+    tcp(libc::TCP_WINDOW_CLAMP, "TCP_WINDOW_CLAMP").if_programs(is_clamped),
     tcp(libc::TCP_QUICKACK, "TCP_QUICKACK"),
     tcp(libc::TCP_THIN_LINEAR_TIMEOUTS, "TCP_THIN_LINEAR_TIMEOUTS"),
     tcp(libc::TCP_USER_TIMEOUT, "TCP_USER_TIMEOUT"),
