@@ -17,7 +17,7 @@ use rewake_image::messages::{InetSkEntry, SkShutdown, TcpStreamEntry};
 use rewake_netlink::{destroy, diag};
 use rewake_sys::tcp::{self, Agreed, Queue, Repair, Window};
 use rewake_sys::{Errno, SyscallError};
-use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fd::BorrowedFd;
 use rustix::net::SendFlags;
 use std::collections::HashSet;
 use std::net::{IpAddr, SocketAddr};
@@ -33,7 +33,6 @@ const SMALL_PIECE: usize = 1 << 10;
 /// A connection in repair mode.
 #[derive(Debug)]
 pub struct Pending {
-    fd: OwnedFd,
     object: String,
     entry: InetSkEntry,
     destination: SocketAddr,
@@ -78,7 +77,6 @@ pub(super) fn open(
     };
     clear_orphans(opener)?;
     let unsent = connect(making, entry, stream, data, source, destination)?;
-    let fd = making.fd.try_clone_to_owned().map_err(|e| making.problem(e.to_string()))?;
     let inside = peer_in_tree(opener, source, destination);
     // A peer in the tree closes again by itself.
     let fin = (fin_received(entry.state) && !inside).then(|| Fin {
@@ -92,7 +90,6 @@ pub(super) fn open(
         window: (stream.snd_wnd.unwrap_or(0) >> stream.snd_wscale.min(14)) as u16,
     });
     opener.sockets.connections.push(Pending {
-        fd,
         object: making.object.to_owned(),
         entry: entry.clone(),
         destination,
@@ -272,9 +269,23 @@ fn connect_problem(
     }
 }
 
-impl Pending {
+/// One that is about to go on, with its descriptor: the one that the opener holds, or there might not be enough.
+struct Going<'a> {
+    fd: BorrowedFd<'a>,
+    pending: &'a Pending,
+}
+
+impl std::ops::Deref for Going<'_> {
+    type Target = Pending;
+
+    fn deref(&self) -> &Pending {
+        self.pending
+    }
+}
+
+impl Going<'_> {
     fn making(&self) -> Making<'_> {
-        Making { fd: self.fd.as_fd(), object: &self.object }
+        Making { fd: self.fd, object: &self.object }
     }
 
     /// Whether this end closes before the FIN of a peer outside comes: neither knows yet that the other has.
@@ -350,8 +361,12 @@ impl Pending {
 /// # Errors
 /// A connection refuses; others may go on already.
 pub fn leave_repair(opener: &mut Opener<'_>) -> Result<(), Problem> {
-    let connections = std::mem::take(&mut opener.sockets.connections);
-    connections.iter().try_for_each(Pending::receive_fin)?;
+    let pending = std::mem::take(&mut opener.sockets.connections);
+    let connections = pending
+        .iter()
+        .map(|pending| Ok(Going { fd: opener.opened(pending.entry.id)?, pending }))
+        .collect::<Result<Vec<_>, Problem>>()?;
+    connections.iter().try_for_each(Going::receive_fin)?;
     unlock(opener)?;
     in_shares(&connections, |connection| {
         let gone_on = connection.closes_first() && !connection.unsent.is_empty();
@@ -362,22 +377,22 @@ pub fn leave_repair(opener: &mut Opener<'_>) -> Result<(), Problem> {
         }
     })?;
     // The end whose FIN came first closes first, and before it the one that had closed without knowing of that.
-    let mut in_order: Vec<&Pending> = connections.iter().collect();
+    let mut in_order: Vec<&Going<'_>> = connections.iter().collect();
     in_order.sort_by_key(|c| match c.entry.state {
         CLOSING => 0,
         state => 1 + u8::from(fin_received(state)),
     });
-    in_order.into_iter().try_for_each(Pending::close_again)?;
-    in_shares(&connections, Pending::finish)
+    in_order.into_iter().try_for_each(|c| c.close_again())?;
+    in_shares(&connections, |c| c.finish())
 }
 
 /// Does `work` on each, a share of them on each CPU.
 fn in_shares(
-    connections: &[Pending],
-    work: impl Fn(&Pending) -> Result<(), Problem> + Sync,
+    connections: &[Going<'_>],
+    work: impl Fn(&Going<'_>) -> Result<(), Problem> + Sync,
 ) -> Result<(), Problem> {
     let shares = connections.chunks(stream::share(connections.len())).map(|share| (share, ()));
-    stream::at_once(shares, |share: &[Pending], ()| share.iter().try_for_each(&work)).map(drop)
+    stream::at_once(shares, |share: &[Going<'_>], ()| share.iter().try_for_each(&work)).map(drop)
 }
 
 /// Removes the lock of the checkpoint, and those of dumps that were killed.
