@@ -7,7 +7,9 @@ use super::{SOCKETS_NETNS, datagram, holder, ip, membership, raw, stream, udp};
 use crate::Problem;
 use crate::files::collect::{Collector, View};
 use crate::files::open::Opener;
-use rewake_image::messages::{FdTypes, FileEntry, InetSkEntry, SkShutdown, TcpOptsEntry};
+use rewake_image::messages::{
+    FdTypes, FileEntry, InetSkEntry, IpOptsEntry, SkShutdown, TcpOptsEntry,
+};
 use rewake_sys::sockets::{option, option_int, set_option_int};
 use rewake_sys::{Errno, SyscallError, tcp};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -153,8 +155,10 @@ pub fn survey(
 /// Reads the options that the image has fields for.
 pub(super) fn read_options(socket: Making<'_>, entry: &mut InetSkEntry) -> Result<(), Problem> {
     entry.opts = options::read(socket, false)?;
-    entry.ip_opts = Some(ip::survey(socket, ip::kinds(entry))?);
-    if entry.proto == TCP {
+    let raw = entry.ip_opts.take().and_then(|options| options.raw);
+    entry.ip_opts = Some(IpOptsEntry { raw, ..ip::survey(socket, ip::kinds(entry))? });
+    // A raw socket may have the number of TCP too.
+    if entry.proto == TCP && entry.r#type as i32 == libc::SOCK_STREAM {
         let read = tcp_options(socket.fd);
         entry.tcp_opts = Some(read.map_err(|e| socket.problem(e.to_string()))?);
     }
