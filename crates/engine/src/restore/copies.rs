@@ -3,9 +3,11 @@
 //! All are clones of one [`Template`], made one after the other in the same arena, and held until the last is ready: then all
 //! go on, or, if one fails, none ever has.
 
+use super::batches::hand_over;
 use super::page_check::PageCheck;
 use super::template::Template;
-use super::{Created, Run, Standing, addresses, hand_over};
+use super::undo::Created;
+use super::{Run, Standing, addresses};
 use crate::error::{Context, Error, Result};
 use crate::options::{Hooks, Pid};
 use crate::report::RestoreReport;

@@ -1,0 +1,287 @@
+//! The other scripts are executed, by all tasks at the same time, and their results judged.
+
+use super::births::clone_error;
+use super::build::{Handed, NodePlan, TaskPlan};
+use super::lineage::Role;
+use super::read::Task;
+use super::{PATIENCE, Run, namespaces};
+use crate::error::{Context, Error, Result};
+use crate::options::Pid;
+use rewake_image::{ImageDir, kind};
+use rewake_inject::ring::{Ring, Script};
+use rewake_objects::Problem;
+use rewake_objects::files::open::Opener;
+use rewake_objects::problem::text;
+use rewake_objects::steps::{Expect, Label, Steps};
+use rewake_sys::Errno;
+use rustix::fd::{AsFd, OwnedFd};
+use std::collections::HashMap;
+
+impl Run<'_> {
+    /// Is the stub alive? A dead one would never answer.
+    pub(super) fn still_there(&self, pid: Pid) -> rewake_inject::Result<()> {
+        let gone = |how: &str| Err(rewake_inject::Error::Gone { tid: pid, how: how.into() });
+        let Some(outer) = self.pids.outer(pid) else { return gone("it vanished") };
+        match rewake_proc::read::ProcDir::open(outer).and_then(|d| d.stat(&mut Vec::new())) {
+            Ok(stat) if stat.state == rewake_proc::stat::TaskState::Zombie => {
+                gone(&format!("wait status {:#x}", stat.exit_code))
+            }
+            Ok(_) => Ok(()),
+            Err(_) => gone("it vanished"),
+        }
+    }
+
+    /// Compares what a script's operations resulted in with what they should have.
+    pub(super) fn check(
+        &self,
+        steps: &Steps,
+        results: &rewake_inject::ring::Results,
+        pid: Pid,
+        comm: &[u8],
+        warnings: &mut Vec<String>,
+    ) -> Result<()> {
+        let name = || format!("process {pid} ({})", text(comm));
+        for (i, (label, expect)) in steps.labels.iter().enumerate() {
+            match (expect, results.value(i)) {
+                (Expect::Any, _) | (Expect::Success | Expect::Wish, Ok(_)) => {}
+                (Expect::Value(wanted), Ok(value)) if *wanted == value => {}
+                (Expect::Value(wanted), Ok(value)) => {
+                    let what = match label {
+                        Label::Fill(..) => {
+                            format!(
+                                "only {value} of {wanted} bytes could be read: the pages file is too short"
+                            )
+                        }
+                        _ => format!("{value:#x} instead of {wanted:#x}"),
+                    };
+                    return Err(Error::new(format!("{}: {label}: {what}", name())));
+                }
+                (Expect::Wish, Err(errno)) => {
+                    warnings.push(format!("{}: {label}: {errno}", name()))
+                }
+                (Expect::Success | Expect::Value(_), Err(errno)) => {
+                    return Err(match label {
+                        Label::Clone(child) => clone_error(*child, errno),
+                        Label::Vma(..) if errno == Errno::NOMEM => {
+                            Error::new(format!("{}: {label}: out of memory", name()))
+                        }
+                        _ => Error::new(format!("{}: {label}: {errno}", name())),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Hands descriptors over and has every task build itself, all at the same time.
+    pub(super) fn build(
+        &self,
+        rings: &[Ring],
+        opener: &mut Opener<'_>,
+        warnings: &mut Vec<String>,
+    ) -> Result<()> {
+        let mut running = Vec::new();
+        for (ring, plan) in rings.iter().zip(self.plans) {
+            let Some(task) = &plan.task else { continue };
+            self.hand_over(ring, plan, task, opener)?;
+            let number = ring.load(&task.build.script).map_err(|e| Error::new(e.to_string()))?;
+            ring.ring().map_err(|e| Error::new(e.to_string()))?;
+            running.push((ring, task, number));
+        }
+        for (ring, plan, number) in running {
+            let task = self.task(plan);
+            self.wait(ring, number, task)?;
+            let results = ring.results(&plan.build.script);
+            self.check_threads(plan, task, warnings)?;
+            self.check(&plan.build, &results, task.pid, &task.comm, warnings)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn check_threads(
+        &self,
+        plan: &TaskPlan,
+        task: &Task,
+        warnings: &mut Vec<String>,
+    ) -> Result<()> {
+        for thread in &plan.threads {
+            let script = &thread.steps.script;
+            let len = Ring::size_for(script.ops.len(), script.data_len());
+            // Looking at a ring does not change it; only its header would be written by `Arena::ring`.
+            let ring = self.arena.look(thread.at, len, script.data_len());
+            if ring.is_done(1) {
+                let results = ring.results(script);
+                self.check(&thread.steps, &results, thread.tid, &task.comm, warnings)?;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn wait(&self, ring: &Ring, number: u32, task: &Task) -> Result<()> {
+        ring.wait(number, |waited| {
+            if waited > PATIENCE {
+                return Err(rewake_inject::Error::Timeout {
+                    pid: task.pid,
+                    seconds: waited.as_secs(),
+                });
+            }
+            self.still_there(task.pid)
+        })
+        .of(task.pid, &task.comm)
+    }
+
+    /// Sends a task everything it is handed, as its scripts expect it.
+    pub(super) fn hand_over(
+        &self,
+        ring: &Ring,
+        plan: &NodePlan,
+        task_plan: &TaskPlan,
+        opener: &mut Opener<'_>,
+    ) -> Result<()> {
+        let task = self.task(task_plan);
+        let results = ring.results(&plan.birth.script);
+        let numbers = [results.u32(task_plan.socket, 0), results.u32(task_plan.socket, 4)];
+        let outer = self.outer(task.pid)?;
+        hand_over(outer, numbers, &task_plan.messages, self.images, opener)
+            .map_err(|p| Error::of(task.pid, &task.comm, p))
+    }
+
+    /// Values that are set through `/proc`, before credentials change who owns it.
+    pub(super) fn proc_values(&self, warnings: &mut Vec<String>) {
+        let own_oom = std::fs::read_to_string("/proc/self/oom_score_adj").unwrap_or_default();
+        let own_filter = std::fs::read_to_string("/proc/self/coredump_filter").unwrap_or_default();
+        for task in &self.checkpoint.tasks {
+            let Some(alive) = &task.alive else { continue };
+            let Some(outer) = self.pids.outer(task.pid) else { continue };
+            let mut set = |name: &str, value: String| {
+                if let Err(e) = std::fs::write(format!("/proc/{outer}/{name}"), &value) {
+                    warnings.push(format!(
+                        "process {} ({}): {name} cannot be set to {value}: {e}",
+                        task.pid,
+                        text(&task.comm)
+                    ));
+                }
+            };
+            if let Some(adj) = task.tc.oom_score_adj
+                && own_oom.trim() != adj.to_string()
+            {
+                set("oom_score_adj", adj.to_string());
+            }
+            if let Some(filter) = alive.extra.as_ref().and_then(|e| e.coredump_filter)
+                && u32::from_str_radix(own_filter.trim(), 16) != Ok(filter)
+            {
+                set("coredump_filter", format!("{filter:#x}"));
+            }
+            if let Some(uid) = task.tc.loginuid.filter(|uid| *uid != u32::MAX) {
+                let now = std::fs::read_to_string(format!("/proc/{outer}/loginuid"));
+                if now.is_ok_and(|now| now.trim() != uid.to_string()) {
+                    set("loginuid", uid.to_string());
+                }
+            }
+        }
+    }
+
+    /// Ends group helpers, then runs the last script of every task.
+    pub(super) fn finish(&self, rings: &[Ring], warnings: &mut Vec<String>) -> Result<()> {
+        for (i, ring) in rings.iter().enumerate() {
+            if self.lineage.nodes[i].role == Role::Group {
+                let mut script = Script::new(ring.data_base());
+                script.push(rewake_agent::layout::Op::new(libc::SYS_exit_group, &[0]));
+                ring.load(&script)
+                    .and_then(|_| ring.ring())
+                    .map_err(|e| Error::new(e.to_string()))?;
+            }
+        }
+        let mut running = Vec::new();
+        for (ring, plan) in rings.iter().zip(self.plans) {
+            let Some(task) = &plan.task else { continue };
+            let number = ring.load(&task.finish.script).map_err(|e| Error::new(e.to_string()))?;
+            ring.ring().map_err(|e| Error::new(e.to_string()))?;
+            running.push((ring, task, number));
+        }
+        self.finish_init(rings)?;
+        for (ring, plan, number) in running {
+            let task = self.task(plan);
+            self.wait(ring, number, task)?;
+            let results = ring.results(&plan.finish.script);
+            self.check(&plan.finish, &results, task.pid, &task.comm, warnings)?;
+        }
+        Ok(())
+    }
+
+    /// Runs the last script of an init.
+    pub(super) fn finish_init(&self, rings: &[Ring]) -> Result<()> {
+        for (ring, plan) in rings.iter().zip(self.plans) {
+            let Some(steps) = &plan.init else { continue };
+            let number = ring
+                .load(&steps.script)
+                .and_then(|number| ring.ring().map(|()| number))
+                .and_then(|number| ring.wait(number, |_| self.still_there(1)).map(|()| number));
+            number.of(1, namespaces::INIT)?;
+            let results = ring.results(&steps.script);
+            self.check(steps, &results, 1, namespaces::INIT, &mut Vec::new())?;
+        }
+        Ok(())
+    }
+}
+
+/// Sends messages of descriptors to the stub with the pid `outer`, whose agent's socket pair got `numbers`.
+pub(super) fn hand_over(
+    outer: Pid,
+    numbers: [u32; 2],
+    messages: &[Vec<Handed>],
+    images: &ImageDir,
+    opener: &mut Opener<'_>,
+) -> std::result::Result<(), Problem> {
+    let failed = |reason: String| Problem::new("the agent's socket", reason);
+    if numbers != [0, 1] {
+        return Err(failed(format!("the first descriptors are {numbers:?}")));
+    }
+    let raw = rustix::process::Pid::from_raw(outer);
+    let raw = raw.ok_or_else(|| failed(format!("{outer} is no process id")))?;
+    let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())
+        .map_err(|e| failed(format!("pidfd_open: {e}")))?;
+    let none = rustix::process::PidfdGetfdFlags::empty();
+    let socket = rustix::process::pidfd_getfd(&pidfd, 1, none)
+        .map_err(|e| failed(format!("pidfd_getfd: {e}")))?;
+    messages.iter().try_for_each(|message| send(&socket, message, images, opener))
+}
+
+/// Sends one message of descriptors.
+fn send(
+    socket: &OwnedFd,
+    message: &[Handed],
+    images: &ImageDir,
+    opener: &mut Opener<'_>,
+) -> std::result::Result<(), Problem> {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    let failed = |reason: String| Problem::new("handing descriptors over", reason);
+    let mut pages = HashMap::new();
+    for handed in message {
+        match *handed {
+            Handed::File(id) => drop(opener.open(id)?),
+            Handed::Writable(id) => opener.open_writable(id)?,
+            Handed::Pages(id) => {
+                let file = images.open_raw(&kind::PAGES.file_name(id));
+                pages.insert(id, file.map_err(|e| Problem::new("pages", e.to_string()))?);
+            }
+        }
+    }
+    let mut fds = Vec::with_capacity(message.len());
+    for handed in message {
+        fds.push(match *handed {
+            Handed::File(id) => opener.opened(id)?,
+            Handed::Writable(id) => opener.opened_writable(id)?,
+            Handed::Pages(id) => pages[&id].as_fd(),
+        });
+    }
+    let mut room = vec![std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(254))];
+    let mut control = SendAncillaryBuffer::new(&mut room);
+    if !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(failed("too many of them in one message".into()));
+    }
+    let byte = [std::io::IoSlice::new(b"!")];
+    sendmsg(socket, &byte, &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+        .map(drop)
+        .map_err(|e| failed(e.to_string()))
+}

@@ -1,0 +1,188 @@
+//! The first scripts: from the root on, every process clones its children.
+
+use super::lineage::Role;
+use super::undo::Created;
+use super::{PATIENCE, Run, namespaces};
+use crate::error::{Context, Error, Result};
+use crate::options::Pid;
+use rewake_inject::ring::Ring;
+use rewake_inject::stub::Kind;
+use rewake_objects::files::open::Opener;
+use rewake_objects::problem::text;
+use rewake_sys::Errno;
+use rewake_sys::task::CloneArgs;
+use rustix::fd::{AsFd, OwnedFd};
+
+impl Run<'_> {
+    /// Puts the first script of every node and thread into its ring.
+    pub(super) fn load(&self) -> Result<Vec<Ring>> {
+        let failed = |e: rewake_inject::Error| Error::new(e.to_string());
+        let mut rings = Vec::with_capacity(self.plans.len());
+        for plan in self.plans {
+            let ring = self.arena.ring(plan.at, plan.len, plan.data, Kind::Process);
+            ring.load(&plan.birth.script).map_err(failed)?;
+            rings.push(ring);
+            let Some(task) = &plan.task else { continue };
+            for thread in &task.threads {
+                let script = &thread.steps.script;
+                let len = Ring::size_for(script.ops.len(), script.data_len());
+                let ring = self.arena.ring(thread.at, len, script.data_len(), Kind::Thread);
+                ring.load(script).map_err(failed)?;
+            }
+        }
+        Ok(rings)
+    }
+
+    pub(super) fn clone_root(&self, rings: &[Ring], created: &mut Created) -> Result<Pid> {
+        let pid = self.lineage.nodes[0].pid.unwrap_or(0);
+        let tids = [pid];
+        let sibling = self.options.sibling;
+        let args = CloneArgs {
+            flags: self.env.namespaces.flags()
+                | if sibling { libc::CLONE_PARENT as u64 } else { 0 },
+            exit_signal: if sibling { 0 } else { libc::SIGCHLD as u64 },
+            set_tid: tids.as_ptr() as u64,
+            set_tid_size: 1,
+            ..CloneArgs::default()
+        };
+        let root = self.clone_stub(&args, &rings[0], pid)?;
+        created.roots.push(root);
+        created.sibling = sibling;
+        Ok(root)
+    }
+
+    /// Clones a stub of our own, in a time namespace if a clock would go backwards.
+    pub(super) fn clone_stub(&self, args: &CloneArgs, ring: &Ring, pid: Pid) -> Result<Pid> {
+        let before = self.clocks_go_on()?;
+        let result = self.arena.clone_root(args, ring);
+        if let Some(before) = before {
+            rewake_sys::task::enter_time_namespace(before.as_fd())
+                .map_err(|e| Error::new(format!("returning to the time namespace: {e}")))?;
+        }
+        result.map_err(|e| clone_error(pid, e.errno))
+    }
+
+    /// From now on ids are those of the tree's PID namespace, and paths those of its mount namespace, if it has them.
+    pub(super) fn look_from_inside(&self, first: Pid, opener: &mut Opener<'_>) -> Result<()> {
+        opener.pids = self.pids.clone();
+        if self.env.namespaces.pid {
+            use rustix::fs::{Mode, OFlags};
+            let root = format!("/proc/{first}/root");
+            let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let root = rustix::fs::open(&root, flags, Mode::empty())
+                .map_err(|e| Error::new(format!("{root}: {e}")))?;
+            opener.root = Some(root);
+        }
+        Ok(())
+    }
+
+    /// If a clock of the images is ahead of ours (after a reboot, on another machine): a time namespace in which it is
+    /// not, so that it never goes backwards for the program.
+    pub(super) fn clocks_go_on(&self) -> Result<Option<OwnedFd>> {
+        use rustix::time::{ClockId, clock_gettime};
+        let Some(then) = &self.checkpoint.clocks else { return Ok(None) };
+        let nanoseconds = |sec: i64, nsec: i64| i128::from(sec) * 1_000_000_000 + i128::from(nsec);
+        let offset = |then: &rewake_image::messages::Timespec, clock: ClockId| {
+            let now = clock_gettime(clock);
+            let ahead = nanoseconds(then.tv_sec as i64, then.tv_nsec as i64)
+                - nanoseconds(now.tv_sec, now.tv_nsec);
+            let ahead = ahead.max(0);
+            ((ahead / 1_000_000_000) as i64, (ahead % 1_000_000_000) as i64)
+        };
+        let monotonic = offset(&then.monotonic, ClockId::Monotonic);
+        let boottime = offset(&then.boottime, ClockId::Boottime);
+        if monotonic == (0, 0) && boottime == (0, 0) {
+            return Ok(None);
+        }
+        rewake_sys::task::new_time_namespace(monotonic, boottime).map(Some).map_err(|e| {
+            Error::new(format!("a time namespace in which the clocks go on cannot be made: {e}"))
+        })
+    }
+
+    /// Waits until every node is born, cloners before those they clone.
+    pub(super) fn wait_births(&self, rings: &[Ring], created: &mut Created) -> Result<()> {
+        let transient: Vec<usize> = (0..self.plans.len())
+            .filter(|i| match self.lineage.nodes[*i].role {
+                Role::Leader | Role::Orphaner => true,
+                Role::Task(t) => self.checkpoint.tasks[t].alive.is_none(),
+                Role::Group | Role::Init => false,
+            })
+            .collect();
+        for (i, plan) in self.plans.iter().enumerate() {
+            let node = &self.lineage.nodes[i];
+            if transient.contains(&i) {
+                created.note(node.pid, &self.pids);
+                continue;
+            }
+            let (pid, comm) = self.name(i);
+            rings[i]
+                .wait(1, |waited| {
+                    // A helper reports only if it could not do what it was made for.
+                    let stuck = transient.iter().any(|t| rings[*t].is_done(1));
+                    if stuck || waited > PATIENCE {
+                        return Err(rewake_inject::Error::Timeout {
+                            pid,
+                            seconds: waited.as_secs(),
+                        });
+                    }
+                    self.still_there(pid)
+                })
+                .or_else(|e| self.helper_error(rings, &transient).and(Err(e).of(pid, &comm)))?;
+            self.check(
+                &plan.birth,
+                &rings[i].results(&plan.birth.script),
+                pid,
+                &comm,
+                &mut Vec::new(),
+            )?;
+            created.note(node.pid, &self.pids);
+        }
+        Ok(())
+    }
+
+    /// Tells why a helper could not do its work, if one could not.
+    pub(super) fn helper_error(&self, rings: &[Ring], transient: &[usize]) -> Result<()> {
+        for i in transient.iter().filter(|t| rings[**t].is_done(1)) {
+            let (pid, comm) = self.name(*i);
+            let birth = &self.plans[*i].birth;
+            self.check(birth, &rings[*i].results(&birth.script), pid, &comm, &mut Vec::new())?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn name(&self, node: usize) -> (Pid, Vec<u8>) {
+        match self.lineage.nodes[node].role {
+            Role::Task(i) => (self.checkpoint.tasks[i].pid, self.checkpoint.tasks[i].comm.clone()),
+            Role::Init => (1, namespaces::INIT.to_vec()),
+            _ => (self.lineage.nodes[node].pid.unwrap_or(0), b"helper".to_vec()),
+        }
+    }
+}
+
+/// A pid that is taken is told with who has it.
+pub(super) fn clone_error(pid: Pid, errno: Errno) -> Error {
+    if errno == Errno::EXIST {
+        let dir = rewake_proc::read::ProcDir::open(pid);
+        let holder = dir.and_then(|d| d.stat(&mut Vec::new())).map_or_else(
+            |_| "as a thread, session or process group of others".to_owned(),
+            |stat| {
+                let dead = if stat.state == rewake_proc::stat::TaskState::Zombie {
+                    ", which is dead and waits to be reaped"
+                } else {
+                    ""
+                };
+                format!("by process {pid} ({}){dead}", text(&stat.comm))
+            },
+        );
+        let nobody = rewake_proc::read::ProcDir::open(pid).is_err();
+        let mut error = Error::new(format!("pid {pid} of the images is taken, {holder}"))
+            .hint("end that process, or use --new-pidns");
+        error.transient = nobody;
+        return error;
+    }
+    let error = Error::new(format!("creating process {pid}: {errno}"));
+    if errno == Errno::PERM {
+        return error.hint("choosing pids needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN");
+    }
+    error
+}
