@@ -299,6 +299,7 @@ pub fn all() -> Vec<Program> {
         program!(personality).unless_criu("it reads the hexadecimal personality as decimal"),
         program!(ioprio).unless_criu("it does not keep I/O priorities"),
         program!(coredump_filter).unless_criu("it does not keep the core dump filter"),
+        program!(loginuid),
         // CRIU drops O_DIRECTORY from the flags of a directory's descriptor.
         program!(files_regular).criu_loses(&["fd 13"]),
         program!(pipes),

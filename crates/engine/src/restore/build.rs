@@ -61,6 +61,8 @@ pub struct Environment {
     pub schedule: Inherited,
     /// Personality that stubs inherit.
     pub personality: u32,
+    /// Login uid that stubs inherit; `None` where the kernel has no such thing.
+    pub login_uid: Option<u32>,
     /// Can the kernel be told the ids of POSIX timers?
     pub timer_ids: bool,
     /// Who the root's parent is: the controller, or its parent with `--restore-sibling`.
@@ -800,6 +802,20 @@ fn thread_steps(steps: &mut Steps, pid: i32, thread: &Thread, env: &Environment)
     }
 }
 
+/// The audit system's login uid: only a task itself may set it, and only once unless it has `CAP_AUDIT_CONTROL`.
+fn login_uid_steps(steps: &mut Steps, uid: u32) {
+    let label = Label::Text("setting the login uid");
+    let path = steps.script.cstr(b"/proc/self/loginuid");
+    let flags = (libc::O_WRONLY | libc::O_CLOEXEC) as u64;
+    let open =
+        steps.wish(label, op(libc::SYS_openat, &[libc::AT_FDCWD as u64, path.address, flags]));
+    let number = uid.to_string();
+    let text = steps.data(number.as_bytes());
+    let write = op(libc::SYS_write, &[0, text.address, number.len() as u64]);
+    steps.wish(label, write.arg_result(0, open as u32, 0));
+    steps.may(label, op(libc::SYS_close, &[0]).arg_result(0, open as u32, 0));
+}
+
 fn finish_steps(
     steps: &mut Steps,
     task: &Task,
@@ -821,6 +837,9 @@ fn finish_steps(
         op(libc::SYS_rt_sigaction, &[libc::SIGCHLD as u64, ignore.address, 0, 8]),
     );
     signals::restore_actions(steps, &task.tc.sigactions);
+    if let Some(uid) = task.tc.loginuid.filter(|uid| Some(*uid) != env.login_uid) {
+        login_uid_steps(steps, uid);
+    }
     thread_credentials(steps, leader, env);
     attributes::restore_after_credentials(
         steps,

@@ -63,6 +63,12 @@ pub fn gather(
         .read_single("timerslack_ns", &mut buffer)
         .ok()
         .and_then(|text| rewake_proc::single::timerslack_ns(text).ok());
+    // Without audit there is no file; an unset one is u32::MAX, as in the images.
+    let login_uid = dir
+        .read_single("loginuid", &mut buffer)
+        .ok()
+        .and_then(|text| rewake_proc::single::loginuid(text).ok())
+        .map(|uid| uid.unwrap_or(u32::MAX));
     let personality = dir
         .read_single("personality", &mut buffer)
         .ok()
@@ -93,6 +99,7 @@ pub fn gather(
             timer_slack: slack.unwrap_or(50_000),
         },
         personality: personality.unwrap_or(0),
+        login_uid,
         timer_ids: needs_timer_ids
             && crate::features::find("timer_cr_ids")
                 .is_some_and(|f| f.probe() == crate::features::Verdict::Present),
