@@ -273,7 +273,7 @@ fn mountinfo_and_cgroup_agree() {
                 assert_eq!(*ours.fs_type, *theirs.fs_type.as_bytes());
                 assert_eq!(
                     *ours.source,
-                    *theirs.mount_source.as_deref().unwrap_or_default().as_bytes()
+                    *theirs.mount_source.as_deref().unwrap_or("none").as_bytes()
                 );
             }
             let mut found = (None, None, None, false);
