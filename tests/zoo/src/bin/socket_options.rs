@@ -185,7 +185,7 @@ const PLAIN: &[(i32, i32)] = &[
 
 /// What CRIU does not restore all the same.
 fn is_lost(name: &str, level: i32, number: i32) -> bool {
-    let local = ["unix", "netlink"].contains(&name);
+    let local = ["unix", "netlink", "packet"].contains(&name);
     (name.ends_with('6') && level == I) || (local && (level, number) == (S, libc::SO_REUSEADDR))
 }
 
