@@ -14,10 +14,16 @@ use rustix::fd::OwnedFd;
 use rustix::pipe::PipeFlags;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Operations and bytes of data of the ring itself: one operation each way, and a byte to read into.
 const OPS: usize = 4;
 const DATA: usize = 64;
+
+/// Number of a ring's first batch.
+const FIRST: u32 = 1;
+/// A guard that has not begun after this long never will.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A guard on duty. Dropping it sends it away without a deed.
 #[derive(Debug)]
@@ -84,6 +90,11 @@ impl Guard {
     /// # Errors
     /// It cannot be told, which leaves it on duty until it is dropped.
     pub fn dismiss(self) -> Result<()> {
+        // It may not have begun yet; its first batch must be over before another takes its place.
+        self.ring.wait(FIRST, |waited| match waited > PATIENCE {
+            true => Err(Error::Timeout { pid: self.pid, seconds: PATIENCE.as_secs() }),
+            false => Ok(()),
+        })?;
         let mut leave = Script::new(self.ring.data_base());
         leave.push(Op::new(libc::SYS_exit_group, &[0]));
         self.ring.load(&leave)?;

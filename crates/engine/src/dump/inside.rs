@@ -16,6 +16,7 @@ use rewake_objects::memory::vma::status;
 use rewake_objects::task::attributes::{self, Attributes};
 use rewake_objects::task::{credentials, limits, registers, signals, timers};
 use rewake_sys::ptrace;
+use rewake_sys::sched::Pin;
 use rustix::fd::{AsFd, OwnedFd};
 
 /// A task as it tells of itself.
@@ -46,13 +47,25 @@ struct Answers {
 ///
 /// # Errors
 /// The task is gone, or the agent could not be put in.
-pub fn survey(held: &mut Held, outside: &Outside, pidfd: &OwnedFd) -> Result<Inside> {
+pub fn survey(
+    held: &mut Held,
+    outside: &Outside,
+    pidfd: &OwnedFd,
+    mut pin: Option<&mut Pin>,
+) -> Result<Inside> {
     let task = held.task.clone();
     let task = task.as_ref();
     let (pid, comm) = (task.pid(), task.comm().to_vec());
     let mut threads: Vec<Stopped> = std::mem::take(&mut held.threads);
     let agent = &mut held.agent;
+    // A thread that is made while we are pinned would be pinned beside us.
+    if let Some(pin) = pin.as_deref_mut().filter(|_| thread::needs_help(task)) {
+        pin.release();
+    }
     let result = thread::with_facts(task, || {
+        if let Some(pin) = pin {
+            pin.to(task.stat.processor as usize);
+        }
         let mut xsave = vec![0u8; registers::XSAVE_MAX];
         let mut states = threads
             .iter()

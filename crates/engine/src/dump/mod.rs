@@ -22,6 +22,7 @@ use rewake_inject::guard::Guard;
 use rewake_objects::files::collect::{Collector, Contents, Options};
 use rewake_objects::problem::text;
 use rewake_objects::sockets::lock::{self, Lock, Method};
+use rewake_sys::sched::Pin;
 use rustix::fd::OwnedFd;
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -122,10 +123,8 @@ fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<Surveyed
             let seen = held
                 .iter_mut()
                 .map(|held| {
-                    if alone {
-                        pin.to(held.task.stat.processor as usize);
-                    }
-                    survey_task(held, &own, cure).map(|seen| (held.task.pid(), seen))
+                    let pin = alone.then_some(&mut *pin);
+                    survey_task(held, &own, pin, cure).map(|seen| (held.task.pid(), seen))
                 })
                 .collect::<Result<Vec<_>>>();
             pin.release();
@@ -172,7 +171,8 @@ struct Seen {
     pidfd: OwnedFd,
 }
 
-fn survey_task(held: &mut Held, own: &Own, cure: bool) -> Result<Seen> {
+/// Surveys a task. With `pin`, the calling thread works on the CPU where the task is.
+fn survey_task(held: &mut Held, own: &Own, pin: Option<&mut Pin>, cure: bool) -> Result<Seen> {
     let task = held.task.clone();
     let (pid, comm) = (task.pid(), task.comm());
     let mut outside = outside::survey(&task, &own.namespaces, &own.vdso)?;
@@ -196,7 +196,7 @@ fn survey_task(held: &mut Held, own: &Own, cure: bool) -> Result<Seen> {
             rewake_sys::ptrace::set_options(*tid, options).of(pid, comm)?;
         }
     }
-    let inside = inside::survey(held, &outside, &pidfd)?;
+    let inside = inside::survey(held, &outside, &pidfd, pin)?;
     if cure {
         held.cure();
     }

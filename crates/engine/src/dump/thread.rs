@@ -31,6 +31,11 @@ pub struct Facts {
 /// From so many threads on, another thread of ours gathers their facts meanwhile.
 const MANY: usize = 16;
 
+/// Has the task so many threads that another thread of ours gathers their facts?
+pub fn needs_help(task: &Task) -> bool {
+    task.tids.len() >= MANY
+}
+
 /// Gathers the facts of all threads of a task, the leader first, while `work` does what needs the tracer.
 ///
 /// # Errors
@@ -42,7 +47,7 @@ pub fn with_facts<T>(task: &Task, work: impl FnOnce() -> Result<T>) -> Result<(T
             task.tids.iter().map(|tid| gather(&task.dir, *tid, *tid == task.pid(), &mut buffer));
         all.collect::<std::result::Result<Vec<_>, String>>()
     };
-    let (done, facts) = if task.tids.len() < MANY {
+    let (done, facts) = if !needs_help(task) {
         (work()?, gather())
     } else {
         std::thread::scope(|scope| {

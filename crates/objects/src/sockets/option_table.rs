@@ -268,11 +268,13 @@ fn is_connected(fd: BorrowedFd<'_>) -> bool {
     rustix::net::getpeername(fd).is_ok_and(|peer| peer.is_some())
 }
 
-/// Is this segment size one that the program asked for? Until a connection is made the kernel tells what it works with, if
-/// nothing was asked for; with IP options that is less than it would let anybody ask for (`TCP_MIN_MSS`).
+/// Is this segment size one that the program asked for? Until a connection is made, and after it is closed, the kernel tells
+/// what it works with if nothing was asked for, and that may be less (with IP options) or more (over the loopback) than it
+/// lets anybody ask for: `TCP_MIN_MSS` to `MAX_TCP_WINDOW`.
 fn is_wanted_mss(fd: BorrowedFd<'_>, value: &[u8]) -> bool {
-    const TCP_MIN_MSS: i32 = 88;
-    !is_connected(fd) && value.first_chunk().is_some_and(|v| i32::from_ne_bytes(*v) >= TCP_MIN_MSS)
+    const ASKED_FOR: std::ops::RangeInclusive<i32> = 88..=32767;
+    let size = value.first_chunk().map(|v| i32::from_ne_bytes(*v));
+    !is_connected(fd) && size.is_some_and(|size| ASKED_FOR.contains(&size))
 }
 
 /// Whether a window is smaller than the kernel would ever have it for the size of the receive buffer.
