@@ -12,7 +12,7 @@
 //! A line has a file's name, its size in bytes and the CRC-32 of its content, or `-` where that was not made. The last line
 //! has the CRC-32 of all before it.
 
-use std::{collections::HashMap, fmt::Write};
+use std::{collections::BTreeMap, fmt::Write};
 
 /// The manifest's file name.
 pub const FILE_NAME: &str = "rewake.manifest";
@@ -22,7 +22,7 @@ const FIRST_LINE: &str = "rewake-manifest 1";
 /// Size and checksum of each file of a checkpoint.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Manifest {
-    files: HashMap<String, FileSum>,
+    files: BTreeMap<String, FileSum>,
 }
 
 /// What a manifest says of a file.
