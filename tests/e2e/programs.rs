@@ -227,6 +227,8 @@ const PEER_GONE: &str = "a peer outside the tree learns that the survivor is kil
 const STOPPED_TCP: &str =
     "connections of a tree left stopped stay in repair mode, nothing resumes them";
 
+const FROM_OUTSIDE: &str = "somebody outside reads its filters by its pid";
+
 /// Every program of the zoo.
 pub fn all() -> Vec<Program> {
     vec![
@@ -418,7 +420,16 @@ pub fn all() -> Vec<Program> {
         program!(unix_creds)
             .unless_criu("it loses credentials of peers and senders")
             .needs_its_pids("pids of peers and senders are not translated into another PID namespace"),
-        program!(seccomp).later(),
+        program!(seccomp),
+        program!(seccomp_threads).needs_its_pids(FROM_OUTSIDE),
+        program!(seccomp_threads)
+            .named("seccomp_uniform")
+            .env(&[("ZOO_UNIFORM", "1")])
+            .needs_its_pids(FROM_OUTSIDE),
+        program!(seccomp_threads)
+            .named("seccomp_strict")
+            .env(&[("ZOO_STRICT", "1")])
+            .needs_its_pids(FROM_OUTSIDE),
         program!(syscall_user_dispatch).unless_criu("it does not keep syscall user dispatch"),
         program!(proctitle),
     ]

@@ -357,7 +357,7 @@ pub fn set_sud_config(tid: i32, config: &SudConfig) -> Result<()> {
     .map(drop)
 }
 
-/// Seccomp filter `index` (0 is the most recent one) as classic BPF instructions of 8 bytes; `None` past the last one.
+/// Seccomp filter `index` (0 is the one installed first) as classic BPF instructions of 8 bytes; `None` past the last one.
 ///
 /// # Errors
 /// `EACCES` without `CAP_SYS_ADMIN` or when seccomp applies to the caller; `EMEDIUMTYPE` for a filter that is not BPF.

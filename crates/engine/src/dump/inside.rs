@@ -12,9 +12,10 @@ use rewake_inject::ring::Script;
 use rewake_inject::tell::telling_signal;
 use rewake_inject::tracee::Stopped;
 use rewake_inject::visit::Host;
+use rewake_objects::Problem;
 use rewake_objects::memory::vma::status;
 use rewake_objects::task::attributes::{self, Attributes};
-use rewake_objects::task::{credentials, limits, registers, signals, timers};
+use rewake_objects::task::{credentials, limits, registers, seccomp, signals, timers};
 use rewake_sys::ptrace;
 use rewake_sys::sched::Pin;
 use rustix::fd::{AsFd, OwnedFd};
@@ -30,8 +31,27 @@ pub struct Inside {
     pub attributes: Attributes,
     /// Close-on-exec flags of the descriptors, in the order of `Outside::fds`.
     pub cloexec: Vec<bool>,
+    /// What applies to each thread, in the order of `cores`.
+    pub seccomp: Vec<seccomp::State>,
+    /// What cannot be saved.
+    pub problems: Vec<Problem>,
     /// `CLOCK_MONOTONIC` and `CLOCK_BOOTTIME` as the task sees them: seconds, nanoseconds.
     pub clocks: [(u64, u64); 2],
+}
+
+impl Inside {
+    /// Adds the threads' filters to those of the tree.
+    pub fn number_filters(&mut self, filters: &mut seccomp::Chains) {
+        let uniform = self.seccomp.windows(2).all(|pair| pair[0] == pair[1]);
+        for (n, ((_, core), state)) in self.cores.iter_mut().zip(&self.seccomp).enumerate() {
+            if let Some(thread) = &mut core.thread_core
+                && !(uniform && n > 0 && !state.filters.is_empty())
+            {
+                thread.seccomp_mode = state.mode();
+                thread.seccomp_filter = filters.add(state, uniform);
+            }
+        }
+    }
 }
 
 struct Answers {
@@ -73,6 +93,9 @@ pub fn survey(
             .collect::<Result<Vec<_>>>()?;
         let shared = ptrace::queued_signals(pid, true).of(pid, &comm)?;
         let status = &outside.status;
+        let mut problems = Vec::new();
+        // It will not stand still later on.
+        states[0].add_seccomp(status, &mut problems);
         let pending = states.iter().fold(status.shd_pnd, |all, state| all | state.pending);
         let leader = threads.remove(0);
         let mut asked = None;
@@ -145,14 +168,18 @@ pub fn survey(
             state.visited(&visited);
             threads.push(thread);
         }
-        Ok((answers, states, cloexec))
+        Ok((answers, states, cloexec, problems))
     });
     held.threads = threads;
-    let ((answers, mut states, cloexec), facts) = result?;
+    let ((answers, mut states, cloexec, mut problems), facts) = result?;
     for (state, facts) in states.iter_mut().zip(facts) {
+        if let Some(status) = &facts.status {
+            state.add_seccomp(status, &mut problems);
+        }
         state.add(facts);
     }
-    Ok(build(task, outside, answers, task.tids.iter().copied().zip(states), cloexec))
+    let states = task.tids.iter().copied().zip(states);
+    Ok(Inside { problems, ..build(task, outside, answers, states, cloexec) })
 }
 
 /// Adds the questions for the close-on-exec flags of `fds`; returns their indices.
@@ -191,6 +218,7 @@ fn build(
     let Answers { actions, timers, limits, attributes, clocks, shared } = answers;
     let mut cores = Vec::with_capacity(states.len());
     let mut extra = Vec::with_capacity(states.len());
+    let mut seccomp = Vec::with_capacity(states.len());
     for (tid, mut state) in states {
         let leader = tid == pid;
         let status = state.status.as_ref().unwrap_or(&outside.status);
@@ -246,6 +274,8 @@ fn build(
             },
         ));
         extra.push(state.extra);
+        seccomp.push(state.seccomp);
     }
-    Inside { cores, extra, attributes, cloexec, clocks }
+    let problems = Vec::new();
+    Inside { cores, extra, attributes, cloexec, seccomp, problems, clocks }
 }

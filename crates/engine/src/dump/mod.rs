@@ -10,7 +10,7 @@ mod thread;
 mod write;
 
 use crate::error::{Context, Error, Result};
-use crate::freeze::{Held, Life, Shard, Tree};
+use crate::freeze::{Held, Life, Shard, Task, Tree};
 use crate::options::{Action, DumpOptions, FinalState, Hooks};
 use crate::report::{DumpReport, Obstacle};
 use crate::restore::lineage::{Lineage, Member};
@@ -22,6 +22,7 @@ use rewake_inject::guard::Guard;
 use rewake_objects::files::collect::{Collector, Contents, Options};
 use rewake_objects::problem::text;
 use rewake_objects::sockets::lock::{self, Lock, Method};
+use rewake_objects::task::seccomp::Chains;
 use rewake_sys::sched::Pin;
 use rustix::fd::OwnedFd;
 use std::collections::HashMap;
@@ -54,6 +55,7 @@ struct TaskSurvey {
 struct Surveyed {
     tasks: Vec<TaskSurvey>,
     files: Collector,
+    filters: Chains,
     obstacles: Vec<Obstacle>,
 }
 
@@ -134,10 +136,13 @@ fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<Surveyed
     let mut seen: HashMap<i32, Seen> =
         seen.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
     let mut tasks = Vec::with_capacity(tree.tasks.len());
+    let mut filters = Chains::default();
     for task in &tree.tasks {
         let alive = match seen.remove(&task.pid()) {
-            Some(Seen { mut outside, inside, pidfd }) => {
+            Some(Seen { mut outside, mut inside, pidfd }) => {
                 let mut problems = std::mem::take(&mut outside.problems);
+                problems.append(&mut inside.problems);
+                inside.number_filters(&mut filters);
                 let files =
                     files::survey(&mut collector, task, &outside, &inside, &pidfd, &mut problems)?;
                 obstacles.extend(problems.into_iter().map(|p| p.of(task.pid(), task.comm())));
@@ -161,7 +166,7 @@ fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<Surveyed
         let comm = tasks.iter().find(|t| t.pid == pid).map_or(&b""[..], |t| &t.comm);
         obstacles.push(problem.of(pid, comm));
     }
-    Ok(Surveyed { tasks, files: collector, obstacles })
+    Ok(Surveyed { tasks, files: collector, filters, obstacles })
 }
 
 /// A living task, as its tracer thread saw it.
@@ -190,18 +195,36 @@ fn survey_task(held: &mut Held, own: &Own, pin: Option<&mut Pin>, cure: bool) ->
     let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())
         .map_err(|e| format!("pidfd_open: {e}"))
         .of(pid, comm)?;
-    if outside.status.seccomp.unwrap_or(0) != 0 {
-        let options = rewake_sys::ptrace::O_TRACESYSGOOD | rewake_sys::ptrace::O_SUSPEND_SECCOMP;
-        for tid in &task.tids {
-            rewake_sys::ptrace::set_options(*tid, options).of(pid, comm)?;
-        }
-    }
+    let filtered = suspend_seccomp(&task, outside.status.seccomp.unwrap_or(0) != 0)?;
     let inside = inside::survey(held, &outside, &pidfd, pin)?;
-    if cure {
+    // If we are killed, the agent finds its way out under the filters, which may forbid it: it stays no longer than it must.
+    if cure || filtered {
         held.cure();
     }
     outside.survey_pages(&task)?;
     Ok(Seen { outside, inside, pidfd })
+}
+
+/// Has the filters of a task's threads not apply as long as they are traced: they stand still, and what runs in them
+/// meanwhile is ours. Returns whether there are any.
+fn suspend_seccomp(task: &Task, leader: bool) -> Result<bool> {
+    use rewake_sys::ptrace::{O_SUSPEND_SECCOMP, O_TRACESYSGOOD, set_options};
+    // Each thread has a mode of its own. Looking would take longer than doing it.
+    if !leader && task.tids.len() == 1 {
+        return Ok(false);
+    }
+    let suspend = |tid: &i32| set_options(*tid, O_TRACESYSGOOD | O_SUSPEND_SECCOMP);
+    let Err(e) = task.tids.iter().try_for_each(suspend) else { return Ok(leader) };
+    let any = leader || thread::any_filtered(task)?;
+    if !any {
+        return Ok(false);
+    }
+    Err(Error::new(format!(
+        "process {} ({}): its seccomp filters cannot be suspended: {e}",
+        task.pid(),
+        text(task.comm())
+    ))
+    .hint("run rewake with CAP_SYS_ADMIN, and outside of any seccomp filter itself"))
 }
 
 /// Sessions and groups must be led from inside the tree, unless it is a shell's job.

@@ -113,9 +113,6 @@ pub fn survey(task: &Task, own_namespaces: &[Vec<u8>], own_vdso: &[u8]) -> Resul
         // Kernels without CONFIG_CHECKPOINT_RESTORE; then there are no ids to restore either.
         Err(_) => Vec::new(),
     };
-    if status.seccomp.unwrap_or(0) != 0 {
-        problems.push(Problem::new("seccomp", "seccomp modes and filters cannot be saved yet"));
-    }
     if status.shadow_stack.is_some_and(|s| s.shstk) {
         problems.push(Problem::new("shadow stack", "x86 shadow stacks cannot be saved yet"));
     }

@@ -7,7 +7,8 @@ use rewake_image::messages::{RewakeThreadEntry, RseqEntry, ThreadCoreEntry};
 use rewake_inject::interrupted::{after_rseq, mend_interrupted};
 use rewake_inject::tracee::Stopped;
 use rewake_inject::visit::Visited;
-use rewake_objects::task::{registers, schedule, signals};
+use rewake_objects::Problem;
+use rewake_objects::task::{registers, schedule, seccomp, signals};
 use rewake_proc::read::ProcDir;
 use rewake_proc::status::Status;
 use rewake_sys::call::if_known;
@@ -61,6 +62,23 @@ pub fn with_facts<T>(task: &Task, work: impl FnOnce() -> Result<T>) -> Result<(T
     Ok((done, facts.of(task.pid(), task.comm())?))
 }
 
+/// Does seccomp apply to any thread of the task?
+///
+/// # Errors
+/// A thread is gone.
+pub fn any_filtered(task: &Task) -> Result<bool> {
+    let mut buffer = Vec::new();
+    for tid in &task.tids {
+        let path = format!("task/{tid}/status");
+        let text = task.dir.read(&path, &mut buffer).of(task.pid(), task.comm())?;
+        let status = rewake_proc::status::parse(text).of(task.pid(), task.comm())?;
+        if status.seccomp.unwrap_or(0) != 0 {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 fn gather(
     dir: &ProcDir,
     tid: i32,
@@ -103,6 +121,8 @@ pub struct ThreadState {
     pub securebits: Option<u32>,
     /// Of threads other than the leader.
     pub status: Option<Status>,
+    /// What applies to it.
+    pub seccomp: seccomp::State,
 }
 
 impl ThreadState {
@@ -114,6 +134,14 @@ impl ThreadState {
         self.extra.affinity = affinity;
         self.extra.io_priority = io_priority;
         self.status = status;
+    }
+
+    /// Adds the seccomp mode and filters, of a thread that stands still.
+    pub fn add_seccomp(&mut self, status: &Status, problems: &mut Vec<Problem>) {
+        match seccomp::survey(self.extra.tid as i32, status.seccomp.unwrap_or(0)) {
+            Ok(state) => self.seccomp = state,
+            Err(problem) => problems.push(problem),
+        }
     }
 
     /// Adds what a visit brought.
@@ -236,5 +264,15 @@ pub fn state(
     }
     let info = registers::survey(&image_regs, &xsave[..len], 0)
         .map_err(|p| crate::Error::of(pid, comm, p))?;
-    Ok(ThreadState { core, info, extra, mask, pending, regs, securebits: None, status: None })
+    Ok(ThreadState {
+        core,
+        info,
+        extra,
+        mask,
+        pending,
+        regs,
+        securebits: None,
+        status: None,
+        seccomp: seccomp::State::default(),
+    })
 }

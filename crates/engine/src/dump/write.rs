@@ -6,7 +6,7 @@ use crate::error::{Context, Error, Result};
 use crate::freeze::Life;
 use rewake_image::messages::{
     CoreEntry, InventoryEntry, Lsmtype, March, PluginsEntry, PstreeEntry, RewakeEntry,
-    RewakeTaskEntry, SeccompEntry, TaskCoreEntry, TaskKobjIdsEntry, TimensEntry, Timespec,
+    RewakeTaskEntry, TaskCoreEntry, TaskKobjIdsEntry, TimensEntry, Timespec,
 };
 use rewake_image::{ImageWriter, PageRun, PageSource, kind};
 use rewake_objects::Problem;
@@ -105,7 +105,7 @@ fn write_pstree(images: &ImageWriter, surveyed: &Surveyed) -> Result<()> {
         })
         .collect();
     images.write_all(kind::PSTREE, (), &entries)?;
-    images.write_one(kind::SECCOMP, (), &SeccompEntry::default())?;
+    images.write_one(kind::SECCOMP, (), surveyed.filters.entry())?;
     let clocks = surveyed.tasks.iter().find_map(|t| t.alive.as_ref()).map(|a| a.inside.clocks);
     if let Some([monotonic, boottime]) = clocks {
         let time = |(tv_sec, tv_nsec): (u64, u64)| Timespec { tv_sec, tv_nsec };

@@ -1,7 +1,7 @@
 //! The other scripts are executed, by all tasks at the same time, and their results judged.
 
 use super::births::clone_error;
-use super::build::{Handed, NodePlan, TaskPlan};
+use super::build::{Handed, NodePlan, TaskPlan, ThreadPlan};
 use super::lineage::Role;
 use super::read::Task;
 use super::{PATIENCE, Run, namespaces};
@@ -98,6 +98,36 @@ impl Run<'_> {
         Ok(())
     }
 
+    /// The ring of a thread. Looking at it does not change it; only its header would be written by `Arena::ring`.
+    fn thread_ring(&self, thread: &ThreadPlan) -> Ring {
+        self.arena.look(thread.at, thread.len, thread.data)
+    }
+
+    /// Runs the last scripts of threads that have one, after their leader's.
+    fn finish_threads(
+        &self,
+        plan: &TaskPlan,
+        task: &Task,
+        warnings: &mut Vec<String>,
+    ) -> Result<()> {
+        let mut running = Vec::new();
+        for thread in &plan.threads {
+            let Some(steps) = &thread.finish else { continue };
+            let ring = self.thread_ring(thread);
+            let number = ring
+                .load(&steps.script)
+                .and_then(|number| ring.ring().map(|()| number))
+                .of(task.pid, &task.comm)?;
+            running.push((thread.tid, ring, steps, number));
+        }
+        for (tid, ring, steps, number) in running {
+            self.wait(&ring, number, task)?;
+            let results = ring.results(&steps.script);
+            self.check(steps, &results, tid, &task.comm, warnings)?;
+        }
+        Ok(())
+    }
+
     pub(super) fn check_threads(
         &self,
         plan: &TaskPlan,
@@ -105,12 +135,9 @@ impl Run<'_> {
         warnings: &mut Vec<String>,
     ) -> Result<()> {
         for thread in &plan.threads {
-            let script = &thread.steps.script;
-            let len = Ring::size_for(script.ops.len(), script.data_len());
-            // Looking at a ring does not change it; only its header would be written by `Arena::ring`.
-            let ring = self.arena.look(thread.at, len, script.data_len());
+            let ring = self.thread_ring(thread);
             if ring.is_done(1) {
-                let results = ring.results(script);
+                let results = ring.results(&thread.steps.script);
                 self.check(&thread.steps, &results, thread.tid, &task.comm, warnings)?;
             }
         }
@@ -205,6 +232,7 @@ impl Run<'_> {
             self.wait(ring, number, task)?;
             let results = ring.results(&plan.finish.script);
             self.check(&plan.finish, &results, task.pid, &task.comm, warnings)?;
+            self.finish_threads(plan, task, warnings)?;
         }
         Ok(())
     }

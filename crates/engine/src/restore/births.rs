@@ -24,10 +24,9 @@ impl Run<'_> {
             rings.push(ring);
             let Some(task) = &plan.task else { continue };
             for thread in &task.threads {
-                let script = &thread.steps.script;
-                let len = Ring::size_for(script.ops.len(), script.data_len());
-                let ring = self.arena.ring(thread.at, len, script.data_len(), Kind::Thread);
-                ring.load(script).map_err(failed)?;
+                let kind = if thread.finish.is_some() { Kind::Process } else { Kind::Thread };
+                let ring = self.arena.ring(thread.at, thread.len, thread.data, kind);
+                ring.load(&thread.steps.script).map_err(failed)?;
             }
         }
         Ok(rings)

@@ -21,7 +21,7 @@ use rewake_objects::memory::mm::{self, Held, Layout, Specials};
 use rewake_objects::memory::vma::{self, status};
 use rewake_objects::steps::{Label, Steps};
 use rewake_objects::task::schedule::Inherited;
-use rewake_objects::task::{attributes, credentials, limits, schedule, signals, timers};
+use rewake_objects::task::{attributes, credentials, limits, schedule, seccomp, signals, timers};
 use std::collections::HashMap;
 
 /// Descriptors passed in one message (the kernel's SCM_MAX_FD is 253).
@@ -80,8 +80,14 @@ pub struct ThreadPlan {
     pub tid: i32,
     /// Offset of its ring.
     pub at: usize,
+    /// Bytes of the ring.
+    pub len: usize,
+    /// Bytes of data in it.
+    pub data: usize,
     /// What it does.
     pub steps: Steps,
+    /// What it does after the leader's last script, if it has to wait for that.
+    pub finish: Option<Steps>,
 }
 
 /// Everything one node of the lineage does.
@@ -202,9 +208,19 @@ fn plan_node(
         for thread in &alive.threads[1..] {
             let base = space.next_data_address();
             let mut steps = Steps::new(base);
-            thread_steps(&mut steps, tasks[index].pid, thread, env);
-            let (ring, _, _) = space.take(steps.script.data_len(), steps.script.ops.len());
-            threads.push(ThreadPlan { tid: thread.tid, at: ring, steps });
+            thread_steps(&mut steps, thread);
+            // Filters of its own: after those that the leader installs for all.
+            let mut finish = waits(alive, thread).then(|| Steps::new(base));
+            if let Some(finish) = &mut finish {
+                seccomp_steps(finish, thread, alive.common_filters());
+            }
+            let last = finish.as_mut().unwrap_or(&mut steps);
+            thread_last_steps(last, tasks[index].pid, thread, env);
+            let scripts = || [Some(&steps), finish.as_ref()].into_iter().flatten();
+            let data = scripts().map(|s| s.script.data_len()).max().unwrap_or(0);
+            let ops = scripts().map(|s| s.script.ops.len()).max().unwrap_or(0);
+            let (at, len, data) = space.take(data, ops);
+            threads.push(ThreadPlan { tid: thread.tid, at, len, data, steps, finish });
         }
     }
     let base = space.next_data_address();
@@ -789,12 +805,30 @@ fn thread_credentials(steps: &mut Steps, thread: &Thread, env: &Environment) {
     }
 }
 
-fn thread_steps(steps: &mut Steps, pid: i32, thread: &Thread, env: &Environment) {
-    let core = &thread.thread;
-    if let Some(comm) = &core.comm {
+/// Must a thread's credentials wait until it has installed filters of its own?
+fn waits(alive: &Alive, thread: &Thread) -> bool {
+    thread.seccomp.strict || thread.seccomp.filters.len() > alive.common_filters()
+}
+
+/// A thread's own seccomp filters, after those that all threads have in common, or its strict mode.
+fn seccomp_steps(steps: &mut Steps, thread: &Thread, common: usize) {
+    let own = thread.seccomp.filters.get(common..).unwrap_or(&[]);
+    seccomp::restore_filters(steps, own, false);
+    if thread.seccomp.strict {
+        seccomp::restore_strict(steps);
+    }
+}
+
+fn thread_steps(steps: &mut Steps, thread: &Thread) {
+    if let Some(comm) = &thread.thread.comm {
         name_steps(steps, comm);
     }
     thread_basics(steps, thread);
+}
+
+/// Credentials and what comes after them.
+fn thread_last_steps(steps: &mut Steps, pid: i32, thread: &Thread, env: &Environment) {
+    let core = &thread.thread;
     thread_credentials(steps, thread, env);
     attributes::restore_pdeath_sig(steps, core.pdeath_sig.unwrap_or(0));
     if let Some(queue) = &core.signals_p {
@@ -840,6 +874,11 @@ fn finish_steps(
     if let Some(uid) = task.tc.loginuid.filter(|uid| Some(*uid) != env.login_uid) {
         login_uid_steps(steps, uid);
     }
+    // A filter needs no_new_privs or the capability that the credentials may be about to take away.
+    let common = alive.common_filters();
+    let filters = leader.seccomp.filters.get(..common).unwrap_or(&[]);
+    seccomp::restore_filters(steps, filters, alive.threads.len() > 1);
+    seccomp_steps(steps, leader, common);
     thread_credentials(steps, leader, env);
     attributes::restore_after_credentials(
         steps,

@@ -84,6 +84,10 @@ pub struct Seized<'a> {
 /// How a stub is traced: our death is its own.
 const TRACE: u32 = ptrace::O_TRACESYSGOOD | ptrace::O_EXITKILL;
 
+fn cannot_suspend(e: Error) -> Error {
+    e.hint("seccomp is restored only with CAP_SYS_ADMIN, and outside of any seccomp filter")
+}
+
 /// Seizes the init of the tree's PID namespace.
 ///
 /// # Errors
@@ -104,9 +108,13 @@ pub fn seize<'a>(checkpoint: &'a Checkpoint, pids: &Pids) -> Result<Vec<Seized<'
         let outer = |tid: i32| {
             pids.outer(tid).ok_or_else(|| format!("thread {tid} is gone")).of(task.pid, &task.comm)
         };
+        let filtered = alive.is_filtered();
+        // What is left to be done after the filters are installed is not theirs to judge.
+        let how = TRACE | if filtered { ptrace::O_SUSPEND_SECCOMP } else { 0 };
         for thread in &alive.threads {
-            let running = Running::seize(outer(thread.tid)?, TRACE).of(task.pid, &task.comm)?;
-            threads.push((thread, running));
+            let running = Running::seize(outer(thread.tid)?, how).of(task.pid, &task.comm);
+            threads
+                .push((thread, if filtered { running.map_err(cannot_suspend)? } else { running? }));
         }
         seized.push(Seized { task, pid: outer(task.pid)?, threads });
     }

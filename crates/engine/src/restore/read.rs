@@ -9,6 +9,7 @@ use rewake_image::messages::{
 };
 use rewake_image::{ImageDir, Pagemap, kind};
 use rewake_objects::memory::mm;
+use rewake_objects::task::seccomp::{self, Filters};
 use std::collections::{HashMap, HashSet};
 
 /// A thread of the images.
@@ -22,6 +23,8 @@ pub struct Thread {
     pub thread: ThreadCoreEntry,
     /// What CRIU's format has no place for.
     pub extra: Option<RewakeThreadEntry>,
+    /// Its seccomp mode and filters.
+    pub seccomp: seccomp::State,
 }
 
 /// A living task of the images.
@@ -39,6 +42,20 @@ pub struct Alive {
     pub fds: Vec<FdinfoEntry>,
     /// What CRIU's format has no place for.
     pub extra: Option<RewakeTaskEntry>,
+}
+
+impl Alive {
+    /// Does seccomp apply to any thread?
+    #[must_use]
+    pub fn is_filtered(&self) -> bool {
+        self.threads.iter().any(|thread| !thread.seccomp.is_off())
+    }
+
+    /// How many filters all threads have in common.
+    #[must_use]
+    pub fn common_filters(&self) -> usize {
+        seccomp::common(self.threads.iter().map(|thread| &thread.seccomp))
+    }
 }
 
 /// A task of the images.
@@ -123,8 +140,8 @@ pub fn read(images: &ImageDir, options: &RestoreOptions) -> Result<Checkpoint> {
             ));
         }
     }
-    // Read for its checksum: tasks with filters are refused one by one.
-    images.read_opt(kind::SECCOMP, ())?;
+    let filters = images.read_opt(kind::SECCOMP, ())?.unwrap_or_default();
+    extra.filters = Filters::read(&filters).map_err(|p| Error::new(p.to_string()))?;
     let pstree = images.read_all(kind::PSTREE, ())?;
     check_tree(&pstree)?;
     let root_ids = inventory.root_ids.clone().unwrap_or_default();
@@ -144,6 +161,7 @@ struct Extra {
     tasks: HashMap<u32, RewakeTaskEntry>,
     threads: HashMap<u32, RewakeThreadEntry>,
     files: HashMap<u32, RewakeFileEntry>,
+    filters: Filters,
 }
 
 /// The largest pid Linux can be told to use.
@@ -219,6 +237,12 @@ fn read_task(
     };
     let others = entry.threads.get(1..).unwrap_or(&[]);
     threads.extend(spread(others, ENOUGH, read)?.into_iter().flatten());
+    if extra.filters.is_for_all(threads[0].thread.seccomp_filter) {
+        let (leader, others) = threads.split_at_mut(1);
+        for other in others.iter_mut().filter(|thread| thread.seccomp.is_off()) {
+            other.seccomp = leader[0].seccomp.clone();
+        }
+    }
     let mut memory = images.read_one(kind::MM, pid)?;
     if memory.vmas.is_empty() {
         memory.vmas = images.read_all(kind::VMAS, pid)?;
@@ -253,12 +277,12 @@ fn read_thread(tid: u32, mut core: CoreEntry, extra: &Extra) -> Result<Thread> {
     if core.thread_info.is_none() {
         return Err(Error::new(format!("core-{tid}.img has no registers")));
     }
-    if thread.seccomp_mode.unwrap_or(0) != 0 {
-        return Err(Error::new(format!(
-            "thread {tid} of the images: seccomp cannot be restored yet"
-        )));
-    }
-    Ok(Thread { tid: tid as i32, core, thread, extra: extra.threads.get(&tid).cloned() })
+    let mode = thread.seccomp_mode.unwrap_or(0) as u32;
+    let seccomp = extra
+        .filters
+        .state(tid, mode, thread.seccomp_filter)
+        .map_err(|p| Error::new(p.to_string()))?;
+    Ok(Thread { tid: tid as i32, core, thread, extra: extra.threads.get(&tid).cloned(), seccomp })
 }
 
 fn refuse_namespaces(

@@ -99,7 +99,7 @@ messages! {
         optional message CredsEntry creds = 10;
         /// Absent if it is disabled.
         optional enum SeccompMode seccomp_mode = 11;
-        /// The innermost filter: an index into `seccomp.img`.
+        /// The oldest filter: an index into `seccomp.img`.
         optional uint32 seccomp_filter = 12;
         optional string comm = 13;
         /// Signals 65 to 128, on MIPS.

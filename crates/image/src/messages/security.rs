@@ -42,7 +42,7 @@ messages! {
 
     /// All seccomp filters: `seccomp.img`.
     message SeccompEntry "seccomp_entry" {
-        /// All chains one after the other; within a chain, the oldest filter first.
+        /// All chains one after the other; within a chain, the newest filter first.
         repeated message SeccompFilter seccomp_filters = 1;
     }
 
@@ -50,9 +50,9 @@ messages! {
     message SeccompFilter "seccomp_filter" {
         /// An array of `struct sock_filter`.
         required bytes filter = 1;
-        /// Index of the filter that was installed before this one.
+        /// Index of the filter that was installed after this one (its name says the opposite; this is how it is used).
         optional uint32 prev = 2;
-        /// `SECCOMP_FILTER_FLAG_*`
+        /// `SECCOMP_FILTER_FLAG_*`; TSYNC if all threads of the process have the same chain.
         optional uint32 flags = 3;
     }
 

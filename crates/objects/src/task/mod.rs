@@ -5,5 +5,6 @@ pub mod credentials;
 pub mod limits;
 pub mod registers;
 pub mod schedule;
+pub mod seccomp;
 pub mod signals;
 pub mod timers;
