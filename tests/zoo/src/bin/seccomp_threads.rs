@@ -86,10 +86,7 @@ fn look(pid: i32) -> Result<String, String> {
             check(libc::ptrace(0x4206, tid, 0, 0) as i32, "PTRACE_SEIZE")?;
             check(libc::ptrace(0x4207, tid, 0, 0) as i32, "PTRACE_INTERRUPT")?;
             let mut status = 0;
-            check(
-                (libc::waitpid(tid, &raw mut status, libc::__WALL) != tid) as i32 * -1,
-                "waitpid",
-            )?;
+            check(libc::waitpid(tid, &raw mut status, libc::__WALL).min(0), "waitpid")?;
             for n in 0u64.. {
                 let mut code = [0u64; 4096];
                 let len = libc::ptrace(0x420c, tid, n, code.as_mut_ptr());
@@ -98,7 +95,7 @@ fn look(pid: i32) -> Result<String, String> {
                 }
                 let mut meta = [n, 0];
                 check(
-                    (libc::ptrace(0x420d, tid, 16, meta.as_mut_ptr()) < 0) as i32 * -1,
+                    (libc::ptrace(0x420d, tid, 16, meta.as_mut_ptr()) as i32).min(0),
                     "PTRACE_SECCOMP_GET_METADATA",
                 )?;
                 text += &format!(
