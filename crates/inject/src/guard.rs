@@ -1,7 +1,9 @@
-//! A guard: makes the killing of many processes, or the release of many, one step that cannot be left half done.
+//! A guard: makes what must not be left half done one step: the killing of many processes or the release of many, the time
+//! in which options of a live program's sockets are other than it knows them.
 //!
-//! It is an agent in a process of its own, which shares the controller's memory and waits for the end of a pipe. If the
-//! controller dies before it has dismissed the guard, the guard kills the processes it was posted for.
+//! It is an agent in a process of its own, which shares the controller's memory, has the descriptors that the controller had
+//! when it was posted, and waits for the end of a pipe. If the controller dies before it has dismissed the guard, the guard
+//! does what it was posted for.
 
 use crate::map::{PAGE, SharedMap};
 use crate::ring::{Doorbell, Ring, Script};
@@ -12,7 +14,8 @@ use rewake_sys::task::{CloneArgs, clone_agent};
 use rewake_sys::{signal, wait};
 use rustix::fd::OwnedFd;
 use rustix::pipe::PipeFlags;
-use std::os::fd::AsRawFd;
+use std::mem::offset_of;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +27,20 @@ const DATA: usize = 64;
 const FIRST: u32 = 1;
 /// A guard that has not begun after this long never will.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A socket option that is an `int`, and its value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C)]
+pub struct SocketOption {
+    /// The socket.
+    pub fd: RawFd,
+    /// `SOL_SOCKET`, `IPPROTO_IP`, …
+    pub level: i32,
+    /// Within the level.
+    pub name: i32,
+    /// What it is set to.
+    pub value: i32,
+}
 
 /// A guard on duty. Dropping it sends it away without a deed.
 #[derive(Debug)]
@@ -40,9 +57,31 @@ impl Guard {
     /// # Errors
     /// The failed call.
     pub fn post(pids: &[i32]) -> Result<Guard> {
+        let kill =
+            |(_, pid): (u64, &i32)| Op::new(libc::SYS_kill, &[*pid as u64, libc::SIGKILL as u64]);
+        Guard::with_deeds(pids, kill)
+    }
+
+    /// Posts a guard that sets these socket options, in their order, should this process die.
+    ///
+    /// # Errors
+    /// The failed call.
+    pub fn of_sockets(options: &[SocketOption]) -> Result<Guard> {
+        let set = |(at, option): (u64, &SocketOption)| {
+            let value = at + offset_of!(SocketOption, value) as u64;
+            let SocketOption { fd, level, name, .. } = *option;
+            let args = [fd as u64, level as u64, name as u64, value, size_of::<i32>() as u64];
+            Op::new(libc::SYS_setsockopt, &args)
+        };
+        Guard::with_deeds(options, set)
+    }
+
+    /// Posts one that does what `deed` makes of each item; it is told where the guard finds a copy of the item.
+    fn with_deeds<T: Copy>(items: &[T], deed: impl Fn((u64, &T)) -> Op) -> Result<Guard> {
         let ring_len = Ring::size_for(OPS, DATA);
         let deeds_at = PAGE + ring_len.next_multiple_of(size_of::<Op>());
-        let len = (deeds_at + pids.len() * size_of::<Op>()).next_multiple_of(PAGE);
+        let items_at = deeds_at + items.len() * size_of::<Op>();
+        let len = (items_at + size_of_val(items)).next_multiple_of(PAGE);
         let file = rustix::fs::memfd_create("rewake", rustix::fs::MemfdFlags::CLOEXEC)
             .map_err(Error::errno("creating a guard", "memfd_create"))?;
         rustix::fs::ftruncate(&file, len as u64)
@@ -50,9 +89,10 @@ impl Guard {
         let map = Arc::new(SharedMap::of_file(file, len)?);
         map.write(0, executor());
         map.make_code(PAGE)?;
-        for (i, pid) in pids.iter().enumerate() {
-            let kill = Op::new(libc::SYS_kill, &[*pid as u64, libc::SIGKILL as u64]);
-            map.put(deeds_at + i * size_of::<Op>(), &kill);
+        for (i, item) in items.iter().enumerate() {
+            let at = items_at + i * size_of::<T>();
+            map.put(at, item);
+            map.put(deeds_at + i * size_of::<Op>(), &deed((map.address() + at as u64, item)));
         }
         let (theirs, lifeline) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)
             .map_err(Error::errno("creating a guard", "pipe2"))?;
@@ -61,7 +101,7 @@ impl Guard {
         let ring = Ring::new(map.clone(), PAGE, ring_len, DATA, header, Doorbell::Futex);
         let byte = ring.data_base();
         ring.initialise(&Header {
-            undo_count: pids.len() as u32,
+            undo_count: items.len() as u32,
             undo: base + deeds_at as u64,
             wait: Op {
                 flags: FLAG_HANGUP,
@@ -72,6 +112,8 @@ impl Guard {
         // Its copy of our end must not keep the pipe open.
         let mut first = Script::new(ring.data_base());
         first.push(Op::new(libc::SYS_close, &[lifeline.as_raw_fd() as u64]));
+        // Who kills our process group or session does not mean the guard.
+        first.push(Op::new(libc::SYS_setsid, &[]));
         ring.load(&first)?;
         let args = CloneArgs {
             flags: libc::CLONE_VM as u64,
@@ -146,6 +188,39 @@ mod tests {
             .expect("the other end is closed");
         let until = Instant::now() + Duration::from_secs(10);
         while children.iter_mut().any(|c| c.try_wait().expect("a child").is_none()) {
+            assert!(Instant::now() < until, "the guard does nothing");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn a_guard_without_a_controller_puts_options_back() {
+        use rewake_sys::sockets::{option_int, set_option_int};
+        use std::os::fd::AsFd;
+        let (a, b) = std::os::unix::net::UnixStream::pair().expect("sockets");
+        let level = libc::SOL_SOCKET;
+        let option = |socket: &std::os::unix::net::UnixStream, name, value| SocketOption {
+            fd: socket.as_raw_fd(),
+            level,
+            name,
+            value,
+        };
+        let before = [option(&a, libc::SO_OOBINLINE, 1), option(&b, libc::SO_PASSCRED, 1)];
+        let of_each = || {
+            [(&a, libc::SO_OOBINLINE), (&b, libc::SO_PASSCRED)]
+                .map(|(socket, name)| option_int(socket.as_fd(), level, name).expect("an option"))
+        };
+        drop(Guard::of_sockets(&before).expect("a guard"));
+        assert_eq!(of_each(), [0, 0]);
+        let guard = Guard::of_sockets(&before).expect("a guard");
+        set_option_int(a.as_fd(), level, libc::SO_KEEPALIVE, 1).expect("settable");
+        rustix::io::dup2(
+            rustix::pipe::pipe().expect("a pipe").1,
+            &mut same_number(&guard.lifeline),
+        )
+        .expect("the other end is closed");
+        let until = Instant::now() + Duration::from_secs(10);
+        while of_each() != [1, 1] {
             assert!(Instant::now() < until, "the guard does nothing");
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -2,14 +2,22 @@
 
 use crate::message::{attributes, u16_at, u32_at};
 use crate::socket::{Error, Socket};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 
 const INET_DIAG_INFO: u8 = 2;
 const INET_DIAG_SHUTDOWN: u16 = 8;
+const INET_DIAG_CONG: u8 = 4;
+const INET_DIAG_TOS: u8 = 5;
+const INET_DIAG_TCLASS: u8 = 6;
+const INET_DIAG_SKMEMINFO: u8 = 7;
+const INET_DIAG_MARK: u16 = 15;
 const INET_DIAG_MD5SIG: u16 = 18;
+const INET_DIAG_SOCKOPT: u16 = 22;
+/// Where a record has the interface.
+const INET_INTERFACE: usize = 40;
 /// Where a record has the inode number.
 const INET_INODE: usize = 68;
 /// `struct inet_diag_msg`
@@ -105,24 +113,93 @@ fn inet_record(body: &[u8]) -> Option<(u32, Inet)> {
     Some((u32_at(body, INET_INODE)?, record))
 }
 
-/// Inode numbers of the TCP sockets of `family` (`AF_INET`, `AF_INET6`) that have keys for signing segments
-/// (`TCP_MD5SIG`), which nothing else tells. Only `CAP_NET_ADMIN` sees them.
+/// What sock_diag tells of a TCP socket besides [`Inet`]: options that getsockopt(2) need not be asked for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Tcp {
+    /// `TCP_*` number.
+    pub state: u8,
+    /// Where it is connected to.
+    pub destination: Option<(IpAddr, u16)>,
+    /// Number of the interface it is bound to (`SO_BINDTODEVICE`); 0: none.
+    pub interface: u32,
+    /// It has keys for signing segments (`TCP_MD5SIG`), which nothing else tells. Only `CAP_NET_ADMIN` sees them.
+    pub signs: bool,
+    /// `SO_RCVBUF` and `SO_SNDBUF`.
+    pub buffers: Option<(u32, u32)>,
+    /// `SO_MARK`; told to `CAP_NET_ADMIN` only.
+    pub mark: Option<u32>,
+    /// `IP_TOS`
+    pub tos: Option<u8>,
+    /// `IPV6_TCLASS`
+    pub traffic_class: Option<u8>,
+    /// `TCP_CONGESTION`, without the NUL.
+    pub congestion: Option<Vec<u8>>,
+    /// `struct inet_diag_sockopt` (Linux 5.10), its first bit in the lowest one.
+    pub flags: Option<u16>,
+}
+
+impl Tcp {
+    /// In [`Tcp::flags`]: `IP_RECVERR`.
+    pub const RECVERR: u16 = 1;
+    /// `IP_FREEBIND`, `IPV6_FREEBIND`
+    pub const FREEBIND: u16 = 1 << 2;
+    /// `IP_TRANSPARENT`, `IPV6_TRANSPARENT`
+    pub const TRANSPARENT: u16 = 1 << 5;
+    /// `IP_MULTICAST_ALL`
+    pub const MULTICAST_ALL: u16 = 1 << 6;
+    /// `IP_BIND_ADDRESS_NO_PORT`
+    pub const BIND_ADDRESS_NO_PORT: u16 = 1 << 8;
+    /// `IP_RECVERR_RFC4884`
+    pub const RECVERR_RFC4884: u16 = 1 << 9;
+}
+
+/// The TCP sockets of `family` (`AF_INET`, `AF_INET6`) that are bound, by inode number.
 ///
 /// # Errors
 /// As [`inet`].
-pub fn signing(socket: &mut Socket, family: u8) -> Result<HashSet<u32>, Error> {
+pub fn tcp(socket: &mut Socket, family: u8) -> Result<HashMap<u32, Tcp>, Error> {
     let mut request = [0u8; 56];
     request[0] = family;
     request[1] = libc::IPPROTO_TCP as u8;
     // Keys come with what TCP_INFO gives.
-    request[2] = 1 << (INET_DIAG_INFO - 1);
+    let wanted =
+        [INET_DIAG_INFO, INET_DIAG_CONG, INET_DIAG_TOS, INET_DIAG_TCLASS, INET_DIAG_SKMEMINFO];
+    request[2] = wanted.iter().fold(0, |bits, kind| bits | 1 << (kind - 1));
     request[4..8].copy_from_slice(&u32::MAX.to_ne_bytes());
-    socket.dump(SOCK_DIAG_BY_FAMILY, &request, |found: &mut HashSet<u32>, message| {
-        let attached = message.body.get(INET_RECORD..).unwrap_or_default();
-        if attributes(attached).any(|(kind, keys)| kind == INET_DIAG_MD5SIG && !keys.is_empty()) {
-            found.extend(u32_at(message.body, INET_INODE));
+    socket.dump(SOCK_DIAG_BY_FAMILY, &request, |table: &mut HashMap<u32, Tcp>, message| {
+        if let Some((inode, record)) = tcp_record(message.body) {
+            table.insert(inode, record);
         }
     })
+}
+
+fn tcp_record(body: &[u8]) -> Option<(u32, Tcp)> {
+    let (inode, inet) = inet_record(body)?;
+    let mut record = Tcp {
+        state: inet.state,
+        destination: Some(inet.destination),
+        interface: u32_at(body, INET_INTERFACE)?,
+        ..Tcp::default()
+    };
+    for (kind, value) in attributes(&body[INET_RECORD..]) {
+        match kind {
+            INET_DIAG_MD5SIG => record.signs = !value.is_empty(),
+            INET_DIAG_MARK => record.mark = u32_at(value, 0),
+            INET_DIAG_SOCKOPT => record.flags = value.first_chunk().map(|b| u16::from_le_bytes(*b)),
+            _ => {}
+        }
+        match u8::try_from(kind) {
+            // SK_MEMINFO_RCVBUF, SK_MEMINFO_SNDBUF
+            Ok(INET_DIAG_SKMEMINFO) => record.buffers = u32_at(value, 4).zip(u32_at(value, 12)),
+            Ok(INET_DIAG_TOS) => record.tos = value.first().copied(),
+            Ok(INET_DIAG_TCLASS) => record.traffic_class = value.first().copied(),
+            Ok(INET_DIAG_CONG) => {
+                record.congestion = value.split(|b| *b == 0).next().map(<[u8]>::to_vec);
+            }
+            _ => {}
+        }
+    }
+    Some((inode, record))
 }
 
 /// A unix socket.

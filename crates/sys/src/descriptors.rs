@@ -65,6 +65,36 @@ pub fn duplicate(number: i32) -> Result<OwnedFd> {
     unsafe { syscall("fcntl", libc::SYS_fcntl, args) }.map(owned)
 }
 
+/// Gives the descriptor table of this process room for `count` descriptors more, as far as the limit of open files allows,
+/// whose soft part is raised to the hard one if need be. To be called before there are threads that open many: while threads
+/// share a table, the kernel waits for all CPUs (an RCU grace period, some milliseconds) each time it grows.
+///
+/// # Errors
+/// `EMFILE`, `ENOMEM`; the table then grows as descriptors are opened.
+pub fn make_room(count: usize) -> Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    /// Beside `count`, what is open already.
+    const OPEN: usize = 256;
+    /// What the table of a new process has room for.
+    const FEW: usize = 64;
+    if count < FEW {
+        return Ok(());
+    }
+    let wanted = count.saturating_add(OPEN);
+    let limit = getrlimit(Resource::Nofile);
+    let mut most = limit.current.unwrap_or(u64::MAX);
+    if most < wanted as u64 {
+        let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+        if setrlimit(Resource::Nofile, raised).is_ok() {
+            most = limit.maximum.unwrap_or(u64::MAX);
+        }
+    }
+    let last = usize::try_from(most).unwrap_or(usize::MAX).min(wanted) - 1;
+    let args = [1, libc::F_DUPFD_CLOEXEC as usize, last, 0, 0, 0];
+    // SAFETY: numbers only. It is closed at once; the table stays as large as it is.
+    unsafe { syscall("fcntl", libc::SYS_fcntl, args) }.map(|fd| drop(owned(fd)))
+}
+
 /// Lets epoll instance `epoll` watch `target` under the number `number`, whatever that number is in this process: a thread
 /// with a descriptor table of its own adds it. `events` and `data` are those of epoll_ctl(2).
 ///

@@ -8,7 +8,6 @@ pub mod descriptors;
 pub mod file;
 pub mod futex;
 pub mod kcmp;
-pub mod keeper;
 pub mod memory;
 pub mod message;
 pub mod pagemap;

@@ -6,8 +6,8 @@ use std::os::fd::BorrowedFd;
 
 const TCP: i32 = libc::IPPROTO_TCP;
 const TCP_REPAIR: i32 = 19;
-/// Level and number of `TCP_REPAIR`.
-pub(crate) const REPAIR_OPTION: (i32, i32) = (TCP, TCP_REPAIR);
+/// Level and number of `TCP_REPAIR`, for those who set options by number.
+pub const REPAIR_OPTION: (i32, i32) = (TCP, TCP_REPAIR);
 const TCP_REPAIR_QUEUE: i32 = 20;
 const TCP_QUEUE_SEQ: i32 = 21;
 const TCP_REPAIR_OPTIONS: i32 = 22;

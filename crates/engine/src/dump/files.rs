@@ -151,12 +151,16 @@ fn view<T>(
     };
     let fd = rustix::process::pidfd_getfd(pidfd, number, rustix::process::PidfdGetfdFlags::empty())
         .map_err(|e| failed("cannot be examined (pidfd_getfd)", &e))?;
-    let link = task
-        .dir
-        .link(&format!("fd/{number}"), &mut buffer.borrow_mut())
-        .map_err(|e| failed("cannot be examined", &e))?
-        .to_vec();
     let stat = rustix::fs::fstat(&fd).map_err(|e| failed("cannot be examined (fstat)", &e))?;
+    let link = match stat.st_mode & libc::S_IFMT {
+        // An open socket has no other name: the link would say the same.
+        libc::S_IFSOCK => format!("socket:[{}]", stat.st_ino).into_bytes(),
+        _ => task
+            .dir
+            .link(&format!("fd/{number}"), &mut buffer.borrow_mut())
+            .map_err(|e| failed("cannot be examined", &e))?
+            .to_vec(),
+    };
     let flags = file::flags(fd.as_fd()).map_err(|e| failed("cannot be examined", &e))?;
     let fdinfo = || {
         task.dir

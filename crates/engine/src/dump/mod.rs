@@ -135,6 +135,10 @@ fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<Surveyed
     })?;
     let mut seen: HashMap<i32, Seen> =
         seen.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+    let descriptors = seen.values().map(|seen| seen.outside.fds.len()).sum();
+    if let Err(e) = rewake_sys::descriptors::make_room(descriptors) {
+        log::debug!("room for {descriptors} descriptors: {e}");
+    }
     let mut tasks = Vec::with_capacity(tree.tasks.len());
     let mut filters = Chains::default();
     for task in &tree.tasks {
@@ -308,7 +312,7 @@ pub fn dump(options: &DumpOptions, hooks: &mut dyn Hooks) -> Result<DumpReport> 
     let surveyed_at = Instant::now();
     log::info!("surveyed in {:?}", surveyed_at - frozen);
     let result = finish_images(images, options, hooks, surveyed);
-    let Finished { mut report, written_at, mut lock, sockets } = match result {
+    let Finished { mut report, written_at, mut lock, mut sockets } = match result {
         Ok(done) => done,
         Err(e) => {
             tree.cure();
@@ -331,6 +335,7 @@ pub fn dump(options: &DumpOptions, hooks: &mut dyn Hooks) -> Result<DumpReport> 
                 tree.kill()?;
                 drop(guard);
                 silenced.keep();
+                sockets.close();
                 if let Some(lock) = lock {
                     lock.leave();
                 }

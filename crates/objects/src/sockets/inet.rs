@@ -3,6 +3,7 @@
 
 use super::option_table::When;
 use super::options::{self, Making};
+use super::reading::Reading;
 use super::{SOCKETS_NETNS, datagram, holder, ip, membership, raw, stream, udp};
 use crate::Problem;
 use crate::files::collect::{Collector, View};
@@ -116,11 +117,12 @@ pub fn survey(
         false
     };
     let held = connection && collector.options.tcp_established && !collector.options.tcp_close;
+    let mut filter = Vec::new();
     if held {
-        // Its options are read with its queues.
-        options::refuse_filter(view)?;
+        // Other options are read by other threads.
+        filter = options::filter_of(view)?;
     } else {
-        read_options(Making { fd, object: &view.object() }, &mut entry)?;
+        read_options(Making { fd, object: &view.object() }.into(), &mut entry)?;
     }
     entry.id = collector.new_id();
     let id = entry.id;
@@ -141,6 +143,8 @@ pub fn survey(
             source,
             destination.unwrap_or(peer),
         );
+        let job = connection.job(&mut collector.sockets, filter)?;
+        collector.sockets.readers.add(job);
         collector.sockets.connections.push(connection);
     }
     collector.push(FileEntry {
@@ -153,10 +157,11 @@ pub fn survey(
 }
 
 /// Reads the options that the image has fields for.
-pub(super) fn read_options(socket: Making<'_>, entry: &mut InetSkEntry) -> Result<(), Problem> {
-    entry.opts = options::read(socket, false)?;
+pub(super) fn read_options(reading: Reading<'_>, entry: &mut InetSkEntry) -> Result<(), Problem> {
+    let socket = reading.socket;
+    entry.opts = options::read(reading, false)?;
     let raw = entry.ip_opts.take().and_then(|options| options.raw);
-    entry.ip_opts = Some(IpOptsEntry { raw, ..ip::survey(socket, ip::kinds(entry))? });
+    entry.ip_opts = Some(IpOptsEntry { raw, ..ip::survey(reading, ip::kinds(entry))? });
     // A raw socket may have the number of TCP too.
     if entry.proto == TCP && entry.r#type as i32 == libc::SOCK_STREAM {
         let read = tcp_options(socket.fd);

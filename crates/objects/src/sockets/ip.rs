@@ -2,16 +2,18 @@
 
 use super::option_table::{Field, Kinds, OPTIONS, Place, SocketOption, When};
 use super::options::Making;
+use super::reading::Reading;
 use crate::Problem;
 use rewake_image::messages::{InetSkEntry, IpOptsEntry};
 use rewake_sys::sockets::option_int;
 
 /// Reads them.
-pub(super) fn survey(socket: Making<'_>, kinds: Kinds) -> Result<IpOptsEntry, Problem> {
+pub(super) fn survey(reading: Reading<'_>, kinds: Kinds) -> Result<IpOptsEntry, Problem> {
     let mut entry = IpOptsEntry::default();
     for (row, field) in in_ip(kinds) {
-        let value = option_int(socket.fd, row.level, row.number)
-            .map_err(|e| socket.problem(format!("{} cannot be read: {e}", row.name)))?;
+        let value = reading
+            .int(row.level, row.number)
+            .map_err(|e| reading.socket.problem(format!("{} cannot be read: {e}", row.name)))?;
         if value != 0 || field.always {
             (field.put)(&mut entry, value);
         }

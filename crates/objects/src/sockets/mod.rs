@@ -22,8 +22,10 @@ mod packet;
 mod packet_socket;
 mod queue;
 mod raw;
+mod reading;
 pub mod repair;
 pub mod stream;
+mod stream_options;
 mod udp;
 pub mod unix;
 mod unix_check;
@@ -45,6 +47,7 @@ use rewake_netlink::{Error, Socket, diag};
 use rewake_sys::sockets::{option, option_int};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use option_table::{Kinds, When};
 use options::Making;
@@ -71,12 +74,14 @@ pub struct Survey {
     netns: Option<[u8; 8]>,
     diag: Option<Socket>,
     inet_tables: HashMap<Table, HashMap<u32, diag::Inet>>,
-    /// TCP sockets that sign their segments, by address family.
-    signing: HashMap<u32, HashSet<u32>>,
+    /// TCP sockets by address family and inode number.
+    tcp_tables: HashMap<u32, HashMap<u32, Arc<diag::Tcp>>>,
     unix_table: Option<unix::Table>,
     packet_table: Option<HashMap<u32, diag::Packet>>,
     /// The options of new sockets.
     usuals: option_own::Usuals,
+    /// Threads that read the options of connections meanwhile.
+    readers: stream_options::Readers,
     /// Multicast groups of the network namespace.
     groups: Option<Vec<rewake_proc::net::Group>>,
     /// Tables of /proc/net, by name and inode number.
@@ -128,13 +133,14 @@ impl Survey {
         Ok(self.inet_tables[&key].get(&inode).copied())
     }
 
-    /// Whether a TCP socket has keys to sign its segments with.
-    fn signs(&mut self, family: u32, inode: u32) -> Result<bool, Error> {
-        if !self.signing.contains_key(&family) {
-            let table = diag::signing(self.diag()?, family as u8)?;
-            self.signing.insert(family, table);
+    /// What sock_diag tells of a TCP socket; nothing of one that is not bound.
+    fn tcp(&mut self, family: u32, inode: u32) -> Result<Option<Arc<diag::Tcp>>, Error> {
+        if !self.tcp_tables.contains_key(&family) {
+            let table = diag::tcp(self.diag()?, family as u8)?;
+            let table = table.into_iter().map(|(inode, record)| (inode, Arc::new(record)));
+            self.tcp_tables.insert(family, table.collect());
         }
-        Ok(self.signing[&family].contains(&inode))
+        Ok(self.tcp_tables[&family].get(&inode).cloned())
     }
 
     /// What sock_diag tells of all unix sockets.

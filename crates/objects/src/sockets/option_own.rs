@@ -5,6 +5,7 @@
 
 use super::option_table::{Kinds, OPTIONS, Place, Shape, SocketOption, When};
 use super::options::Making;
+use super::reading::Reading;
 use super::{Survey, interface_index};
 use crate::Problem;
 use crate::files::collect::{Collector, View};
@@ -14,6 +15,7 @@ use rewake_sys::SyscallError;
 use rewake_sys::sockets::{option, set_option};
 use rustix::fd::{AsFd, BorrowedFd};
 use rustix::net::{AddressFamily, Protocol, RawProtocol, SocketFlags, SocketType};
+use std::sync::Arc;
 
 /// The largest value: an extension header of IPv6.
 const ROOM: usize = 2048;
@@ -22,7 +24,7 @@ const ROOM: usize = 2048;
 pub(super) type Usual = (&'static SocketOption, Option<Vec<u8>>);
 
 /// What is usual for sockets of a family, type and protocol.
-pub(super) type Usuals = std::collections::HashMap<(i32, i32, i32), Vec<Usual>>;
+pub(super) type Usuals = std::collections::HashMap<(i32, i32, i32), Arc<[Usual]>>;
 
 fn read(fd: BorrowedFd<'_>, row: &SocketOption) -> Result<Vec<u8>, SyscallError> {
     match row.shape {
@@ -35,8 +37,8 @@ fn read(fd: BorrowedFd<'_>, row: &SocketOption) -> Result<Vec<u8>, SyscallError>
 
 impl Survey {
     /// What is usual for such a socket.
-    pub(super) fn usual(&mut self, family: i32, kind: i32, protocol: i32) -> &[Usual] {
-        self.usuals.entry((family, kind, protocol)).or_insert_with(|| {
+    pub(super) fn usual(&mut self, family: i32, kind: i32, protocol: i32) -> Arc<[Usual]> {
+        let usual = self.usuals.entry((family, kind, protocol)).or_insert_with(|| {
             let kinds = Kinds::of(family, kind, protocol);
             let own = OPTIONS
                 .iter()
@@ -54,7 +56,8 @@ impl Survey {
                 }
                 Err(_) => own.map(|row| (row, None)).collect(),
             }
-        })
+        });
+        Arc::clone(usual)
     }
 }
 
@@ -70,7 +73,7 @@ pub(super) fn survey(
 ) -> Result<(), Problem> {
     let object = view.object();
     let usual = collector.sockets.usual(family, kind, protocol);
-    let found = unusual(Making { fd: view.as_fd(), object: &object }, usual)?;
+    let found = unusual(Making { fd: view.as_fd(), object: &object }.into(), &usual)?;
     if !found.is_empty() {
         collector.extra_of(id).socket_options = found;
     }
@@ -82,24 +85,37 @@ pub(super) fn survey(
 /// # Errors
 /// An option cannot be read.
 pub(super) fn unusual(
-    socket: Making<'_>,
+    reading: Reading<'_>,
     usual: &[Usual],
 ) -> Result<Vec<RewakeSocketOptionEntry>, Problem> {
+    let socket = reading.socket;
     let fd = socket.fd;
     let mut found = Vec::new();
     for (row, usual) in usual {
-        let value = match (read(fd, row), usual) {
-            (Ok(value), _) => value,
-            (Err(_), None) => continue,
+        let as_usual = |value: &[u8]| usual.as_deref() == Some(value);
+        if reading.connected && row.unconnected
+            || usual.as_ref().is_some_and(|v| reading.is_known(row.level, row.number, v))
+        {
+            continue;
+        }
+        let value = match row.shape {
+            // Nothing is kept of those that are as usual, which nearly all are.
+            Shape::Int | Shape::Interface | Shape::NetworkInterface => {
+                option::<4>(fd, row.level, row.number)
+                    .map(|(value, len)| (!as_usual(&value[..len])).then(|| value[..len].to_vec()))
+            }
+            Shape::Bytes => read(fd, row).map(|value| Some(value).filter(|v| !as_usual(v))),
+        };
+        let value = match (value, usual) {
+            (Ok(Some(value)), _) => value,
+            (Ok(None), _) | (Err(_), None) => continue,
             (Err(e), Some(_)) => {
                 return Err(socket.problem(format!("{} cannot be read: {e}", row.name)));
             }
         };
-        let programs = |value: &[u8]| row.programs.is_none_or(|decide| decide(fd, value));
-        if usual.as_ref() == Some(&value) || !programs(&value) {
-            continue;
+        if row.programs.is_none_or(|decide| decide(reading, &value)) {
+            found.push(entry(socket, row, value)?);
         }
-        found.push(entry(socket, row, value)?);
     }
     Ok(found)
 }

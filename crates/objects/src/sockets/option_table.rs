@@ -8,9 +8,8 @@
 //! `…_EBPF`, `IPV6_MTU`, `IPV6_PKTINFO`, the interface of `IP_MULTICAST_IF` (its address is given), `IP_IPSEC_POLICY`. Not
 //! either, because the kernel alone decides them: `SO_INCOMING_NAPI_ID`, `SO_COOKIE`, `SO_ERROR`.
 
+use super::reading::Reading;
 use rewake_image::messages::{IpOptsEntry, SkOptsEntry};
-use rewake_sys::sockets::option_int;
-use rustix::fd::BorrowedFd;
 
 /// Sets of sockets that have the same options.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -158,7 +157,9 @@ pub struct SocketOption {
     /// When to set it.
     pub when: When,
     /// Whether the value that a socket has is the program's, where it may be the kernel's.
-    pub programs: Option<fn(BorrowedFd<'_>, &[u8]) -> bool>,
+    pub programs: Option<fn(Reading<'_>, &[u8]) -> bool>,
+    /// Of a connected socket, it is the kernel that sets it.
+    pub unconnected: bool,
 }
 
 impl SocketOption {
@@ -172,6 +173,7 @@ impl SocketOption {
             place: Place::Own,
             when: When::Made,
             programs: None,
+            unconnected: false,
         }
     }
 
@@ -195,12 +197,12 @@ impl SocketOption {
         self
     }
 
-    /// Of a connected socket, it is the kernel that sets it.
-    const fn unconnected(self) -> SocketOption {
-        self.if_programs(|fd, _| !is_connected(fd))
+    const fn unconnected(mut self) -> SocketOption {
+        self.unconnected = true;
+        self.if_programs(|reading, _| !is_connected(reading))
     }
 
-    const fn if_programs(mut self, programs: fn(BorrowedFd<'_>, &[u8]) -> bool) -> SocketOption {
+    const fn if_programs(mut self, programs: fn(Reading<'_>, &[u8]) -> bool) -> SocketOption {
         self.programs = Some(programs);
         self
     }
@@ -264,24 +266,25 @@ const fn tcp(number: i32, name: &'static str) -> SocketOption {
 }
 
 /// Is it connected? Then much is what both ends have agreed on.
-fn is_connected(fd: BorrowedFd<'_>) -> bool {
-    rustix::net::getpeername(fd).is_ok_and(|peer| peer.is_some())
+fn is_connected(reading: Reading<'_>) -> bool {
+    reading.connected
+        || rustix::net::getpeername(reading.socket.fd).is_ok_and(|peer| peer.is_some())
 }
 
 /// Is this segment size one that the program asked for? Until a connection is made, and after it is closed, the kernel tells
 /// what it works with if nothing was asked for, and that may be less (with IP options) or more (over the loopback) than it
 /// lets anybody ask for: `TCP_MIN_MSS` to `MAX_TCP_WINDOW`.
-fn is_wanted_mss(fd: BorrowedFd<'_>, value: &[u8]) -> bool {
+fn is_wanted_mss(reading: Reading<'_>, value: &[u8]) -> bool {
     const ASKED_FOR: std::ops::RangeInclusive<i32> = 88..=32767;
     let size = value.first_chunk().map(|v| i32::from_ne_bytes(*v));
-    !is_connected(fd) && size.is_some_and(|size| ASKED_FOR.contains(&size))
+    !is_connected(reading) && size.is_some_and(|size| ASKED_FOR.contains(&size))
 }
 
 /// Whether a window is smaller than the kernel would ever have it for the size of the receive buffer.
-fn is_clamped(fd: BorrowedFd<'_>, value: &[u8]) -> bool {
+fn is_clamped(reading: Reading<'_>, value: &[u8]) -> bool {
     let clamp = value.first_chunk().map_or(0, |v| i32::from_ne_bytes(*v));
-    !is_connected(fd)
-        || option_int(fd, libc::SOL_SOCKET, libc::SO_RCVBUF).is_ok_and(|buffer| clamp < buffer / 8)
+    !is_connected(reading)
+        || reading.int(libc::SOL_SOCKET, libc::SO_RCVBUF).is_ok_and(|buffer| clamp < buffer / 8)
 }
 
 const fn netlink(number: i32, name: &'static str) -> SocketOption {
@@ -388,7 +391,7 @@ pub static OPTIONS: &[SocketOption] = &[
     udp(libc::UDP_CORK, "UDP_CORK"),
     // tcp(7)
     tcp(libc::TCP_CONGESTION, "TCP_CONGESTION").shape(Bytes).when(BeforeBind),
-    tcp(libc::TCP_MAXSEG, "TCP_MAXSEG").if_programs(is_wanted_mss).when(BeforeBind),
+    tcp(libc::TCP_MAXSEG, "TCP_MAXSEG").unconnected().if_programs(is_wanted_mss).when(BeforeBind),
     tcp(libc::TCP_SYNCNT, "TCP_SYNCNT"),
     tcp(libc::TCP_LINGER2, "TCP_LINGER2"),
     tcp(libc::TCP_DEFER_ACCEPT, "TCP_DEFER_ACCEPT"),

@@ -2,6 +2,7 @@
 //! here are the others, and how any is set.
 
 use super::option_table::{Default, Field, Kinds, OPTIONS, Place, SocketOption, When};
+use super::reading::Reading;
 use crate::Problem;
 use crate::files::collect::View;
 use crate::problem::text;
@@ -19,24 +20,30 @@ const SO_BUF_LOCK: i32 = 72;
 /// # Errors
 /// An eBPF filter is attached.
 pub fn survey(view: &View<'_>, local: bool) -> Result<SkOptsEntry, Problem> {
-    read(Making { fd: view.as_fd(), object: &view.object() }, local)
+    read(Making { fd: view.as_fd(), object: &view.object() }.into(), local)
 }
 
 /// The same without all else that is known of a descriptor.
 ///
 /// # Errors
 /// As [`survey`].
-pub fn read(socket: Making<'_>, local: bool) -> Result<SkOptsEntry, Problem> {
+pub fn read(reading: Reading<'_>, local: bool) -> Result<SkOptsEntry, Problem> {
+    let socket = reading.socket;
     let fd = socket.fd;
     let failed = |e: SyscallError| socket.problem(format!("its options cannot be read: {e}"));
-    let unsigned = |name| option_int(fd, SOCKET, name).map(|v| v as u32).map_err(failed);
+    let unsigned = |name| reading.int(SOCKET, name).map(|v| v as u32).map_err(failed);
     let (send_seconds, send_microseconds) = time(fd, libc::SO_SNDTIMEO).map_err(failed)?;
     let (receive_seconds, receive_microseconds) = time(fd, libc::SO_RCVTIMEO).map_err(failed)?;
-    let so_filter = classic_filter(socket)?;
+    let so_filter = match reading.filter {
+        Some(filter) => filter.to_vec(),
+        None => classic_filter(socket)?,
+    };
     let (linger, _) = option::<8>(fd, SOCKET, libc::SO_LINGER).map_err(failed)?;
     let (on, seconds) = words(linger);
-    let (device, length) = option::<16>(fd, SOCKET, libc::SO_BINDTODEVICE).map_err(failed)?;
-    let device = device[..length].split(|b| *b == 0).next().unwrap_or_default().to_vec();
+    let device = match reading.known {
+        Some(known) if known.interface == 0 => Vec::new(),
+        _ => device(fd).map_err(failed)?,
+    };
     let mut entry = SkOptsEntry {
         so_sndbuf: unsigned(libc::SO_SNDBUF)?,
         so_rcvbuf: unsigned(libc::SO_RCVBUF)?,
@@ -53,13 +60,20 @@ pub fn read(socket: Making<'_>, local: bool) -> Result<SkOptsEntry, Problem> {
     let kinds = if local { Kinds::LOCAL } else { Kinds::REMOTE };
     for (row, field) in OPTIONS.iter().filter_map(in_socket).filter(|(row, _)| row.kinds.any(kinds))
     {
-        let value = option_int(fd, row.level, row.number)
+        let value = reading
+            .int(row.level, row.number)
             .map_err(|e| socket.problem(format!("{} cannot be read: {e}", row.name)))?;
         if value != 0 || field.always {
             (field.put)(&mut entry, value);
         }
     }
     Ok(entry)
+}
+
+/// The interface a socket is bound to (`SO_BINDTODEVICE`).
+fn device(fd: BorrowedFd<'_>) -> Result<Vec<u8>, SyscallError> {
+    let (device, length) = option::<16>(fd, SOCKET, libc::SO_BINDTODEVICE)?;
+    Ok(device[..length].split(|b| *b == 0).next().unwrap_or_default().to_vec())
 }
 
 /// The classic BPF filter of a socket.
@@ -72,12 +86,12 @@ fn classic_filter(socket: Making<'_>) -> Result<Vec<u64>, Problem> {
     })
 }
 
-/// Refuses a socket whose options cannot be saved, which are read later.
+/// The classic BPF filter of a socket whose other options are read later.
 ///
 /// # Errors
 /// An eBPF filter is attached.
-pub fn refuse_filter(view: &View<'_>) -> Result<(), Problem> {
-    classic_filter(Making { fd: view.as_fd(), object: &view.object() }).map(drop)
+pub fn filter_of(view: &View<'_>) -> Result<Vec<u64>, Problem> {
+    classic_filter(Making { fd: view.as_fd(), object: &view.object() })
 }
 
 /// The option and its field, if it has one in [`SkOptsEntry`].

@@ -3,8 +3,8 @@
 //! # Why a dump is harmless
 //! Reading the send queue and the sequence numbers needs repair mode, in which a close is silent and `SO_REUSEADDR` is
 //! forgotten. It is switched on for the reading only ([`read`], some milliseconds for hundreds of connections),
-//! and off again before anything is written; a [`Guard`] does so on every way out, and a [`Keeper`] if the controller is
-//! killed within these milliseconds. Tasks that are to be killed get it once more, by [`Survey::silence`], so that the peer
+//! and off again before anything is written; a [`Guard`] does so on every way out, and its keeper if the controller
+//! is killed within these milliseconds. Tasks that are to be killed get it once more, by [`Survey::silence`], so that the peer
 //! is not told.
 //!
 //! # Why connections within the tree need no lock
@@ -15,13 +15,13 @@
 use super::Survey;
 use super::inet::{self, CLOSE, CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2};
 use super::inet::{LAST_ACK, LISTEN, SYN_SENT};
-use super::option_own::{self, Usual};
-use super::options::Making;
+use super::stream_options::Job;
 use crate::Problem;
 use crate::files::collect::{Collector, View};
 use rewake_image::messages::{InetSkEntry, RewakeSocketOptionEntry, SkShutdown, TcpStreamEntry};
 use rewake_image::{ImageError, ImageWriter, kind};
-use rewake_sys::keeper::Keeper;
+use rewake_inject::guard::{self, SocketOption};
+use rewake_netlink::diag;
 use rewake_sys::sockets::{option, option_int, queue_length, set_option_int};
 use rewake_sys::tcp::{self, Queue, Repair};
 use rewake_sys::{Errno, SyscallError};
@@ -32,6 +32,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const SIOCINQ: u32 = 0x541b;
 const SIOCOUTQ: u32 = 0x5411;
@@ -63,11 +64,19 @@ pub(super) fn survey(
 ) -> Result<bool, Problem> {
     let fd = view.as_fd();
     let failed = |e: SyscallError| view.problem(format!("its state cannot be read: {e}"));
-    let info = inet::state(fd).map_err(failed)?;
-    entry.state = info.state.into();
-    refuse_signing(collector, view, entry)?;
+    let known = collector
+        .sockets
+        .tcp(entry.family, entry.ino)
+        .map_err(|e| view.problem(format!("sock_diag does not tell its state: {e}")))?;
+    refuse_signing(view, entry, known.as_deref())?;
+    entry.state = match known.as_deref().map(|known| known.state.into()) {
+        // What listens tells more.
+        Some(state) if state != LISTEN => state,
+        _ => inet::state(fd).map_err(failed)?.state.into(),
+    };
     match entry.state {
         LISTEN => {
+            let info = inet::state(fd).map_err(failed)?;
             entry.backlog = info.sacked;
             if info.unacked != 0 && !collector.options.skip_in_flight {
                 return Err(view
@@ -98,19 +107,33 @@ pub(super) fn survey(
     }
 }
 
+/// Whether a socket has keys of the TCP authentication option (`TCP_AO_INFO`, Linux 6.7).
+fn has_keys(fd: BorrowedFd<'_>) -> bool {
+    const TCP_AO_INFO: i32 = 40;
+    /// A kernel that was built without it says so once.
+    static UNKNOWN: AtomicBool = AtomicBool::new(false);
+    if UNKNOWN.load(Ordering::Relaxed) {
+        return false;
+    }
+    match option::<48>(fd, libc::IPPROTO_TCP, TCP_AO_INFO) {
+        Ok(_) => true,
+        Err(e) => {
+            // Where it is known, a socket without keys gives ENOENT.
+            if e.errno == Errno::NOPROTOOPT {
+                UNKNOWN.store(true, Ordering::Relaxed);
+            }
+            false
+        }
+    }
+}
+
 /// Keys can be set, but the kernel gives them to nobody.
 fn refuse_signing(
-    collector: &mut Collector,
     view: &View<'_>,
     entry: &InetSkEntry,
+    known: Option<&diag::Tcp>,
 ) -> Result<(), Problem> {
-    let signs = collector
-        .sockets
-        .signs(entry.family, entry.ino)
-        .map_err(|e| view.problem(format!("sock_diag does not tell whether it has keys: {e}")))?;
-    // TCP_AO_INFO of linux/tcp.h: an error where there are no keys.
-    const TCP_AO_INFO: i32 = 40;
-    let signs = signs || option::<48>(view.as_fd(), libc::IPPROTO_TCP, TCP_AO_INFO).is_ok();
+    let signs = known.is_some_and(|known| known.signs) || has_keys(view.as_fd());
     if signs {
         return Err(view
             .problem(format!(
@@ -158,12 +181,13 @@ fn survey_connected(
     let fd = view.as_fd();
     if entry.state == SYN_SENT {
         // getpeername(2) does not tell whom it calls.
-        let found = collector.sockets.inet(entry.family, entry.proto, entry.ino);
-        let record = found
+        let found = collector.sockets.tcp(entry.family, entry.ino);
+        let (address, port) = found
             .map_err(|e| view.problem(format!("sock_diag does not tell its peer: {e}")))?
+            .and_then(|record| record.destination)
             .ok_or_else(|| view.problem("sock_diag does not tell its peer"))?;
-        entry.dst_port = record.destination.1.into();
-        entry.dst_addr = inet::words(record.destination.0, entry.family as i32);
+        entry.dst_port = port.into();
+        entry.dst_addr = inet::words(address, entry.family as i32);
     }
     let what = inet::describe(entry);
     let options = &collector.options;
@@ -212,6 +236,8 @@ pub struct Connection {
     /// Where its entry is in [`Collector::entries`].
     entry: usize,
     reuse: bool,
+    /// Where the program's own peeks start (`SO_PEEK_OFF`, Linux 6.9), if it has said so.
+    peeks_at: Option<i32>,
     /// As much of its entry as is read with the queues.
     options: InetSkEntry,
     unusual: Vec<RewakeSocketOptionEntry>,
@@ -248,7 +274,8 @@ impl Connection {
             family: socket.family,
             entry,
             reuse: false,
-            options: InetSkEntry::default(),
+            peeks_at: None,
+            options: InetSkEntry { state: socket.state, ..InetSkEntry::default() },
             unusual: Vec::new(),
             source,
             destination,
@@ -264,16 +291,20 @@ impl Connection {
         self.id == id
     }
 
-    /// Reads its options; before it is in repair mode, which changes one.
-    fn read_options(&mut self, usual: &[Usual]) -> Result<(), Problem> {
-        let socket = Making { fd: self.fd.as_fd(), object: &self.object };
-        self.options.family = self.family;
-        self.options.r#type = libc::SOCK_STREAM as u32;
-        self.options.proto = libc::IPPROTO_TCP as u32;
-        inet::read_options(socket, &mut self.options)?;
-        self.unusual = option_own::unusual(socket, usual)?;
-        self.reuse = self.options.opts.reuseaddr == Some(true);
-        Ok(())
+    /// What is to be known for reading its options.
+    pub(super) fn job(&self, survey: &mut Survey, filter: Vec<u64>) -> Result<Job, Problem> {
+        let known = survey
+            .tcp(self.family, self.inode)
+            .map_err(|e| Problem::new(&*self.object, format!("sock_diag: {e}")))?;
+        Ok(Job {
+            fd: Arc::clone(&self.fd),
+            object: self.object.clone(),
+            family: self.family,
+            known,
+            connected: self.options.state != SYN_SENT,
+            filter,
+            usual: survey.usual(self.family as i32, libc::SOCK_STREAM, libc::IPPROTO_TCP),
+        })
     }
 
     fn problem(&self, what: &str, e: impl std::fmt::Display) -> Problem {
@@ -308,7 +339,7 @@ impl Connection {
         if queued != 0 {
             // The first segment may be acknowledged in part; the kernel has it whole.
             const SEGMENT: usize = 64 << 10;
-            let got = peek(fd, scratch, queued + SEGMENT)
+            let got = peek(fd, self.peeks_at, scratch, queued + SEGMENT)
                 .map_err(|e| self.problem("its send queue cannot be read", e))?;
             let start = got.checked_sub(queued).ok_or_else(|| {
                 self.problem("its send queue cannot be read", format!("{got} of {queued} bytes"))
@@ -341,7 +372,7 @@ impl Connection {
         };
         let (end, waiting, window, timestamp, mss) = read().map_err(|e| self.failed(e))?;
         if waiting != 0 {
-            let got = peek(fd, scratch, waiting)
+            let got = peek(fd, self.peeks_at, scratch, waiting)
                 .map_err(|e| self.problem("its receive queue cannot be read", e))?;
             if got != waiting {
                 return Err(self.problem(
@@ -374,21 +405,24 @@ impl Connection {
     }
 }
 
-/// Peeks `length` bytes from the start of a queue into `scratch`: how many there were.
-fn peek(fd: BorrowedFd<'_>, scratch: &mut Vec<u8>, length: usize) -> Result<usize, SyscallError> {
+/// Peeks `length` bytes from the start of a queue into `scratch`: how many there were. `peeks_at` is where the program's own
+/// peeks start.
+fn peek(
+    fd: BorrowedFd<'_>,
+    peeks_at: Option<i32>,
+    scratch: &mut Vec<u8>,
+    length: usize,
+) -> Result<usize, SyscallError> {
     if scratch.len() < length {
         scratch.resize(length, 0);
     }
-    // The program may have told its own peeks to start elsewhere (Linux 6.9).
-    let offset = option_int(fd, libc::SOL_SOCKET, SO_PEEK_OFF).unwrap_or(-1);
-    if offset >= 0 {
-        set_option_int(fd, libc::SOL_SOCKET, SO_PEEK_OFF, -1)?;
+    let start_at = |offset| set_option_int(fd, libc::SOL_SOCKET, SO_PEEK_OFF, offset);
+    if peeks_at.is_some() {
+        start_at(-1)?;
     }
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
     let result = rustix::net::recv(fd, &mut scratch[..length], flags);
-    if offset >= 0 {
-        set_option_int(fd, libc::SOL_SOCKET, SO_PEEK_OFF, offset)?;
-    }
+    peeks_at.map_or(Ok(()), start_at)?;
     result.map(|(got, _)| got).map_err(|errno| SyscallError::new("recv", errno))
 }
 
@@ -398,16 +432,25 @@ fn peek(fd: BorrowedFd<'_>, scratch: &mut Vec<u8>, length: usize) -> Result<usiz
 pub struct Guard {
     connections: Vec<(Arc<OwnedFd>, bool)>,
     /// Does the same if this process dies meanwhile.
-    keeper: Option<Keeper>,
+    keeper: Option<guard::Guard>,
 }
 
-fn keeper(connections: &[Connection]) -> Result<Keeper, Problem> {
-    let reuse = |c: &Connection| {
-        let name = libc::SO_REUSEADDR;
-        option_int(c.fd.as_fd(), libc::SOL_SOCKET, name).map(|on| on != 0).unwrap_or(c.reuse)
-    };
-    let sockets: Vec<_> = connections.iter().map(|c| (c.fd.as_raw_fd(), reuse(c))).collect();
-    Keeper::start(&sockets).map_err(|e| {
+/// Who takes connections out of repair mode if this process dies. That clears `SO_REUSEADDR`.
+fn keeper(connections: &[Connection]) -> Result<guard::Guard, Problem> {
+    let mut options = Vec::with_capacity(connections.len());
+    for connection in connections {
+        let fd = connection.fd.as_raw_fd();
+        let (level, name) = tcp::REPAIR_OPTION;
+        options.push(SocketOption { fd, level, name, value: Repair::OffSilent as i32 });
+        let level = libc::SOL_SOCKET;
+        if connection.reuse {
+            options.push(SocketOption { fd, level, name: libc::SO_REUSEADDR, value: 1 });
+        }
+        if let Some(value) = connection.peeks_at {
+            options.push(SocketOption { fd, level, name: SO_PEEK_OFF, value });
+        }
+    }
+    guard::Guard::of_sockets(&options).map_err(|e| {
         Problem::new("TCP connections", format!("nobody can look after them meanwhile: {e}"))
     })
 }
@@ -491,11 +534,17 @@ pub fn read(collector: &mut Collector) -> Result<(), Problem> {
 
 fn read_all(collector: &mut Collector, connections: &mut [Connection]) -> Result<(), Problem> {
     let share = share(connections.len());
-    let mut usual = |family| {
-        let (kind, protocol) = (libc::SOCK_STREAM, libc::IPPROTO_TCP);
-        collector.sockets.usual(family, kind, protocol).to_vec()
-    };
-    let (four, six) = (usual(libc::AF_INET), usual(libc::AF_INET6));
+    let options = collector.sockets.readers.finish()?;
+    for (connection, options) in connections.iter_mut().zip(options) {
+        connection.options = options.entry;
+        connection.unusual = options.unusual;
+        connection.reuse = connection.options.opts.reuseaddr == Some(true);
+        connection.peeks_at = connection.unusual.iter().find_map(|option| {
+            let is_it =
+                option.level == libc::SOL_SOCKET as u32 && option.number == SO_PEEK_OFF as u32;
+            is_it.then(|| option.value.first_chunk().map(|value| i32::from_ne_bytes(*value)))?
+        });
+    }
     let keeper = match connections.is_empty() {
         true => return Ok(()),
         false => keeper(connections)?,
@@ -505,14 +554,11 @@ fn read_all(collector: &mut Collector, connections: &mut [Connection]) -> Result
         let mut scratch = Vec::new();
         let mut guard = Guard::default();
         for connection in share {
-            let six_of = connection.family as i32 == libc::AF_INET6;
-            connection.read_options(if six_of { &six } else { &four })?;
             guard.add(connection)?;
             connection.options.state = connection.read_send_side(&mut scratch)?;
         }
         Ok(guard)
     })?;
-    // All send queues are read.
     let shares = connections.chunks_mut(share).zip(guards);
     at_once(shares, |share, guard| {
         let mut scratch = Vec::new();
@@ -592,6 +638,23 @@ impl Survey {
             .collect()
     }
 
+    /// Lets go of all connections, a share of them on each CPU: for those whose tasks are gone, it is the end.
+    pub fn close(&mut self) {
+        let mut rest = std::mem::take(&mut self.connections);
+        let share = share(rest.len());
+        let mut shares = Vec::new();
+        while rest.len() > share {
+            shares.push(rest.split_off(rest.len() - share));
+        }
+        shares.push(rest);
+        let closed = at_once(shares.into_iter().map(|share| (share, ())), |share, ()| {
+            drop(share);
+            Ok::<(), std::convert::Infallible>(())
+        });
+        // Nothing in it can fail.
+        drop(closed);
+    }
+
     /// Puts all connections into repair mode so that they end silently with their tasks. To be called just before the tasks
     /// are killed; [`Guard::keep`] once they are.
     ///
@@ -599,10 +662,20 @@ impl Survey {
     /// A connection cannot be put into repair mode; none is left in it.
     pub fn silence(&self) -> Result<Guard, Problem> {
         let mut guard = Guard::default();
-        if !self.connections.is_empty() {
-            guard.keeper = Some(keeper(&self.connections)?);
+        if self.connections.is_empty() {
+            return Ok(guard);
         }
-        self.connections.iter().try_for_each(|connection| guard.add(connection))?;
+        guard.keeper = Some(keeper(&self.connections)?);
+        let shares =
+            self.connections.chunks(share(self.connections.len())).map(|share| (share, ()));
+        let silenced = at_once(shares, |share: &[Connection], ()| {
+            let mut guard = Guard::default();
+            share.iter().try_for_each(|connection| guard.add(connection))?;
+            Ok(guard)
+        })?;
+        for mut share in silenced {
+            guard.connections.append(&mut share.connections);
+        }
         Ok(guard)
     }
 }
