@@ -301,6 +301,7 @@ pub fn all() -> Vec<Program> {
         program!(misc_task),
         program!(pdeathsig),
         program!(personality).unless_criu("it reads the hexadecimal personality as decimal"),
+        program!(autogroup).unless_criu("it does not keep the nice value of an autogroup"),
         program!(ioprio).unless_criu("it does not keep I/O priorities"),
         program!(coredump_filter).unless_criu("it does not keep the core dump filter"),
         program!(loginuid),

@@ -21,6 +21,16 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("dump_kernel_thread", kernel_thread);
     add("dump_traced", traced);
     add("dump_unsupported_object", unsupported);
+    for (kind, words) in KINDS {
+        let tool = tool.clone();
+        all.push(trial(format!("refusals::dump_{kind}"), move || {
+            finish(kind_refused(&tool, kind, words))
+        }));
+    }
+    let mut add = |name: &str, body: fn(&Tool) -> Result<(), NotReady>| {
+        let tool = tool.clone();
+        all.push(trial(format!("refusals::{name}"), move || finish(body(&tool))));
+    };
     add("dump_into_bad_directory", bad_directory);
     add("dump_to_full_disk", full_disk);
     add("restore_pid_taken", pid_taken);
@@ -46,6 +56,38 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
         }));
     }
     all
+}
+
+/// Kinds of `unsupported`, and what the refusal of each says.
+const KINDS: &[(&str, &[&str])] = &[
+    ("userfaultfd", &["userfaultfd"]),
+    ("kvm", &["kvm"]),
+    ("fsopen", &["mount"]),
+    ("secretmem", &["secret"]),
+    ("ruleset", &["landlock"]),
+    ("landlock", &["landlock"]),
+    ("landlock_user", &["landlock"]),
+    ("listener", &["seccomp"]),
+    ("notify_filter", &["seccomp", "supervisor"]),
+    ("bpf_prog", &["bpf program"]),
+    ("bpf_ring", &["bpf map"]),
+    ("fuse", &["fuse"]),
+    ("block", &["block device"]),
+];
+
+fn kind_refused(tool: &Tool, kind: &'static str, words: &[&str]) -> Result<(), NotReady> {
+    let mut program = by_name("unsupported")?;
+    let env: &'static [(&'static str, &'static str)] = Vec::leak(vec![("ZOO_KIND", kind)]);
+    program.env = env;
+    unharmed(&program, tool, |run, _| {
+        let images = run.images(1)?;
+        let done = run.try_dump(tool, run.root, &images, &[])?;
+        let pid = run.root.to_string();
+        let words: Vec<&str> =
+            [&pid[..], "unsupported"].into_iter().chain(words.iter().copied()).collect();
+        refused(run, tool, &done, &images.join("dump.log"), &words)?;
+        no_inventory(run, &images)
+    })
 }
 
 /// Fails unless the command was refused: exit status 1 and a text, in its output or its log, with every word.

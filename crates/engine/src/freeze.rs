@@ -213,6 +213,9 @@ pub struct Tree {
 /// From so many processes on, a tree is divided among several threads.
 const MANY: usize = 8;
 
+/// capabilities(7)
+const CAP_SYS_PTRACE: u32 = 19;
+
 impl Tree {
     /// Stops the tree of `root`.
     ///
@@ -466,10 +469,37 @@ fn cannot_trace(dir: &ProcDir, stat: &Stat, tid: i32, e: rewake_sys::SyscallErro
         .hint("end the debugger or tracer first");
     }
     let error = Error::new(format!("{name}: thread {tid} cannot be traced: {e}"));
-    if e.errno == rewake_sys::Errno::PERM {
-        return error.hint("run as root, or with CAP_SYS_PTRACE; Yama's ptrace_scope or a security module may forbid it too");
+    if e.errno == rewake_sys::Errno::PERM { error.hint(may_not_trace()) } else { error }
+}
+
+/// Why we may not trace, as far as that can be seen.
+fn may_not_trace() -> String {
+    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
+    let scope = scope.ok().and_then(|text| text.trim().parse::<u32>().ok()).unwrap_or(0);
+    let own = ProcDir::open(std::process::id() as i32).and_then(|d| d.status(&mut Vec::new())).ok();
+    let may = own.as_ref().is_some_and(|s| s.cap_eff & 1 << CAP_SYS_PTRACE != 0);
+    let module = std::fs::read_to_string("/proc/self/attr/current")
+        .ok()
+        .map(|label| label.trim_matches(['\0', '\n']).to_owned())
+        .filter(|label| !label.is_empty() && label != "unconfined");
+    if scope >= 3 {
+        "Yama's ptrace_scope is 3: nobody may trace until the next boot (sysctl kernel.yama.ptrace_scope)".into()
+    } else if !may && scope > 0 {
+        format!(
+            "run as root, or with CAP_SYS_PTRACE, which Yama's ptrace_scope {scope} demands (sysctl kernel.yama.ptrace_scope)"
+        )
+    } else if !may {
+        "run as root, or with CAP_SYS_PTRACE".into()
+    } else if let Some(label) = module {
+        format!(
+            "the security module that runs this command as {} forbids it",
+            text(label.as_bytes())
+        )
+    } else if own.is_some_and(|s| s.seccomp.unwrap_or(0) != 0) {
+        "this command is under a seccomp filter, which may forbid ptrace: run it outside".into()
+    } else {
+        "it may be in a user namespace that is not below ours, or a security module (Landlock among them) forbids it".into()
     }
-    error
 }
 
 /// The children of some threads of a task.

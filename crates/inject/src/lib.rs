@@ -6,6 +6,7 @@
 //! * [`live`]: an agent in a live process (dump); [`visit`]: its other threads are asked.
 //! * [`tell`]: how foreign code reports with one stop; [`interrupted`]: where a stopped thread goes on.
 //! * [`guard`]: makes the end or the release of many processes one step.
+//! * [`witness`]: whom a task may look at unless a security module forbids it.
 //! * [`stub`]: agents in empty processes that become restored ones (restore).
 #![allow(unsafe_code, reason = "shared memory and raw clone; each block says why it is sound")]
 
@@ -18,6 +19,7 @@ pub mod stub;
 pub mod tell;
 pub mod tracee;
 pub mod visit;
+pub mod witness;
 
 mod error;
 pub use error::Error;

@@ -54,6 +54,19 @@ pub fn coredump_filter(text: &[u8]) -> Result<u32, ParseError> {
     one("coredump_filter", text, |s| s.hex())
 }
 
+/// Parses `/proc/PID/autogroup` (sched(7)): the nice value of the session's group of tasks, from `/autogroup-7 nice 0`.
+///
+/// # Errors
+/// If it has another form.
+pub fn autogroup_nice(text: &[u8]) -> Result<i32, ParseError> {
+    let malformed = || ParseError::malformed("autogroup", "nice", 1, text);
+    let nice = text.rsplit(|b| *b == b' ').next().unwrap_or_default();
+    if !text.starts_with(b"/autogroup-") {
+        return Err(malformed());
+    }
+    one("autogroup", nice, |s| s.sdec())
+}
+
 /// Parses `/proc/sys/kernel/pid_max`: process ids are lower than this.
 ///
 /// # Errors

@@ -15,7 +15,7 @@ use rewake_inject::visit::Host;
 use rewake_objects::Problem;
 use rewake_objects::memory::vma::status;
 use rewake_objects::task::attributes::{self, Attributes};
-use rewake_objects::task::{credentials, limits, registers, seccomp, signals, timers};
+use rewake_objects::task::{credentials, landlock, limits, registers, seccomp, signals, timers};
 use rewake_sys::ptrace;
 use rewake_sys::sched::Pin;
 use rustix::fd::{AsFd, OwnedFd};
@@ -71,6 +71,7 @@ pub fn survey(
     held: &mut Held,
     outside: &Outside,
     pidfd: &OwnedFd,
+    witnesses: &super::Witnesses,
     mut pin: Option<&mut Pin>,
 ) -> Result<Inside> {
     let task = held.task.clone();
@@ -111,6 +112,7 @@ pub fn survey(
             let timers = timers::ask(&mut script, &outside.timers[..outside.timers.len().min(32)]);
             let limits = limits::ask(&mut script);
             let attributes = attributes::ask(&mut script);
+            let landlock = landlock::ask(&mut script, own_pid());
             let clocks = script.space(32);
             for (i, clock) in [libc::CLOCK_MONOTONIC, libc::CLOCK_BOOTTIME].into_iter().enumerate() {
                 let to = clocks.address + i as u64 * 16;
@@ -118,7 +120,7 @@ pub fn survey(
             }
             let room = rewake_inject::live::OPS - script.ops.len();
             let flags = ask_cloexec(&mut script, &outside.fds[..outside.fds.len().min(room)]);
-            asked = Some((actions, timers, limits, attributes, clocks, flags));
+            asked = Some((actions, timers, limits, attributes, clocks, landlock, flags));
             script
         })
         .map_err(|e| match e {
@@ -131,7 +133,8 @@ pub fn survey(
         })?;
         let live = agent.insert(live);
         // The closure ran: the batch was executed.
-        let Some((actions, timers_asked, limits_asked, attributes_asked, clocks, flags)) = asked
+        let Some((actions, timers_asked, limits_asked, attributes_asked, clocks, landlock, flags)) =
+            asked
         else {
             return Err(crate::Error::new("the agent ran without a script"));
         };
@@ -144,6 +147,17 @@ pub fn survey(
             clocks: [0, 16].map(|at| (results.u64(clocks, at), results.u64(clocks, at + 8))),
             shared,
         };
+        // We may have capabilities that it lacks: then another one decides.
+        let (uid, gid) = (status.uid.real, status.gid.real);
+        if landlock::forbidden(&results, landlock)
+            && let Some(witness) = witnesses.of(uid, gid)
+        {
+            let mut script = Script::new(live.data_base());
+            let asked = landlock::ask(&mut script, witness);
+            if landlock::forbidden(&live.run(&script).of(pid, &comm)?, asked) {
+                problems.push(landlock::problem());
+            }
+        }
         for chunk in outside.timers[first..].chunks(64) {
             let mut script = Script::new(live.data_base());
             let asked = timers::ask(&mut script, chunk);
@@ -180,6 +194,10 @@ pub fn survey(
     }
     let states = task.tids.iter().copied().zip(states);
     Ok(Inside { problems, ..build(task, outside, answers, states, cloexec) })
+}
+
+fn own_pid() -> i32 {
+    std::process::id() as i32
 }
 
 /// Adds the questions for the close-on-exec flags of `fds`; returns their indices.

@@ -19,6 +19,7 @@ use inside::Inside;
 use outside::Outside;
 use rewake_image::ImageWriter;
 use rewake_inject::guard::Guard;
+use rewake_inject::witness::Witness;
 use rewake_objects::files::collect::{Collector, Contents, Options};
 use rewake_objects::problem::text;
 use rewake_objects::sockets::lock::{self, Lock, Method};
@@ -26,7 +27,7 @@ use rewake_objects::task::seccomp::Chains;
 use rewake_sys::sched::Pin;
 use rustix::fd::OwnedFd;
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 /// A living task, surveyed.
@@ -75,6 +76,23 @@ impl Surveyed {
 struct Own {
     namespaces: Vec<Vec<u8>>,
     vdso: Vec<u8>,
+    witnesses: Witnesses,
+}
+
+/// Whom tasks may look at that are in no Landlock domain, by user and group id.
+#[derive(Debug, Default)]
+struct Witnesses(Mutex<HashMap<(u32, u32), Option<Witness>>>);
+
+impl Witnesses {
+    /// The pid of one with these ids, if there can be one.
+    fn of(&self, uid: u32, gid: u32) -> Option<i32> {
+        let mut called = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let witness = called.entry((uid, gid)).or_insert_with(|| {
+            let witness = Witness::call(uid, gid);
+            witness.inspect_err(|e| log::debug!("Landlock domains are not noticed: {e}")).ok()
+        });
+        witness.as_ref().map(Witness::pid)
+    }
 }
 
 fn deadline(options: &DumpOptions) -> Option<Instant> {
@@ -104,6 +122,7 @@ fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<Surveyed
     let own = Arc::new(Own {
         namespaces: outside::own_namespaces(),
         vdso: crate::own::AddressSpace::read()?.vdso,
+        witnesses: Witnesses::default(),
     });
     let mut collector = Collector::new(Options {
         ghost_limit: options.ghost_limit,
@@ -200,7 +219,7 @@ fn survey_task(held: &mut Held, own: &Own, pin: Option<&mut Pin>, cure: bool) ->
         .map_err(|e| format!("pidfd_open: {e}"))
         .of(pid, comm)?;
     let filtered = suspend_seccomp(&task, outside.status.seccomp.unwrap_or(0) != 0)?;
-    let inside = inside::survey(held, &outside, &pidfd, pin)?;
+    let inside = inside::survey(held, &outside, &pidfd, &own.witnesses, pin)?;
     // If we are killed, the agent finds its way out under the filters, which may forbid it: it stays no longer than it must.
     if cure || filtered {
         held.cure();

@@ -66,6 +66,8 @@ pub struct Values {
     pub oom_score_adj: i32,
     /// `/proc/PID/coredump_filter`.
     pub coredump_filter: Option<u32>,
+    /// Nice value of the session (autogroup), of its leader only, if it is not 0.
+    pub autogroup_nice: Option<i32>,
 }
 
 /// The namespaces a task must share with us so far; time namespaces may differ.
@@ -116,7 +118,7 @@ pub fn survey(task: &Task, own_namespaces: &[Vec<u8>], own_vdso: &[u8]) -> Resul
     if status.shadow_stack.is_some_and(|s| s.shstk) {
         problems.push(Problem::new("shadow stack", "x86 shadow stacks cannot be saved yet"));
     }
-    let values = values(dir, &mut buffer);
+    let values = values(dir, task.stat.session == pid, &mut buffer);
     let runs = Vec::new();
     Ok(Outside {
         status,
@@ -166,7 +168,7 @@ impl Outside {
     }
 }
 
-fn values(dir: &ProcDir, buffer: &mut Vec<u8>) -> Values {
+fn values(dir: &ProcDir, leads: bool, buffer: &mut Vec<u8>) -> Values {
     use rewake_proc::single;
     let mut values = Values::default();
     if let Ok(text) = dir.read_single("personality", buffer) {
@@ -180,6 +182,9 @@ fn values(dir: &ProcDir, buffer: &mut Vec<u8>) -> Values {
     }
     if let Ok(text) = dir.read_single("coredump_filter", buffer) {
         values.coredump_filter = single::coredump_filter(text).ok();
+    }
+    if leads && let Ok(text) = dir.read_single("autogroup", buffer) {
+        values.autogroup_nice = single::autogroup_nice(text).ok().filter(|nice| *nice != 0);
     }
     values
 }

@@ -160,7 +160,7 @@ fn write_files(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -
             tsc: Some(attributes.tsc).filter(|t| *t == 2),
             mdwe: Some(attributes.mdwe).filter(|m| *m != 0),
             io_flusher: attributes.io_flusher.then_some(true),
-            autogroup_nice: None,
+            autogroup_nice: alive.outside.values.autogroup_nice,
             personality: Some(alive.outside.values.personality),
             lock_on_fault: alive
                 .outside

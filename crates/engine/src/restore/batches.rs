@@ -199,6 +199,12 @@ impl Run<'_> {
             {
                 set("coredump_filter", format!("{filter:#x}"));
             }
+            // The session is new, and so is its group.
+            if let Some(nice) = alive.extra.as_ref().and_then(|e| e.autogroup_nice)
+                && task.sid == task.pid
+            {
+                set("autogroup", nice.to_string());
+            }
             if let Some(uid) = task.tc.loginuid.filter(|uid| *uid != u32::MAX) {
                 let now = std::fs::read_to_string(format!("/proc/{outer}/loginuid"));
                 if now.is_ok_and(|now| now.trim() != uid.to_string()) {

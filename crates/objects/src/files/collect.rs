@@ -307,13 +307,26 @@ fn anonymous(view: &View<'_>, name: &[u8]) -> Problem {
         b"[perf_event]" => {
             ("performance counters (perf_event_open)", "stop the profiler for the time of the dump")
         }
-        b"bpf-map" | b"bpf-prog" | b"bpf_link" | b"bpf_iter" => {
-            ("BPF objects", "close it for the time of the dump, or pin it and open it again")
+        b"bpf-map" => {
+            ("BPF maps", "close it for the time of the dump, or pin it and open it again")
         }
+        b"bpf-prog" => {
+            ("BPF programs", "close it for the time of the dump, or pin it and open it again")
+        }
+        b"bpf_link" | b"bpf-link" => {
+            ("BPF links", "close it for the time of the dump, or pin it and open it again")
+        }
+        b"bpf_iter" | b"btf" | b"bpf-token" => ("BPF objects", "close it for the time of the dump"),
         b"seccomp notify" => ("seccomp listeners", "close it for the time of the dump"),
         b"[landlock-ruleset]" => ("Landlock rulesets", "apply and close it before the dump"),
         name if name.starts_with(b"kvm") => {
             ("virtual machines (KVM)", "use the virtual machine monitor's own snapshots")
+        }
+        b"[secretmem]" => {
+            ("secret memory (memfd_secret)", "it cannot be read by anybody but the program itself")
+        }
+        name if name.starts_with(b"dmabuf") || name.starts_with(b"sync_file") => {
+            ("buffers shared with devices (dma-buf)", "close the device for the time of the dump")
         }
         b"[fscontext]" => ("mounts in the making", "close it for the time of the dump"),
         _ => ("descriptors of this kind", "close it for the time of the dump"),

@@ -2,6 +2,7 @@
 
 pub mod attributes;
 pub mod credentials;
+pub mod landlock;
 pub mod limits;
 pub mod registers;
 pub mod schedule;

@@ -1,31 +1,145 @@
-//! Kernel state that nobody can checkpoint: a perf event descriptor. A dump must be refused, and leave everything as it
-//! was.
-#![allow(unsafe_code, reason = "perf_event_open has no library function")]
+//! Kernel state that cannot be checkpointed, of the kind in ZOO_KIND. A dump must be refused, and leave everything as it was.
+#![allow(unsafe_code, reason = "objects that have no library functions")]
 
-use zoo::{ensure, ensure_eq, ok};
+use zoo::{check, ensure, ensure_eq, errno, ok};
+
+/// A system call that makes a descriptor.
+macro_rules! make {
+    ($name:literal, $($arg:expr),+) => {{
+        // SAFETY: integers, and pointers to what the call wants that outlives it.
+        let fd = unsafe { libc::syscall($($arg),+) };
+        if fd < 0 { Err(format!("{}: errno {}", $name, errno())) } else { Ok(fd as i32) }
+    }};
+}
+
+fn open(path: &str) -> Result<i32, String> {
+    let path = zoo::cstring(path);
+    make!("open", libc::SYS_open, path.as_ptr(), libc::O_RDWR)
+}
+
+fn perf_event() -> Result<i32, String> {
+    // PERF_TYPE_SOFTWARE, PERF_ATTR_SIZE_VER0, PERF_COUNT_SW_TASK_CLOCK.
+    let mut attr = [0u64; 16];
+    attr[0] = 1 | 64 << 32;
+    attr[1] = 1;
+    make!("perf_event_open", libc::SYS_perf_event_open, attr.as_ptr(), 0, -1, -1, 0)
+}
+
+/// A ruleset that knows of executing files.
+fn ruleset() -> Result<i32, String> {
+    let handled = [1u64];
+    make!("landlock_create_ruleset", libc::SYS_landlock_create_ruleset, handled.as_ptr(), 8, 0)
+}
+
+fn landlock() -> Result<i32, String> {
+    let fd = ruleset()?;
+    no_new_privs()?;
+    make!("landlock_restrict_self", libc::SYS_landlock_restrict_self, fd, 0)?;
+    // SAFETY: our descriptor.
+    unsafe { libc::close(fd) };
+    Ok(-1)
+}
+
+fn no_new_privs() -> zoo::Check {
+    // SAFETY: integers.
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) }, "PR_SET_NO_NEW_PRIVS")
+}
+
+/// A filter that asks a supervisor about sethostname(2).
+fn listener() -> Result<i32, String> {
+    const NEW_LISTENER: u64 = 8;
+    let code: [(u16, u8, u8, u32); 4] = [
+        (0x20, 0, 0, 0),
+        (0x15, 0, 1, libc::SYS_sethostname as u32),
+        (0x06, 0, 0, 0x7fc0_0000),
+        (0x06, 0, 0, 0x7fff_0000),
+    ];
+    let bytes: Vec<u8> = code
+        .iter()
+        .flat_map(|(code, jt, jf, k)| {
+            [&code.to_ne_bytes()[..], &[*jt, *jf], &k.to_ne_bytes()].concat()
+        })
+        .collect();
+    let program = (code.len() as u64, bytes.as_ptr());
+    no_new_privs()?;
+    make!("SECCOMP_SET_MODE_FILTER", libc::SYS_seccomp, 1, NEW_LISTENER, &raw const program)
+}
+
+fn make(kind: &str) -> Result<i32, String> {
+    match kind {
+        "perf_event" => perf_event(),
+        "userfaultfd" => make!("userfaultfd", libc::SYS_userfaultfd, 1),
+        "kvm" => {
+            let kvm = open("/dev/kvm")?;
+            // KVM_CREATE_VM
+            make!("KVM_CREATE_VM", libc::SYS_ioctl, kvm, 0xae01, 0)
+        }
+        "fsopen" => make!("fsopen", libc::SYS_fsopen, c"tmpfs".as_ptr(), 0),
+        "secretmem" => make!("memfd_secret", libc::SYS_memfd_secret, 0),
+        "ruleset" => ruleset(),
+        "landlock" => landlock(),
+        "landlock_user" => {
+            // SAFETY: integers.
+            unsafe {
+                check(libc::setresgid(4712, 4712, 4712), "setresgid")?;
+                check(libc::setresuid(4711, 4711, 4711), "setresuid")?;
+            }
+            landlock()
+        }
+        "listener" => listener(),
+        "notify_filter" => {
+            // SAFETY: our descriptor.
+            unsafe { libc::close(listener()?) };
+            Ok(-1)
+        }
+        "bpf_prog" => {
+            // BPF_PROG_LOAD: a socket filter, r0 = 0; exit.
+            let code: [u64; 2] = [0xb7, 0x95];
+            let mut attr = [0u64; 16];
+            attr[0] = 1 | 2 << 32;
+            attr[1] = code.as_ptr() as u64;
+            attr[2] = c"GPL".as_ptr() as u64;
+            make!("BPF_PROG_LOAD", libc::SYS_bpf, 5, attr.as_ptr(), 128)
+        }
+        "bpf_ring" => {
+            let attr = [27u32, 0, 0, 4096, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+            make!("BPF_MAP_CREATE", libc::SYS_bpf, 0, attr.as_ptr(), 64)
+        }
+        "fuse" => open("/dev/fuse"),
+        "block" => open("/dev/loop0"),
+        other => Err(format!("nobody knows the kind {other}")),
+    }
+}
+
+fn link(fd: i32) -> Result<String, String> {
+    if fd < 0 {
+        return Ok(String::new());
+    }
+    let link = std::fs::read_link(format!("/proc/self/fd/{fd}")).map_err(|e| e.to_string())?;
+    Ok(link.to_string_lossy().into_owned())
+}
 
 fn main() {
     zoo::run(|z| {
-        // PERF_TYPE_SOFTWARE, PERF_ATTR_SIZE_VER0, PERF_COUNT_SW_TASK_CLOCK.
-        let mut attr = [0u64; 16];
-        attr[0] = 1 | 64 << 32;
-        attr[1] = 1;
-        // SAFETY: `attr` is larger than the size it states.
-        let fd = unsafe { libc::syscall(libc::SYS_perf_event_open, attr.as_ptr(), 0, -1, -1, 0) };
-        if fd < 0 {
-            z.skip(&format!("perf_event_open: {}", std::io::Error::last_os_error()));
-        }
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
+        std::fs::set_permissions(z.dir(), mode).map_err(|e| e.to_string())?;
+        let kind = std::env::var("ZOO_KIND").unwrap_or_else(|_| "perf_event".into());
+        let fd = make(&kind).unwrap_or_else(|why| z.skip(&why));
         let read = || -> Result<u64, String> {
             let mut value = 0u64;
             // SAFETY: eight bytes of a local.
-            let n = unsafe { libc::read(fd as i32, (&raw mut value).cast(), 8) };
+            let n = unsafe { libc::read(fd, (&raw mut value).cast(), 8) };
             ensure_eq!(ok(n as i64, "read")?, 8, "bytes of the counter");
             Ok(value)
         };
-        let before = read()?;
+        let counter = if kind == "perf_event" { Some(read()?) } else { None };
+        let before = link(fd)?;
         z.ready()?;
         z.wait_for_check();
-        ensure!(read()? > before, "the counter stands still");
+        ensure_eq!(link(fd)?, before, "the descriptor");
+        if let Some(counter) = counter {
+            ensure!(read()? > counter, "the counter stands still");
+        }
         Ok(())
     })
 }
