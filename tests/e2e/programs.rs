@@ -335,6 +335,9 @@ pub fn all() -> Vec<Program> {
             .unless_criu("it loses ticks of a periodic timerfd that were not read yet"),
         program!(signalfd),
         program!(inotify),
+        program!(inotify_gaps).loses(&["fd 4"]).unless_criu("it does not find the path of a file that was moved or deleted"),
+        program!(fanotify).unless_criu("it refuses marks on whole file systems"),
+        program!(fanotify).named("fanotify_plain").env(&[("ZOO_PLAIN", "1")]),
         program!(pidfd).not_in(&[(
             "new_pidns",
             "a dead process that a pidfd is of is made outside the namespace: signals to it fail with EINVAL, not ESRCH",

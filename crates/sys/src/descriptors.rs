@@ -55,6 +55,22 @@ pub fn open_by_handle(mount: BorrowedFd<'_>, kind: i32, handle: &[u8]) -> Result
     unsafe { syscall("open_by_handle_at", libc::SYS_open_by_handle_at, args) }.map(owned)
 }
 
+/// Closes the descriptors that come with what was read from a fanotify(7) group.
+pub fn close_event_files(events: &[u8]) {
+    // struct fanotify_event_metadata
+    const LENGTH: usize = 24;
+    let mut rest = events;
+    while let Some(event) = rest.get(..LENGTH) {
+        let length = u32::from_ne_bytes([event[0], event[1], event[2], event[3]]) as usize;
+        let number = i32::from_ne_bytes([event[16], event[17], event[18], event[19]]);
+        if number >= 0 {
+            // SAFETY: the kernel has just made it for us, and nobody else knows of it.
+            drop(unsafe { OwnedFd::from_raw_fd(number) });
+        }
+        rest = rest.get(length.max(LENGTH)..).unwrap_or(&[]);
+    }
+}
+
 /// Another descriptor for what is descriptor `number` of this process: fcntl(2) with `F_DUPFD_CLOEXEC`.
 ///
 /// # Errors

@@ -10,6 +10,7 @@ pub mod futex;
 pub mod kcmp;
 pub mod memory;
 pub mod message;
+pub mod notify;
 pub mod pagemap;
 pub mod probe;
 pub mod ptrace;

@@ -87,6 +87,29 @@ messages! {
         /// Of an epoll instance that no process has a descriptor for: the file ids of what it watches, in the order of its
         /// items.
         repeated uint32 watched = 21;
+        /// Of a fanotify group: marks on whole file systems.
+        repeated message RewakeFilesystemMarkEntry filesystem_marks = 30;
+        /// A fanotify group was made without `CAP_SYS_ADMIN`, and is told less.
+        optional bool unprivileged = 31;
+        /// Of an inotify instance: watches of files that are deleted, and the file ids of these.
+        repeated message RewakeDeletedWatchEntry deleted_watches = 32;
+    }
+
+    /// A fanotify mark on a file system.
+    message RewakeFilesystemMarkEntry "rewake_filesystem_mark_entry" {
+        /// A directory in it.
+        required bytes path = 1;
+        required uint32 mflags = 2 [hex];
+        required uint64 mask = 3 [hex];
+        required uint64 ignored_mask = 4 [hex];
+    }
+
+    /// An inotify watch of a deleted file.
+    message RewakeDeletedWatchEntry "rewake_deleted_watch_entry" {
+        /// The watch descriptor.
+        required uint32 wd = 1;
+        /// The file id of a description of the file.
+        required uint32 file = 2;
     }
 
     /// A network interface.

@@ -1,6 +1,8 @@
 //! Collecting the file descriptions of a tree: each once, whoever holds it.
 
-use super::{epoll, eventfd, fifo, inotify, pidfd, pipe, regular, signalfd, timerfd, tty};
+use super::{
+    epoll, eventfd, fanotify, fifo, inotify, pidfd, pipe, regular, signalfd, timerfd, tty,
+};
 use crate::Problem;
 use crate::problem::text;
 use rewake_image::messages::{
@@ -156,6 +158,8 @@ pub struct Collector {
     /// Sets of tasks that hold the same device, inode and flags, ordered by kcmp(2).
     known: HashMap<(u64, u64, u32), Vec<Known>>,
     next_id: u32,
+    /// Watches of deleted files.
+    pub(super) orphans: Vec<inotify::Orphan>,
     /// Descriptors in flight that are held by nobody else.
     pub(super) in_flight: Vec<OwnedFd>,
     /// The task that has the socket in which the descriptor at hand is in flight.
@@ -184,6 +188,7 @@ impl Collector {
             sockets: crate::sockets::Survey::default(),
             known: HashMap::new(),
             next_id: 1,
+            orphans: Vec::new(),
             in_flight: Vec::new(),
             carrier: None,
         }
@@ -200,6 +205,13 @@ impl Collector {
         let same = move |((_, ino, _), _): &(&(u64, u64, u32), &Vec<Known>)| *ino == inode;
         let known = self.known.iter().filter(same).flat_map(|(_, known)| known);
         known.map(|known| (known.pid, known.number, known.id))
+    }
+
+    /// The file id of a description of this file, if one was collected.
+    pub(super) fn file_of(&self, dev: u64, ino: u64) -> Option<u32> {
+        let same = |((d, i, _), _): &(&(u64, u64, u32), &Vec<Known>)| (*d, *i) == (dev, ino);
+        let mut known = self.known.iter().filter(same).flat_map(|(_, known)| known);
+        known.find(|k| k.kind == FdTypes::Reg).map(|k| k.id)
     }
 
     /// A file id that nobody has.
@@ -267,6 +279,7 @@ fn survey_kind(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdTyp
             b"[signalfd]" => signalfd::survey(collector, view),
             b"[timerfd]" => timerfd::survey(collector, view),
             b"[pidfd]" => pidfd::survey(collector, view),
+            b"[fanotify]" => fanotify::survey(collector, view),
             b"inotify" => inotify::survey(collector, view),
             _ => Err(anonymous(view, name)),
         };
@@ -298,7 +311,6 @@ fn survey_kind(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdTyp
 /// Why an object that has only a descriptor (`anon_inode:`) of kind `name` cannot be saved.
 fn anonymous(view: &View<'_>, name: &[u8]) -> Problem {
     let (kind, remedy) = match name {
-        b"[fanotify]" => ("fanotify groups", "stop watching for the time of the dump"),
         b"[io_uring]" => (
             "io_uring instances",
             "let the program use its other I/O backend (epoll, aio), if it has one",

@@ -2,14 +2,16 @@
 //! them again).
 
 use super::collect::{Collector, View};
+use super::open::Opener;
+use super::watched::{self, Mounts, Place, Watched};
 use crate::Problem;
-use crate::problem::text;
-use rewake_image::messages::{FdTypes, FhEntry, FileEntry, InotifyFileEntry, InotifyWdEntry};
-use rewake_proc::fdinfo::{FileHandle, InotifyWatch};
-use rewake_sys::descriptors;
-use rustix::fd::{AsFd, OwnedFd};
+use rewake_image::messages::{
+    FdTypes, FileEntry, InotifyFileEntry, InotifyWdEntry, RewakeDeletedWatchEntry,
+};
+use rewake_proc::fdinfo::InotifyWatch;
+use rustix::fd::OwnedFd;
+use rustix::fs::OFlags;
 use rustix::fs::inotify::{self, CreateFlags, WatchFlags};
-use rustix::fs::{Mode, OFlags};
 use std::os::fd::AsRawFd;
 
 /// What may be asked for: events and how to watch. The kernel adds bits of its own.
@@ -17,9 +19,6 @@ const ASKABLE: u32 = libc::IN_ALL_EVENTS | libc::IN_EXCL_UNLINK | libc::IN_ONESH
 
 /// Numbers that are passed over at most, at some microseconds each: more than any program gets to.
 const MOST_SKIPPED: i32 = 1 << 24;
-
-/// Words of a handle in the image.
-const HANDLE_WORDS: usize = descriptors::MAX_HANDLE / 8;
 
 /// Surveys an inotify instance.
 ///
@@ -37,10 +36,21 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
         );
     }
     let id = collector.new_id();
-    let mut mounts = None;
+    let mut mounts = Mounts::default();
     let mut wd = Vec::with_capacity(info.inotify.len());
     for watch in &info.inotify {
-        wd.push(watch_entry(view, watch, &mut mounts)?);
+        let (entry, deleted) = watch_entry(view, watch, &mut mounts)?;
+        if let Some((dev, ino)) = deleted {
+            let problem = view
+                .problem(format!(
+                    "watch {} is of a deleted file that nobody in the tree has open",
+                    watch.wd
+                ))
+                .remedy("end the watch for the time of the dump");
+            let pid = collector.holder(view);
+            collector.orphans.push(Orphan { pid, id, wd: entry.wd, dev, ino, problem });
+        }
+        wd.push(entry);
     }
     let entry = InotifyFileEntry { id, flags: view.flags, fown: view.owner()?, wd };
     collector.push(FileEntry {
@@ -52,11 +62,12 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
     Ok((id, FdTypes::Inotify))
 }
 
+/// The entry of a watch, and which file it is of if that is deleted.
 fn watch_entry(
     view: &View<'_>,
     watch: &InotifyWatch,
-    mounts: &mut Option<Vec<u8>>,
-) -> Result<InotifyWdEntry, Problem> {
+    mounts: &mut Mounts,
+) -> Result<(InotifyWdEntry, Option<(u64, u64)>), Problem> {
     let unknown = |why: String| {
         view.problem(format!(
             "the path of watch {} (inode {} of device {}:{}) cannot be found out: {why}",
@@ -67,78 +78,65 @@ fn watch_entry(
         ))
         .remedy("end the watch for the time of the dump")
     };
-    let Some(handle) = &watch.handle else {
-        return Err(unknown("its file system has no file handles".into()));
+    let watched = Watched { sdev: watch.sdev, ino: watch.ino, handle: watch.handle.as_ref() };
+    let (path, deleted) = match mounts.find(view, watched).map_err(unknown)? {
+        Place::Path(path) => (Some(path), None),
+        Place::Deleted(dev, ino) => (None, Some((dev, ino))),
     };
-    if mounts.is_none() {
-        let read = std::fs::read(format!("/proc/{}/mountinfo", view.pid));
-        *mounts = Some(read.map_err(|e| unknown(e.to_string()))?);
-    }
-    let mounts = mounts.as_deref().unwrap_or_default();
-    let path = path_of(watch, handle, mounts).map_err(unknown)?;
-    let mut words = vec![0u64; HANDLE_WORDS];
-    for (word, bytes) in words.iter_mut().zip(handle.bytes.chunks(8)) {
-        let mut whole = [0; 8];
-        whole[..bytes.len()].copy_from_slice(bytes);
-        *word = u64::from_ne_bytes(whole);
-    }
-    Ok(InotifyWdEntry {
+    let entry = InotifyWdEntry {
         id: 0,
         i_ino: watch.ino,
         mask: watch.mask,
         ignored_mask: watch.ignored_mask,
         s_dev: watch.sdev.0,
         wd: watch.wd as u32,
-        f_handle: FhEntry {
-            bytes: handle.bytes.len() as u32,
-            r#type: handle.handle_type,
-            handle: words,
-            path: Some(path),
-            mnt_id: None,
-        },
-    })
+        f_handle: watched::handle_entry(watch.handle.as_ref(), path),
+    };
+    Ok((entry, deleted))
 }
 
-/// A path that leads to the watched inode.
-fn path_of(watch: &InotifyWatch, handle: &FileHandle, mountinfo: &[u8]) -> Result<Vec<u8>, String> {
-    let mounts = rewake_proc::mountinfo::parse(mountinfo).map_err(|e| e.to_string())?;
-    let device = (watch.sdev.major(), watch.sdev.minor());
-    let mut why = "no mount of its file system can be reached".to_string();
-    for mount in mounts.iter().filter(|m| m.dev == device) {
-        // Not O_PATH: open_by_handle_at wants an open file.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let Ok(root) = rustix::fs::open(&*mount.mount_point, flags, Mode::empty()) else {
-            continue;
-        };
-        let opened =
-            descriptors::open_by_handle(root.as_fd(), handle.handle_type as i32, &handle.bytes);
-        let file = match opened {
-            Ok(file) => file,
-            Err(e) => {
-                why = e.to_string();
-                continue;
+/// Watches of deleted files, which wait until all descriptors are known.
+#[derive(Debug)]
+pub struct Orphan {
+    pid: i32,
+    id: u32,
+    wd: u32,
+    dev: u64,
+    ino: u64,
+    problem: Problem,
+}
+
+impl Collector {
+    /// Finds descriptors of the deleted files that are watched; call it when all tasks are collected. Returns those that
+    /// nobody of the tree has open, with the processes that watch them.
+    pub fn deleted_watches(&mut self) -> Vec<(i32, Problem)> {
+        let mut lost = Vec::new();
+        for Orphan { pid, id, wd, dev, ino, problem } in std::mem::take(&mut self.orphans) {
+            match self.file_of(dev, ino) {
+                Some(file) => {
+                    let watches = &mut self.extra_of(id).deleted_watches;
+                    watches.push(RewakeDeletedWatchEntry { wd, file });
+                }
+                None => lost.push((pid, problem)),
             }
-        };
-        let link = rustix::fs::readlink(format!("/proc/self/fd/{}", file.as_raw_fd()), Vec::new())
-            .map_err(|e| e.to_string())?;
-        // It may be below another mount's root, or removed.
-        let same = |s: rustix::fs::Stat| {
-            s.st_ino == watch.ino
-                && (rustix::fs::major(s.st_dev), rustix::fs::minor(s.st_dev)) == device
-        };
-        if rustix::fs::lstat(&link).is_ok_and(same) {
-            return Ok(link.into_bytes());
         }
-        why = format!("{} is not its path any more", text(link.as_bytes()));
+        lost
     }
-    Err(why)
 }
 
 /// Makes an inotify instance of the image with its watches.
 ///
 /// # Errors
 /// A watched file is gone.
-pub fn open(entry: &InotifyFileEntry) -> Result<OwnedFd, Problem> {
+pub fn open(opener: &mut Opener<'_>, entry: &InotifyFileEntry) -> Result<OwnedFd, Problem> {
+    let mut target = |watch: &InotifyWdEntry| target(opener, entry.id, watch);
+    make(entry, &mut target)
+}
+
+/// How a watched file is found.
+type Target<'a> = &'a mut dyn FnMut(&InotifyWdEntry) -> Result<OwnedFd, String>;
+
+fn make(entry: &InotifyFileEntry, target: Target<'_>) -> Result<OwnedFd, Problem> {
     let object = || format!("inotify {}", entry.id);
     let failed = |e: rustix::io::Errno| Problem::new(object(), e.to_string());
     let fd = inotify::init(CreateFlags::CLOEXEC | CreateFlags::NONBLOCK).map_err(failed)?;
@@ -150,7 +148,8 @@ pub fn open(entry: &InotifyFileEntry) -> Result<OwnedFd, Problem> {
     let filler = format!("/proc/self/fd/{}", memfd.as_raw_fd());
     let mut last = 0;
     for watch in watches {
-        last = add(&fd, watch, last, &filler).map_err(|reason| Problem::new(object(), reason))?;
+        last = add(&fd, watch, last, &filler, target)
+            .map_err(|reason| Problem::new(object(), reason))?;
     }
     // What the numbers skipped above left behind (IN_IGNORED), and nothing else that anybody waits for.
     let mut buffer = [0; 4096];
@@ -160,7 +159,13 @@ pub fn open(entry: &InotifyFileEntry) -> Result<OwnedFd, Problem> {
 }
 
 /// Adds `watch` after the one with number `last`; returns its number.
-fn add(fd: &OwnedFd, watch: &InotifyWdEntry, last: i32, filler: &str) -> Result<i32, String> {
+fn add(
+    fd: &OwnedFd,
+    watch: &InotifyWdEntry,
+    last: i32,
+    filler: &str,
+    target: Target<'_>,
+) -> Result<i32, String> {
     let wanted = i32::try_from(watch.wd).map_err(|_| format!("watch {} is no number", watch.wd))?;
     if wanted - last > MOST_SKIPPED {
         return Err(format!("watch {wanted} has a number that cannot be reached"));
@@ -185,39 +190,26 @@ fn add(fd: &OwnedFd, watch: &InotifyWdEntry, last: i32, filler: &str) -> Result<
     }
 }
 
-/// The file to watch: by its path if that leads to the same inode, else by its handle.
-fn target(watch: &InotifyWdEntry) -> Result<OwnedFd, String> {
-    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let path = watch.f_handle.path.as_deref();
-    if let Some(path) = path
-        && let Ok(file) = rustix::fs::open(path, flags, Mode::empty())
-    {
-        // On another machine, or from a copy, the inode is another one, but the path is what was meant.
-        return Ok(file);
+/// The file to watch.
+fn target(opener: &mut Opener<'_>, id: u32, watch: &InotifyWdEntry) -> Result<OwnedFd, String> {
+    let deleted = opener.extra.get(&id).map_or(&[][..], |e| &e.deleted_watches);
+    if let Some(found) = deleted.iter().find(|d| d.wd == watch.wd) {
+        let file = opener.open(found.file).map_err(|p| p.to_string())?;
+        return file.try_clone_to_owned().map_err(|e| e.to_string());
     }
-    let bytes: Vec<u8> = watch.f_handle.handle.iter().flat_map(|w| w.to_ne_bytes()).collect();
-    let handle = bytes.get(..watch.f_handle.bytes as usize).ok_or("its file handle is cut off")?;
-    let mountinfo = std::fs::read("/proc/self/mountinfo").map_err(|e| e.to_string())?;
-    let mounts = rewake_proc::mountinfo::parse(&mountinfo).map_err(|e| e.to_string())?;
-    let device = (watch.s_dev >> 20, watch.s_dev & 0xf_ffff);
-    let name = || path.map_or_else(|| format!("inode {}", watch.i_ino), text);
-    let mut why = "no mount of its file system can be reached".to_string();
-    for mount in mounts.iter().filter(|m| m.dev == device) {
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
-        let Ok(root) = rustix::fs::open(&*mount.mount_point, flags, Mode::empty()) else {
-            continue;
-        };
-        match descriptors::open_by_handle(root.as_fd(), watch.f_handle.r#type as i32, handle) {
-            Ok(file) => return Ok(file),
-            Err(e) => why = e.to_string(),
-        }
-    }
-    Err(format!("the watched file ({}) cannot be found: {why}", name()))
+    watched::target(opener, &watch.f_handle, watch.i_ino, watch.s_dev)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rewake_image::messages::FhEntry;
+
+    fn by_path(watch: &InotifyWdEntry) -> Result<OwnedFd, String> {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        let open = |path: &[u8]| rustix::fs::open(path, flags, rustix::fs::Mode::empty()).ok();
+        watched::find_target(&open, &watch.f_handle, watch.i_ino, watch.s_dev)
+    }
 
     #[test]
     fn watches_get_their_numbers_and_no_events_stay() {
@@ -232,7 +224,7 @@ mod tests {
             ..InotifyWdEntry::default()
         };
         let entry = InotifyFileEntry { wd: vec![watch(7), watch(3)], ..Default::default() };
-        let fd = open(&entry).unwrap();
+        let fd = make(&entry, &mut by_path).unwrap();
         let info = std::fs::read(format!("/proc/self/fdinfo/{}", fd.as_raw_fd())).unwrap();
         let info = rewake_proc::fdinfo::parse(&info).unwrap();
         let found: Vec<_> = info.inotify.iter().map(|w| (w.wd, w.mask)).collect();
@@ -244,6 +236,6 @@ mod tests {
     fn a_watch_without_its_file_is_refused() {
         let watch = InotifyWdEntry { wd: 1, i_ino: 99, ..InotifyWdEntry::default() };
         let entry = InotifyFileEntry { wd: vec![watch], ..Default::default() };
-        assert!(open(&entry).unwrap_err().reason.contains("inode 99"));
+        assert!(make(&entry, &mut by_path).unwrap_err().reason.contains("inode 99"));
     }
 }

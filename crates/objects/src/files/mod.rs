@@ -10,6 +10,7 @@
 pub mod collect;
 pub mod epoll;
 pub mod eventfd;
+pub mod fanotify;
 pub mod fifo;
 pub mod flight;
 pub mod ghost;
@@ -21,3 +22,4 @@ pub mod regular;
 pub mod signalfd;
 pub mod timerfd;
 pub mod tty;
+pub mod watched;

@@ -1,6 +1,9 @@
 //! Opening the file descriptions of an image: each once, in the controller.
 
-use super::{epoll, eventfd, fifo, ghost, inotify, pidfd, pipe, regular, signalfd, timerfd, tty};
+use super::{
+    epoll, eventfd, fanotify, fifo, ghost, inotify, pidfd, pipe, regular, signalfd, timerfd, tty,
+    watched,
+};
 use crate::Problem;
 use crate::pids::Pids;
 use crate::problem::text;
@@ -279,6 +282,8 @@ impl<'a> Opener<'a> {
         // The other ends must not seem to be open: what watches a pipe now shall see its hangup.
         self.pipes.clear();
         self.fifos.clear();
+        // Nobody needs their names any more, and who watches them shall not see how these are taken away.
+        self.ghosts.clear();
         crate::memory::shared::seal(self)?;
         for (entry, fd) in self.all_opened() {
             // A FIFO's is in the entry of its path.
@@ -310,6 +315,9 @@ impl<'a> Opener<'a> {
         for (entry, fd) in self.all_opened() {
             if let Some(timer) = &entry.tfd {
                 timerfd::arm(timer, fd)?;
+            }
+            if entry.ify.is_some() || entry.ffy.is_some() {
+                watched::forget_events(fd);
             }
         }
         tty::finish(self, is_restored)?;
@@ -378,7 +386,8 @@ fn open_kind(opener: &mut Opener<'_>, entry: &FileEntry) -> Result<OwnedFd, Prob
         FdTypes::Signalfd => signalfd::open(entry.sgfd.as_deref().ok_or_else(absent)?),
         FdTypes::Timerfd => timerfd::open(entry.tfd.as_deref().ok_or_else(absent)?),
         FdTypes::Pidfd => pidfd::open(opener, entry.pidfd.as_deref().ok_or_else(absent)?),
-        FdTypes::Inotify => inotify::open(entry.ify.as_deref().ok_or_else(absent)?),
+        FdTypes::Inotify => inotify::open(opener, entry.ify.as_deref().ok_or_else(absent)?),
+        FdTypes::Fanotify => fanotify::open(opener, entry.ffy.as_deref().ok_or_else(absent)?),
         FdTypes::Tty => tty::open(opener, entry.tty.as_deref().ok_or_else(absent)?),
         FdTypes::Inetsk
         | FdTypes::Unixsk
@@ -453,6 +462,9 @@ fn common(entry: &FileEntry) -> Option<(u32, &FownEntry)> {
         return Some((e.flags, &e.fown));
     }
     if let Some(e) = &entry.ify {
+        return Some((e.flags, &e.fown));
+    }
+    if let Some(e) = &entry.ffy {
         return Some((e.flags, &e.fown));
     }
     if let Some(e) = &entry.pidfd {
