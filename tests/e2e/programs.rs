@@ -227,6 +227,7 @@ const PEER_GONE: &str = "a peer outside the tree learns that the survivor is kil
 const STOPPED_TCP: &str =
     "connections of a tree left stopped stay in repair mode, nothing resumes them";
 
+const MIXES: &str = "some of the mixes have what it loses: O_DIRECTORY of a directory";
 const FROM_OUTSIDE: &str = "somebody outside reads its filters by its pid";
 
 /// Every program of the zoo.
@@ -336,6 +337,16 @@ pub fn all() -> Vec<Program> {
         program!(signalfd),
         program!(inotify),
         program!(inotify_gaps).loses(&["fd 4"]).unless_criu("it does not find the path of a file that was moved or deleted"),
+        program!(mix).unless_criu(MIXES),
+        program!(mix).named("mix_1").env(&[("ZOO_SEED", "1")]),
+        program!(mix)
+            .named("mix_2")
+            .env(&[("ZOO_SEED", "2")])
+            .unless_criu_in(&[("to_criu", "it drops O_DIRECTORY from the flags of a directory")]),
+        program!(mix)
+            .named("mix_3")
+            .env(&[("ZOO_SEED", "3")])
+            .unless_criu_in(&[("to_criu", "it drops O_DIRECTORY from the flags of a directory")]),
         program!(fanotify).unless_criu("it refuses marks on whole file systems"),
         program!(fanotify).named("fanotify_plain").env(&[("ZOO_PLAIN", "1")]),
         program!(pidfd).not_in(&[(
