@@ -227,6 +227,7 @@ const PEER_GONE: &str = "a peer outside the tree learns that the survivor is kil
 const STOPPED_TCP: &str =
     "connections of a tree left stopped stay in repair mode, nothing resumes them";
 
+const NO_BPF: &str = "the CRIU at hand is built without BPF";
 const MIXES: &str = "some of the mixes have what it loses: O_DIRECTORY of a directory";
 const FROM_OUTSIDE: &str = "somebody outside reads its filters by its pid";
 
@@ -337,6 +338,8 @@ pub fn all() -> Vec<Program> {
         program!(signalfd),
         program!(inotify),
         program!(inotify_gaps).loses(&["fd 4"]).unless_criu("it does not find the path of a file that was moved or deleted"),
+        program!(bpf_maps).unless_criu(NO_BPF),
+        program!(bpf_maps).named("bpf_maps_plain").env(&[("ZOO_PLAIN", "1")]).unless_criu(NO_BPF),
         program!(mix).unless_criu(MIXES),
         program!(mix).named("mix_1").env(&[("ZOO_SEED", "1")]),
         program!(mix)

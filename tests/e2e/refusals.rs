@@ -70,7 +70,7 @@ const KINDS: &[(&str, &[&str])] = &[
     ("listener", &["seccomp"]),
     ("notify_filter", &["seccomp", "supervisor"]),
     ("bpf_prog", &["bpf program"]),
-    ("bpf_ring", &["bpf map"]),
+    ("bpf_ring", &["bpf map", "type 27"]),
     ("fuse", &["fuse"]),
     ("block", &["block device"]),
 ];

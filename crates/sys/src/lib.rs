@@ -2,6 +2,7 @@
 //! descriptors. Every raw call goes through [`call::syscall`].
 #![allow(unsafe_code, reason = "this crate is the fence around raw system calls")]
 
+pub mod bpf;
 pub mod call;
 pub mod cpu;
 pub mod descriptors;

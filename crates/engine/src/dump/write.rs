@@ -130,6 +130,12 @@ fn write_files(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -
         }
         stream.finish()?;
     }
+    let mut stream = images.stream(kind::BPFMAP_DATA, ());
+    for (entry, bytes) in &files.bpf_data {
+        stream.push(entry)?;
+        stream.payload(bytes)?;
+    }
+    stream.finish()?;
     rewake_objects::sockets::write(images, &files.sockets)?;
     let mut segments = Vec::new();
     let mut pages_id = 0;

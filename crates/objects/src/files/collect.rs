@@ -1,13 +1,13 @@
 //! Collecting the file descriptions of a tree: each once, whoever holds it.
 
 use super::{
-    epoll, eventfd, fanotify, fifo, inotify, pidfd, pipe, regular, signalfd, timerfd, tty,
+    bpf_map, epoll, eventfd, fanotify, fifo, inotify, pidfd, pipe, regular, signalfd, timerfd, tty,
 };
 use crate::Problem;
 use crate::problem::text;
 use rewake_image::messages::{
-    FdTypes, FileEntry, FownEntry, GhostFileEntry, PipeDataEntry, RemapFilePathEntry,
-    RewakeFileEntry,
+    BpfmapDataEntry, FdTypes, FileEntry, FownEntry, GhostFileEntry, PipeDataEntry,
+    RemapFilePathEntry, RewakeFileEntry,
 };
 use rewake_sys::file::Owner;
 use rewake_sys::{file, kcmp};
@@ -135,6 +135,8 @@ pub struct Collector {
     pub pipe_data: Vec<(PipeDataEntry, Vec<u8>)>,
     /// `fifo-data.img`.
     pub fifo_data: Vec<(PipeDataEntry, Vec<u8>)>,
+    /// `bpfmap-data.img`: all keys, then all values.
+    pub bpf_data: Vec<(BpfmapDataEntry, Vec<u8>)>,
     /// Our own extra state, by file id.
     pub extra: BTreeMap<u32, RewakeFileEntry>,
     /// What is written besides.
@@ -176,6 +178,7 @@ impl Collector {
             remaps: Vec::new(),
             pipe_data: Vec::new(),
             fifo_data: Vec::new(),
+            bpf_data: Vec::new(),
             extra: BTreeMap::new(),
             contents: Vec::new(),
             by_path: HashMap::new(),
@@ -279,6 +282,7 @@ fn survey_kind(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdTyp
             b"[signalfd]" => signalfd::survey(collector, view),
             b"[timerfd]" => timerfd::survey(collector, view),
             b"[pidfd]" => pidfd::survey(collector, view),
+            b"bpf-map" => bpf_map::survey(collector, view),
             b"[fanotify]" => fanotify::survey(collector, view),
             b"inotify" => inotify::survey(collector, view),
             _ => Err(anonymous(view, name)),
@@ -318,9 +322,6 @@ fn anonymous(view: &View<'_>, name: &[u8]) -> Problem {
         b"[userfaultfd]" => ("userfaultfds", "close it for the time of the dump"),
         b"[perf_event]" => {
             ("performance counters (perf_event_open)", "stop the profiler for the time of the dump")
-        }
-        b"bpf-map" => {
-            ("BPF maps", "close it for the time of the dump, or pin it and open it again")
         }
         b"bpf-prog" => {
             ("BPF programs", "close it for the time of the dump, or pin it and open it again")

@@ -7,6 +7,7 @@
 //! Each kind is one module with `survey` (description → image entry) and `open` (image entry → description). To add
 //! one, write the module and add it to the two registries, `collect::survey_kind` and `open::open_kind`.
 
+pub mod bpf_map;
 pub mod collect;
 pub mod epoll;
 pub mod eventfd;

@@ -1,8 +1,8 @@
 //! Opening the file descriptions of an image: each once, in the controller.
 
 use super::{
-    epoll, eventfd, fanotify, fifo, ghost, inotify, pidfd, pipe, regular, signalfd, timerfd, tty,
-    watched,
+    bpf_map, epoll, eventfd, fanotify, fifo, ghost, inotify, pidfd, pipe, regular, signalfd,
+    timerfd, tty, watched,
 };
 use crate::Problem;
 use crate::pids::Pids;
@@ -10,8 +10,8 @@ use crate::problem::text;
 use crate::sockets;
 use rewake_image::addresses::{self, Outcome, Rule};
 use rewake_image::messages::{
-    FdTypes, FileEntry, FownEntry, PipeDataEntry, RemapFilePathEntry, RemapType, RewakeFileEntry,
-    TtyInfoEntry,
+    BpfmapDataEntry, FdTypes, FileEntry, FownEntry, PipeDataEntry, RemapFilePathEntry, RemapType,
+    RewakeFileEntry, TtyInfoEntry,
 };
 use rewake_image::{ImageDir, kind};
 use rewake_sys::{Errno, file};
@@ -64,6 +64,10 @@ pub struct Opener<'a> {
     pub(super) fifo_data: HashMap<u32, (PipeDataEntry, Vec<u8>)>,
     /// FIFOs that are filled, held open for both reading and writing.
     pub(super) fifos: HashMap<u32, OwnedFd>,
+    /// `bpfmap-data.img` by map id.
+    pub(super) bpf_data: HashMap<u32, (BpfmapDataEntry, Vec<u8>)>,
+    /// BPF maps made so far, by their id in the images.
+    pub(super) bpf_maps: HashMap<u32, OwnedFd>,
     /// `tty-info.img` by id.
     pub(super) ttys: HashMap<u32, TtyInfoEntry>,
     /// Terminals in whose place our own was put.
@@ -98,6 +102,7 @@ impl<'a> Opener<'a> {
         let remaps = images.read_all(kind::REMAP_FPATH, ())?;
         let pipe_data = images.read_with_payload(kind::PIPES_DATA, ())?;
         let fifo_data = images.read_with_payload(kind::FIFO_DATA, ())?;
+        let bpf_data = images.read_with_payload(kind::BPFMAP_DATA, ())?;
         let ttys = images.read_all(kind::TTY_INFO, ())?;
         Ok(Opener {
             options,
@@ -114,6 +119,8 @@ impl<'a> Opener<'a> {
             pipes: HashMap::new(),
             fifo_data: fifo_data.into_iter().map(|(e, data)| (e.pipe_id, (e, data))).collect(),
             fifos: HashMap::new(),
+            bpf_data: bpf_data.into_iter().map(|(e, data)| (e.map_id, (e, data))).collect(),
+            bpf_maps: HashMap::new(),
             ttys: ttys.into_iter().map(|t| (t.id, t)).collect(),
             inherited: Vec::new(),
             dead: HashMap::new(),
@@ -387,6 +394,7 @@ fn open_kind(opener: &mut Opener<'_>, entry: &FileEntry) -> Result<OwnedFd, Prob
         FdTypes::Timerfd => timerfd::open(entry.tfd.as_deref().ok_or_else(absent)?),
         FdTypes::Pidfd => pidfd::open(opener, entry.pidfd.as_deref().ok_or_else(absent)?),
         FdTypes::Inotify => inotify::open(opener, entry.ify.as_deref().ok_or_else(absent)?),
+        FdTypes::Bpfmap => bpf_map::open(opener, entry.bpf.as_deref().ok_or_else(absent)?),
         FdTypes::Fanotify => fanotify::open(opener, entry.ffy.as_deref().ok_or_else(absent)?),
         FdTypes::Tty => tty::open(opener, entry.tty.as_deref().ok_or_else(absent)?),
         FdTypes::Inetsk
@@ -462,6 +470,9 @@ fn common(entry: &FileEntry) -> Option<(u32, &FownEntry)> {
         return Some((e.flags, &e.fown));
     }
     if let Some(e) = &entry.ify {
+        return Some((e.flags, &e.fown));
+    }
+    if let Some(e) = &entry.bpf {
         return Some((e.flags, &e.fown));
     }
     if let Some(e) = &entry.ffy {
