@@ -69,6 +69,14 @@ pub const ALL: &[Case] = &[
         options: &["--tcp-established"],
     },
     Case {
+        name: "tcp9k",
+        what: "9,000 TCP connections within one process, data in all queues: as many as 20,000 descriptors have room for",
+        dump_target: Some(1000.0),
+        restore_target: Some(1000.0),
+        warm_gib: 0,
+        options: &["--tcp-established"],
+    },
+    Case {
         name: "tcp10k",
         what: "a server with 10,000 TCP connections, whose clients are outside",
         dump_target: Some(1000.0),

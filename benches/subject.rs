@@ -51,6 +51,10 @@ fn hold(name: &str, dir: &Path) -> Result<(), String> {
             let _open = tcp::within(500)?;
             ready("")
         }
+        "tcp9k" => {
+            let _open = tcp::within(9_000)?;
+            ready("")
+        }
         "tcp10k" => {
             let _open = tcp::server(10_000)?;
             ready("")

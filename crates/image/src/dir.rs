@@ -217,7 +217,10 @@ impl ImageDir {
     pub fn check_complete(&self, read_anyway: impl Fn(&str) -> bool) -> Result<()> {
         let Some(manifest) = &self.manifest else { return Ok(()) };
         let names = manifest.names().filter(|name| !read_anyway(name));
-        names.into_iter().try_for_each(|name| self.open_file(name).map(drop))
+        names.into_iter().try_for_each(|name| {
+            let size = self.dir.size_of_regular(name)?;
+            self.check_size(name, size)
+        })
     }
 
     /// What of files without messages is still to be compared with the manifest: their contents.
@@ -283,13 +286,19 @@ impl ImageDir {
 
     fn open_file(&self, name: &str) -> Result<Option<(OwnedFd, u64)>> {
         let opened = self.dir.open_regular(name)?;
-        let Some(sum) = self.manifest.as_ref().and_then(|m| m.get(name)) else { return Ok(opened) };
-        match &opened {
+        self.check_size(name, opened.as_ref().map(|(_, size)| *size))?;
+        Ok(opened)
+    }
+
+    /// Compares the size of a file, if there is one, with the manifest's.
+    fn check_size(&self, name: &str, size: Option<u64>) -> Result<()> {
+        let Some(sum) = self.manifest.as_ref().and_then(|m| m.get(name)) else { return Ok(()) };
+        match size {
             None => Err(self.damaged(name, "it is gone".to_owned())),
-            Some((_, size)) if *size != sum.size => {
+            Some(size) if size != sum.size => {
                 Err(self.damaged(name, format!("it has {size} bytes, and had {}", sum.size)))
             }
-            Some(_) => Ok(opened),
+            Some(_) => Ok(()),
         }
     }
 

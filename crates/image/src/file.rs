@@ -45,6 +45,18 @@ impl Dir {
         Ok(Some((fd, stat.st_size.cast_unsigned())))
     }
 
+    /// The size of a regular file; none if there is no such file.
+    pub fn size_of_regular(&self, name: &str) -> Result<Option<u64>> {
+        match fs::statat(&self.fd, name, fs::AtFlags::empty()) {
+            Ok(stat) if FileType::from_raw_mode(stat.st_mode) != FileType::RegularFile => {
+                Err(ImageError::NotRegular(self.path.join(name)))
+            }
+            Ok(stat) => Ok(Some(stat.st_size.cast_unsigned())),
+            Err(Errno::NOENT) => Ok(None),
+            Err(e) => Err(ImageError::io("examine", &self.path.join(name), e)),
+        }
+    }
+
     /// Reads a file of `size` bytes; fewer if it has become shorter.
     pub fn read(&self, name: &str, fd: &OwnedFd, size: u64) -> Result<Vec<u8>> {
         let fail = |e: std::io::Error| ImageError::io("read", &self.path.join(name), e);

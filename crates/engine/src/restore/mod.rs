@@ -99,6 +99,7 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
         inherited_sockets: options.inherited_sockets.clone(),
     };
     let mut opener = Opener::new(&images, opener_options.clone(), checkpoint.file_extra.clone())?;
+    opener.make_room();
     let rules = addresses::rules(&options.addresses, 0)?;
     let notes = addresses::replace(&mut opener, &rules, options)?;
     opener.check()?;

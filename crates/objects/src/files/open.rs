@@ -133,6 +133,13 @@ impl<'a> Opener<'a> {
         })
     }
 
+    /// Gives our descriptor table room for all files at once; best before there are threads.
+    pub fn make_room(&self) {
+        if let Err(e) = rewake_sys::descriptors::make_room(self.files.len()) {
+            log::debug!("room for {} descriptors: {e}", self.files.len());
+        }
+    }
+
     /// Gives the internet sockets of the images other addresses; nothing may be open yet.
     pub fn replace_addresses(&mut self, rules: &[Rule]) -> Outcome {
         let connected = |f: &&FileEntry| f.isk.as_ref().is_some_and(|s| s.dst_port != 0);
@@ -194,6 +201,10 @@ impl<'a> Opener<'a> {
     /// # Errors
     /// Why it cannot be opened.
     pub fn open(&mut self, id: u32) -> Result<BorrowedFd<'_>, Problem> {
+        if self.entry(id)?.isk.as_deref().is_some_and(sockets::inet::is_connection) {
+            let connections = sockets::open_connections(self)?;
+            self.opened.extend(connections);
+        }
         if !self.opened.contains_key(&id) {
             let entry = self.entry(id)?.clone();
             let fd = open_kind(self, &entry)?;
@@ -410,7 +421,7 @@ fn open_kind(opener: &mut Opener<'_>, entry: &FileEntry) -> Result<OwnedFd, Prob
 }
 
 /// Flags and owner as the entry has them: what does not come with opening.
-fn apply_common(entry: &FileEntry, fd: BorrowedFd<'_>) -> Result<(), Problem> {
+pub(crate) fn apply_common(entry: &FileEntry, fd: BorrowedFd<'_>) -> Result<(), Problem> {
     let Some((flags, owner)) = common(entry) else { return Ok(()) };
     let failed = |e: rewake_sys::SyscallError| {
         Problem::new(format!("file id {}", entry.id), format!("attributes cannot be set: {e}"))

@@ -4,6 +4,7 @@
 use super::option_table::When;
 use super::options::{self, Making};
 use super::reading::Reading;
+use super::repair::Pending;
 use super::{SOCKETS_NETNS, datagram, holder, ip, membership, raw, stream, udp};
 use crate::Problem;
 use crate::files::collect::{Collector, View};
@@ -197,11 +198,20 @@ fn scope(view: &View<'_>, source: SocketAddr) -> Result<Option<Vec<u8>>, Problem
     }
 }
 
-/// Makes an internet socket of the image.
+/// Whether a socket of the image is a TCP connection.
+#[must_use]
+pub fn is_connection(entry: &InetSkEntry) -> bool {
+    entry.r#type as i32 == libc::SOCK_STREAM && entry.dst_port != 0 && entry.state != LISTEN
+}
+
+/// Makes an internet socket of the image; of a connection, also what is still to be done for it.
 ///
 /// # Errors
 /// Its address is in use or does not exist here, or it is a connection and no option says what to do with it.
-pub fn open(opener: &mut Opener<'_>, entry: &InetSkEntry) -> Result<OwnedFd, Problem> {
+pub fn open(
+    opener: &Opener<'_>,
+    entry: &InetSkEntry,
+) -> Result<(OwnedFd, Option<Pending>), Problem> {
     let object = describe(entry);
     let damaged =
         |what: &str| Problem::new(object.clone(), format!("the image has no valid {what}"));
@@ -230,9 +240,9 @@ pub fn open(opener: &mut Opener<'_>, entry: &InetSkEntry) -> Result<OwnedFd, Pro
         .ok_or_else(|| damaged("address of the peer"))??;
     let stream = entry.r#type as i32 == libc::SOCK_STREAM;
     super::apply_own(opener, entry.id, making, When::BeforeBind)?;
-    if stream && entry.dst_port != 0 && entry.state != LISTEN {
-        super::repair::open(opener, entry, making, source, destination)?;
-        return Ok(fd);
+    if is_connection(entry) {
+        let pending = super::repair::open(opener, entry, making, source, destination)?;
+        return Ok((fd, pending));
     }
     ip::apply_before_bind(making, entry)?;
     // A server's port is not free while connections of its last run linger (TIME_WAIT); UDP has none.
@@ -263,7 +273,7 @@ pub fn open(opener: &mut Opener<'_>, entry: &InetSkEntry) -> Result<OwnedFd, Pro
     if shutdown != 0 {
         shut_down(making, shutdown)?;
     }
-    Ok(fd)
+    Ok((fd, None))
 }
 
 /// Shuts a socket down in the directions of the image (`SkShutdown`).

@@ -225,7 +225,7 @@ pub(crate) fn open(opener: &mut Opener<'_>, file: &FileEntry) -> Result<OwnedFd,
     let (fd, object) = match FdTypes::try_from(file.r#type) {
         Ok(FdTypes::Inetsk) => {
             let entry = file.isk.as_deref().ok_or_else(absent)?;
-            (inet::open(opener, entry)?, inet::describe(entry))
+            (inet::open(opener, entry)?.0, inet::describe(entry))
         }
         Ok(FdTypes::Unixsk) => {
             let entry = file.usk.as_deref().ok_or_else(absent)?;
@@ -257,10 +257,63 @@ pub(crate) fn open(opener: &mut Opener<'_>, file: &FileEntry) -> Result<OwnedFd,
         apply_own(opener, file.id, making, When::Made)?;
         set_owner(opener, file.id, making);
     }
-    if opener.extra.get(&file.id).is_some_and(|extra| !extra.socket_options.is_empty()) {
-        opener.sockets.last.push((file.id, object));
-    }
+    note_last(opener, file.id, object);
     Ok(fd)
+}
+
+/// Has the options of a socket that come last set when the tasks go on.
+fn note_last(opener: &mut Opener<'_>, id: u32, object: String) {
+    if opener.extra.get(&id).is_some_and(|extra| !extra.socket_options.is_empty()) {
+        opener.sockets.last.push((id, object));
+    }
+}
+
+/// Makes all TCP connections of the image, a share of them on each CPU: with the first one that is asked for. Returns them
+/// by file id.
+///
+/// # Errors
+/// One cannot be made.
+pub(crate) fn open_connections(opener: &mut Opener<'_>) -> Result<Vec<(u32, OwnedFd)>, Problem> {
+    if std::mem::replace(&mut opener.sockets.connections_made, true) {
+        return Ok(Vec::new());
+    }
+    repair::prepare(opener)?;
+    let is_one = |file: &&FileEntry| file.isk.as_deref().is_some_and(inet::is_connection);
+    let shared = &*opener;
+    let mut files: Vec<&FileEntry> = shared.files.values().filter(is_one).collect();
+    // In the order of the images, neighbours of which are mostly the ends of one connection.
+    files.sort_unstable_by_key(|file| file.id);
+    let shares = files.chunks(stream::share(files.len())).map(|share| (share, ()));
+    let made = stream::at_once(shares, |share: &[&FileEntry], ()| {
+        share.iter().map(|file| open_connection(shared, file)).collect::<Result<Vec<_>, _>>()
+    })?;
+    let mut descriptors = Vec::with_capacity(files.len());
+    for Connection { id, fd, object, pending } in made.into_iter().flatten() {
+        opener.sockets.connections.extend(pending);
+        note_last(opener, id, object);
+        descriptors.push((id, fd));
+    }
+    Ok(descriptors)
+}
+
+/// A connection that was made.
+struct Connection {
+    id: u32,
+    fd: OwnedFd,
+    object: String,
+    pending: Option<repair::Pending>,
+}
+
+fn open_connection(opener: &Opener<'_>, file: &FileEntry) -> Result<Connection, Problem> {
+    let absent = || Problem::new(format!("file id {}", file.id), "its entry is missing");
+    let entry = file.isk.as_deref().ok_or_else(absent)?;
+    let object = inet::describe(entry);
+    let (fd, pending) = inet::open(opener, entry)?;
+    let making = Making { fd: fd.as_fd(), object: &object };
+    apply_own(opener, file.id, making, When::Made)?;
+    set_owner(opener, file.id, making);
+    crate::files::open::apply_common(file, fd.as_fd())?;
+    Ok(Connection { id: file.id, fd, object, pending })
 }
 
 /// Gives a socket to its owner: members of a `SO_REUSEPORT` group have to have the same, and packet filters ask for it.
@@ -336,9 +389,9 @@ pub struct Restore {
     /// Receive queues by file id.
     packets: HashMap<u32, Vec<unix_fill::Packet>>,
     /// Source and destination of each connection in the image: who finds itself reversed has its peer in the tree.
-    ends: Option<HashSet<repair::Ends>>,
-    /// Whether what the kernel had left of these connections is gone.
-    orphans_cleared: bool,
+    ends: HashSet<repair::Ends>,
+    /// Whether all connections are made.
+    connections_made: bool,
     /// Sockets that have options in `rewake.img`, by file id, and how error texts call them.
     last: Vec<(u32, String)>,
 }

@@ -44,17 +44,18 @@ pub struct Pending {
     fin: Option<Fin>,
 }
 
-/// Makes a connection of the image: in repair mode, or closed with `--tcp-close`.
+/// Makes a connection of the image: in repair mode, or closed with `--tcp-close`. [`prepare`] comes first.
 pub(super) fn open(
-    opener: &mut Opener<'_>,
+    opener: &Opener<'_>,
     entry: &InetSkEntry,
     making: Making<'_>,
     source: SocketAddr,
     destination: SocketAddr,
-) -> Result<(), Problem> {
+) -> Result<Option<Pending>, Problem> {
     let closed_at_dump = opener.images.inventory().tcp_close == Some(true);
     if opener.options.tcp_close {
-        return open_closed(making, entry);
+        open_closed(making, entry)?;
+        return Ok(None);
     }
     if closed_at_dump {
         return Err(making
@@ -75,7 +76,6 @@ pub(super) fn open(
     let Some((stream, data)) = image.first() else {
         return Err(making.problem(format!("tcp-stream-{:x}.img is missing", entry.ino)));
     };
-    clear_orphans(opener)?;
     let unsent = connect(making, entry, stream, data, source, destination)?;
     let inside = peer_in_tree(opener, source, destination);
     // A peer in the tree closes again by itself.
@@ -89,15 +89,14 @@ pub(super) fn open(
             .wrapping_sub(stream.outq_len),
         window: (stream.snd_wnd.unwrap_or(0) >> stream.snd_wscale.min(14)) as u16,
     });
-    opener.sockets.connections.push(Pending {
+    Ok(Some(Pending {
         object: making.object.to_owned(),
         entry: entry.clone(),
         destination,
         settled: inside && stream.outq_len as usize == unsent.len(),
         unsent,
         fin,
-    });
-    Ok(())
+    }))
 }
 
 /// A socket whose connection has ended: nothing can be sent or received, and poll(2) says so.
@@ -110,34 +109,27 @@ fn open_closed(making: Making<'_>, entry: &InetSkEntry) -> Result<(), Problem> {
     inet::apply_tcp(making, entry)
 }
 
-fn peer_in_tree(opener: &mut Opener<'_>, source: SocketAddr, destination: SocketAddr) -> bool {
+fn peer_in_tree(opener: &Opener<'_>, source: SocketAddr, destination: SocketAddr) -> bool {
     let plain = |a: SocketAddr| (a.ip().to_canonical(), a.port());
-    all_ends(opener).contains(&(plain(destination), plain(source)))
+    opener.sockets.ends.contains(&(plain(destination), plain(source)))
 }
 
-fn all_ends<'a>(opener: &'a mut Opener<'_>) -> &'a HashSet<Ends> {
-    let sockets = opener.files.values().filter_map(|f| f.isk.as_deref());
-    opener.sockets.ends.get_or_insert_with(|| {
-        sockets.filter(|s| s.dst_port != 0).filter_map(inet::ends_of).collect::<HashSet<Ends>>()
-    })
-}
-
-/// Ends what the kernel still has of these very connections if the program they were saved from was killed later: sockets
-/// without a program that still try to say goodbye, behind the lock. Before the first one is made anew, since their last
-/// words are resets.
-fn clear_orphans(opener: &mut Opener<'_>) -> Result<(), Problem> {
-    if opener.sockets.orphans_cleared {
+/// What has to be known, and done, before the first connection is made: the ends of all; and what the kernel still has of
+/// these very connections is ended, if the program they were saved from was killed later: sockets without a program that
+/// still try to say goodbye, behind the lock. Before the first one is made anew, since their last words are resets.
+///
+/// # Errors
+/// The kernel has no sock_diag.
+pub(super) fn prepare(opener: &mut Opener<'_>) -> Result<(), Problem> {
+    let connections =
+        || opener.files.values().filter_map(|f| f.isk.as_deref()).filter(|s| s.dst_port != 0);
+    let families: HashSet<u32> = connections().map(|s| s.family).collect();
+    let ends: HashSet<Ends> = connections().filter_map(inet::ends_of).collect();
+    opener.sockets.ends = ends;
+    if opener.options.tcp_close || !opener.options.tcp_established {
         return Ok(());
     }
-    opener.sockets.orphans_cleared = true;
-    let families: HashSet<u32> = opener
-        .files
-        .values()
-        .filter_map(|f| f.isk.as_deref())
-        .filter(|s| s.dst_port != 0)
-        .map(|s| s.family)
-        .collect();
-    let ends = all_ends(opener);
+    let ends = &opener.sockets.ends;
     let failed = |e| Problem::new("TCP connections", format!("sock_diag: {e}"));
     let mut socket = diag::open().map_err(failed)?;
     for family in families {
