@@ -473,6 +473,7 @@ pub fn by_name(name: &str) -> Result<Program, Fail> {
         program!(socket_case).named("socket_more").env(&[("ZOO_KIND", "more")]),
         program!(socket_case).named("socket_ebpf").env(&[("ZOO_KIND", "ebpf")]),
         program!(socket_case).named("socket_ring").env(&[("ZOO_KIND", "ring")]),
+        program!(socket_case).named("socket_answer").env(&[("ZOO_KIND", "answer")]),
         program!(socket_case).named("socket_xdp").env(&[("ZOO_KIND", "xdp")]),
         program!(socket_case).named("socket_udp").env(&[("ZOO_KIND", "udp")]),
         program!(socket_case).named("socket_address").env(&[("ZOO_KIND", "address")]),

@@ -25,21 +25,27 @@ impl Collector {
         // What epoll instances watch may be in flight too: they come last.
         let mut epolls = Vec::new();
         let mut next = 0;
-        // The list grows while sockets are found in it.
-        while let Some(packet) = self.sockets.packets.get_mut(next) {
-            let rights = std::mem::take(&mut packet.rights);
-            if !rights.is_empty() {
-                let rights_entry = ScmEntry { r#type: SCM_RIGHTS, rights: vec![0; rights.len()] };
-                packet.entry.scm = vec![rights_entry];
+        loop {
+            problems.extend(self.sockets.read_queues());
+            if next == self.sockets.packets.len() {
+                break;
             }
-            for (place, fd) in rights.into_iter().enumerate() {
-                if is_epoll(&fd) {
-                    epolls.push((next, place, fd));
-                } else {
-                    problems.extend(self.put_right(next, place, fd));
+            // The list grows while sockets are found in it.
+            while let Some(packet) = self.sockets.packets.get_mut(next) {
+                let rights = std::mem::take(&mut packet.rights);
+                if !rights.is_empty() {
+                    let entry = ScmEntry { r#type: SCM_RIGHTS, rights: vec![0; rights.len()] };
+                    packet.entry.scm = vec![entry];
                 }
+                for (place, fd) in rights.into_iter().enumerate() {
+                    if is_epoll(&fd) {
+                        epolls.push((next, place, fd));
+                    } else {
+                        problems.extend(self.put_right(next, place, fd));
+                    }
+                }
+                next += 1;
             }
-            next += 1;
         }
         for (packet, place, fd) in epolls {
             problems.extend(self.put_right(packet, place, fd));

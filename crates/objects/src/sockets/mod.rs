@@ -70,6 +70,8 @@ pub struct Survey {
     pub(crate) unix: HashMap<u32, unix::Found>,
     /// `sk-queues.img`.
     pub(crate) packets: Vec<unix::Packet>,
+    /// Queues of unix sockets that are still to be read.
+    later: Vec<unix::Later>,
     /// `SO_NETNS_COOKIE` of the network namespace that we are in.
     netns: Option<[u8; 8]>,
     diag: Option<Socket>,

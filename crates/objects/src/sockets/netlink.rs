@@ -1,5 +1,7 @@
 //! Netlink sockets: netlink(7). They hold no connection: bound to their address and groups again, they are what they were,
-//! but for messages that waited.
+//! but for messages that waited. Nobody but the kernel can send in its name, so they cannot be given back: news of groups is
+//! dropped with a warning, since programs have to cope with losing some (`ENOBUFS`); an answer that the program has asked for,
+//! and would wait for in vain, makes the dump refuse.
 
 use super::options::{self, Making};
 use super::{SOCKETS_NETNS, holder};
@@ -24,7 +26,7 @@ const CLOSE: u32 = 7;
 /// Surveys a netlink socket.
 ///
 /// # Errors
-/// It has received messages, or hears groups that the format has no place for.
+/// It has received an answer, or its state cannot be read.
 pub fn survey(
     collector: &mut Collector,
     view: &View<'_>,
@@ -43,9 +45,23 @@ pub fn survey(
     let peer = rustix::net::getpeername(fd).map_err(failed)?;
     let peer = peer.map(SocketAddrNetlink::try_from).transpose().map_err(failed)?;
     let (peer_port, peer_groups) = peer.map_or((0, 0), |p| (p.pid(), p.groups()));
-    if has_message(view) {
-        return Err(refused("it has received messages, which cannot be saved".to_owned())
-            .remedy("try again once the program has read them"));
+    match waiting(view).map_err(|e| refused(format!("its queue cannot be read: {e}")))? {
+        None => {}
+        Some(Waiting::News) => log::warn!(
+            "{}: netlink socket ({name}): the news it has received of its groups, and not read, is not saved",
+            view.object()
+        ),
+        Some(Waiting::Answer) if collector.options.skip_in_flight => log::warn!(
+            "{}: netlink socket ({name}): the messages it has received, and not read, are not saved",
+            view.object()
+        ),
+        Some(Waiting::Answer) => {
+            return Err(refused(
+                "it has received an answer to a request of its own, which cannot be saved"
+                    .to_owned(),
+            )
+            .remedy("try again once the program has read it; --skip-in-flight drops it"));
+        }
     }
     // Groups beyond the 32 that an address has room for; a bitmap.
     let (bitmap, length) = option::<BITMAP>(fd, libc::SOL_NETLINK, NETLINK_LIST_MEMBERSHIPS)
@@ -96,13 +112,38 @@ pub fn survey(
     Ok((id, FdTypes::Netlinksk))
 }
 
-/// Whether a message waits (netlink sockets have no SIOCINQ).
-fn has_message(view: &View<'_>) -> bool {
+/// What the first message that waits is.
+enum Waiting {
+    /// What happened, told to all who hear a group.
+    News,
+    /// For this socket alone.
+    Answer,
+}
+
+/// What waits first; others cannot be seen without taking it out. None if nothing does.
+fn waiting(view: &View<'_>) -> Result<Option<Waiting>, Errno> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::net::RecvFlags;
+    let mut wanted = [PollFd::from_borrowed_fd(view.as_fd(), PollFlags::IN)];
+    poll(&mut wanted, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+    let ready = wanted[0].revents();
+    if ready.contains(PollFlags::ERR) {
+        // News was lost. A look at the queue would take away the error that tells the program so.
+        return Ok(Some(Waiting::News));
+    }
+    if !ready.contains(PollFlags::IN) {
+        return Ok(None);
+    }
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT | RecvFlags::TRUNC;
     let fd = view.as_fd();
-    let mut wanted = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-    let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
-    poll(&mut wanted, Some(&at_once)).is_ok() && wanted[0].revents().contains(PollFlags::IN)
+    let (_, _, from) = match rustix::net::recvfrom(fd, &mut [0; 16][..], flags) {
+        Ok(message) => message,
+        Err(Errno::AGAIN) => return Ok(None),
+        Err(e) => return Err(e),
+    };
+    let groups =
+        from.and_then(|from| SocketAddrNetlink::try_from(from).ok()).map_or(0, |a| a.groups());
+    Ok(Some(if groups == 0 { Waiting::Answer } else { Waiting::News }))
 }
 
 /// Makes a netlink socket of the image.

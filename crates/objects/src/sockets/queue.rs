@@ -2,13 +2,17 @@
 //!
 //! A peek of a message with descriptors (`SCM_RIGHTS`) installs them here, so that what is in flight can be surveyed like
 //! any other descriptor ([`crate::files::flight`]).
+//!
+//! Most queues are empty or hold plain bytes, which [`glance`] finds without touching anything. For others [`read`] has to
+//! change options of the program's sockets for a moment; a guard puts them back if this process dies meanwhile.
 
 use crate::Problem;
-use crate::files::collect::View;
+use rewake_inject::guard::SocketOption;
 use rewake_sys::message::{Credentials, Message, before_last_message, peek};
 use rewake_sys::sockets::{at_mark, option_int, set_option_int};
 use rewake_sys::{Errno, SyscallError};
-use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::AsRawFd;
 
 const SO_PEEK_OFF: i32 = 42;
 /// Linux 6.5.
@@ -89,34 +93,112 @@ impl Drop for Meanwhile<'_> {
     }
 }
 
-/// The contents of the receive queue, by packets; of a stream, by pieces. `kind` is `SOCK_*`.
+/// A socket whose queue is read.
+#[derive(Debug)]
+pub struct Source {
+    /// The socket.
+    pub fd: OwnedFd,
+    /// How error texts call it.
+    pub object: String,
+    /// `SOCK_*`
+    pub kind: i32,
+}
+
+impl Source {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    fn problem(&self, reason: impl Into<String>) -> Problem {
+        Problem::new(&*self.object, reason)
+    }
+
+    /// The options that [`read`] may change, as they are.
+    ///
+    /// # Errors
+    /// They cannot be read.
+    pub fn options(&self) -> Result<Vec<SocketOption>, Problem> {
+        let names: &[i32] = match self.kind {
+            libc::SOCK_STREAM => &[SO_PEEK_OFF, libc::SO_OOBINLINE, libc::SO_PASSCRED],
+            _ => &[SO_PEEK_OFF, libc::SO_PASSCRED],
+        };
+        let (fd, level) = (self.fd.as_raw_fd(), libc::SOL_SOCKET);
+        let option = |name: &i32| {
+            let name = *name;
+            let value = option_int(self.as_fd(), level, name).map_err(|e| failed(self, &e))?;
+            Ok(SocketOption { fd, level, name, value })
+        };
+        names.iter().map(option).collect()
+    }
+}
+
+/// The contents of a queue, if they can be told without changing an option of the socket; `None` if they cannot.
+///
+/// # Errors
+/// The queue cannot be read.
+pub fn glance(view: &Source) -> Result<Option<Vec<Queued>>, Problem> {
+    let fd = view.as_fd();
+    // Of a stream, all that waits; of others, the first packet. Packets may be empty.
+    let waiting = rustix::io::ioctl_fionread(fd).map_err(|e| failed(view, &e))? as usize;
+    let stream = view.kind == libc::SOCK_STREAM;
+    if stream && waiting == 0 {
+        return Ok(Some(Vec::new()));
+    }
+    if waiting != 0 && !stream
+        || option_int(fd, libc::SOL_SOCKET, SO_PASSPIDFD) == Ok(1)
+        || option_int(fd, libc::SOL_SOCKET, SO_PEEK_OFF).map_err(|e| failed(view, &e))? >= 0
+    {
+        return Ok(None);
+    }
+    if stream {
+        let mut data = vec![0; waiting];
+        let message = look(view, &mut data, 0)?.unwrap_or_default();
+        return Ok(message.is_plain(waiting).then(|| plain(&data)));
+    }
+    Ok(look(view, &mut [0; 1], 0)?.is_none().then(Vec::new))
+}
+
+/// Bytes and nothing else, in pieces.
+fn plain(data: &[u8]) -> Vec<Queued> {
+    let piece = |data: &[u8]| Queued { data: data.to_vec(), ..Queued::default() };
+    data.chunks(PIECE).map(piece).collect()
+}
+
+trait Plain {
+    /// Whether it is these many bytes and nothing else.
+    fn is_plain(&self, length: usize) -> bool;
+}
+
+impl Plain for Message {
+    fn is_plain(&self, length: usize) -> bool {
+        self.length == length && self.rights.is_empty() && self.credentials.is_none()
+    }
+}
+
+/// The contents of the receive queue, by packets; of a stream, by pieces.
 ///
 /// # Errors
 /// Something in it cannot be told.
-pub fn read(view: &View<'_>, kind: i32) -> Result<Vec<Queued>, Problem> {
+pub fn read(view: &Source) -> Result<Vec<Queued>, Problem> {
     let fd = view.as_fd();
     // Who asks for senders as pidfds gets them from the credentials, which the kernel tells only who asks for those.
     let _credentials = match option_int(fd, libc::SOL_SOCKET, SO_PASSPIDFD) {
         Ok(1) => Some(Meanwhile::set(fd, libc::SO_PASSCRED, 1).map_err(|e| failed(view, &e))?),
         _ => None,
     };
-    // Of a stream, all that waits; of others, the first packet. Packets may be empty.
+    if view.kind != libc::SOCK_STREAM {
+        return packets(view);
+    }
     let waiting = rustix::io::ioctl_fionread(fd).map_err(|e| failed(view, &e))? as usize;
-    if kind == libc::SOCK_STREAM {
-        return if waiting == 0 { Ok(Vec::new()) } else { stream(view, waiting) };
-    }
-    if waiting == 0 && look(view, &mut [0; 1], 0)?.is_none() {
-        return Ok(Vec::new());
-    }
-    packets(view, kind)
+    if waiting == 0 { Ok(Vec::new()) } else { stream(view, waiting) }
 }
 
-fn failed(view: &View<'_>, e: &dyn std::fmt::Display) -> Problem {
+fn failed(view: &Source, e: &dyn std::fmt::Display) -> Problem {
     view.problem(format!("its receive queue cannot be read: {e}"))
 }
 
 /// One peek; `None` if nothing waits.
-fn look(view: &View<'_>, buffer: &mut [u8], flags: i32) -> Result<Option<Message>, Problem> {
+fn look(view: &Source, buffer: &mut [u8], flags: i32) -> Result<Option<Message>, Problem> {
     match peek(view.as_fd(), buffer, flags) {
         Ok(message) if message.flags & libc::MSG_CTRUNC != 0 => {
             Err(failed(view, &"more descriptors are in flight in it than rewake may open")
@@ -128,16 +210,15 @@ fn look(view: &View<'_>, buffer: &mut [u8], flags: i32) -> Result<Option<Message
     }
 }
 
-fn stream(view: &View<'_>, waiting: usize) -> Result<Vec<Queued>, Problem> {
+fn stream(view: &Source, waiting: usize) -> Result<Vec<Queued>, Problem> {
     let mut data = vec![0; waiting];
     {
         // Most streams hold nothing but bytes: one look is enough.
         let _offset =
             Meanwhile::set(view.as_fd(), SO_PEEK_OFF, -1).map_err(|e| failed(view, &e))?;
         let message = look(view, &mut data, 0)?.unwrap_or_default();
-        if message.length == waiting && message.rights.is_empty() && message.credentials.is_none() {
-            let piece = |data: &[u8]| Queued { data: data.to_vec(), ..Queued::default() };
-            return Ok(data.chunks(PIECE).map(piece).collect());
+        if message.is_plain(waiting) {
+            return Ok(plain(&data));
         }
     }
     pieces(view, &mut data)
@@ -145,7 +226,7 @@ fn stream(view: &View<'_>, waiting: usize) -> Result<Vec<Queued>, Problem> {
 
 /// A stream that is not just bytes, in pieces that come and go as one: the kernel never reads across descriptors, other
 /// credentials or the mark of the byte out of band.
-fn pieces(view: &View<'_>, buffer: &mut [u8]) -> Result<Vec<Queued>, Problem> {
+fn pieces(view: &Source, buffer: &mut [u8]) -> Result<Vec<Queued>, Problem> {
     let waiting = buffer.len();
     let fd = view.as_fd();
     let failed = |e: SyscallError| failed(view, &e);
@@ -199,7 +280,7 @@ fn pieces(view: &View<'_>, buffer: &mut [u8]) -> Result<Vec<Queued>, Problem> {
 }
 
 /// The byte out of band, if there is one.
-fn urgent(view: &View<'_>) -> Result<Option<u8>, Problem> {
+fn urgent(view: &Source) -> Result<Option<u8>, Problem> {
     let _outline =
         Meanwhile::set(view.as_fd(), libc::SO_OOBINLINE, 0).map_err(|e| failed(view, &e))?;
     let mut byte = [0];
@@ -223,7 +304,7 @@ fn mark(queue: &mut Vec<Queued>, byte: u8) {
     queue.retain(|piece| !piece.data.is_empty());
 }
 
-fn packets(view: &View<'_>, kind: i32) -> Result<Vec<Queued>, Problem> {
+fn packets(view: &Source) -> Result<Vec<Queued>, Problem> {
     let mut buffer = vec![0; ROOM];
     'longer: loop {
         // From here on every peek goes on where the last one ended.
@@ -246,7 +327,7 @@ fn packets(view: &View<'_>, kind: i32) -> Result<Vec<Queued>, Problem> {
                 packets.pop();
                 return Ok(packets);
             }
-            packets.push(Queued::new(&buffer, message, kind == libc::SOCK_DGRAM));
+            packets.push(Queued::new(&buffer, message, view.kind == libc::SOCK_DGRAM));
         }
     }
 }

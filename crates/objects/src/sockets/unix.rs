@@ -7,6 +7,7 @@ use crate::problem::text;
 use rewake_image::messages::{
     FdTypes, FileEntry, RewakePacketEntry, RewakeUnixEntry, SkPacketEntry, UnixSkEntry,
 };
+use rewake_inject::guard::Guard;
 use rewake_netlink::diag;
 use rewake_sys::message::{Credentials, peer_credentials};
 use rustix::fd::OwnedFd;
@@ -190,7 +191,15 @@ fn closed_peer(view: &View<'_>, extra: &mut RewakeUnixEntry) {
     }
 }
 
-/// Copies what waits in the socket's queue; descriptors in it are collected once all others are.
+/// A queue that is read once all descriptors are collected.
+#[derive(Debug)]
+pub(crate) struct Later {
+    pid: i32,
+    id: u32,
+    source: queue::Source,
+}
+
+/// Copies what waits in the socket's queue, or notes that it has to be; descriptors in it are collected once all others are.
 fn keep_queue(
     collector: &mut Collector,
     view: &View<'_>,
@@ -198,25 +207,73 @@ fn keep_queue(
     id: u32,
 ) -> Result<(), Problem> {
     let pid = collector.holder(view);
-    for (index, queued) in (0u32..).zip(queue::read(view, kind)?) {
-        let credentials = queued.credentials;
-        let words = credentials.map_or_else(Vec::new, |c| vec![c.pid as u32, c.uid, c.gid]);
-        collector.sockets.packets.push(Packet {
-            pid,
-            object: view.object(),
-            entry: SkPacketEntry { id_for: id, length: queued.data.len() as u32, scm: Vec::new() },
-            data: queued.data,
-            rights: queued.rights,
-            extra: RewakePacketEntry {
-                id_for: id,
-                index,
-                credentials: words,
-                sender: Some(queued.sender).filter(|name| !name.is_empty()),
-                oob: queued.oob.then_some(true),
-            },
-        });
+    let fd = view.fd.try_clone().map_err(|e| view.problem(e.to_string()))?;
+    let source = queue::Source { fd, object: view.object(), kind };
+    match queue::glance(&source)? {
+        Some(contents) => collector.sockets.keep(pid, id, &source, contents),
+        None => collector.sockets.later.push(Later { pid, id, source }),
     }
     Ok(())
+}
+
+impl super::Survey {
+    fn keep(&mut self, pid: i32, id: u32, source: &queue::Source, contents: Vec<queue::Queued>) {
+        for (index, queued) in (0u32..).zip(contents) {
+            let credentials = queued.credentials;
+            let words = credentials.map_or_else(Vec::new, |c| vec![c.pid as u32, c.uid, c.gid]);
+            self.packets.push(Packet {
+                pid,
+                object: source.object.clone(),
+                entry: SkPacketEntry {
+                    id_for: id,
+                    length: queued.data.len() as u32,
+                    scm: Vec::new(),
+                },
+                data: queued.data,
+                rights: queued.rights,
+                extra: RewakePacketEntry {
+                    id_for: id,
+                    index,
+                    credentials: words,
+                    sender: Some(queued.sender).filter(|name| !name.is_empty()),
+                    oob: queued.oob.then_some(true),
+                },
+            });
+        }
+    }
+
+    /// Reads the queues for which options have to be changed for a moment. Returns what cannot be read, with the process.
+    pub(crate) fn read_queues(&mut self) -> Vec<(i32, Problem)> {
+        let later = std::mem::take(&mut self.later);
+        let mut problems = Vec::new();
+        let Some(first) = later.first() else { return problems };
+        let mut options = Vec::new();
+        let mut readable = Vec::new();
+        for queue in &later {
+            match queue.source.options() {
+                Ok(found) => {
+                    options.extend(found);
+                    readable.push(queue);
+                }
+                Err(problem) => problems.push((queue.pid, problem)),
+            }
+        }
+        let guard = match Guard::of_sockets(&options) {
+            Ok(guard) => guard,
+            Err(e) => {
+                let reason = format!("nobody can look after them while their queues are read: {e}");
+                return vec![(first.pid, Problem::new("unix sockets", reason))];
+            }
+        };
+        for Later { pid, id, source } in readable {
+            match queue::read(source) {
+                Ok(contents) => self.keep(*pid, *id, source, contents),
+                Err(problem) => problems.push((*pid, problem)),
+            }
+        }
+        drop(guard);
+        problems
+    }
 }
 
 /// An address as text.

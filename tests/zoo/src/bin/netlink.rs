@@ -1,5 +1,5 @@
-//! Kernel state: netlink sockets: bound to addresses and groups, beyond the first 32 too, of both types. They hear of what
-//! happens, and are answered, afterwards. (`ZOO_PLAIN=1`: only what CRIU can keep.)
+//! Kernel state: netlink sockets: bound to addresses and groups, beyond the first 32 too, of both types, one with news not
+//! read yet. They hear of what happens, and are answered, afterwards. (`ZOO_PLAIN=1`: only what CRIU can keep.)
 
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use zoo::net::{get, get_int, poll, recv, send, set_int};
@@ -68,7 +68,17 @@ fn main() {
         let generic = socket(libc::SOCK_RAW, libc::NETLINK_GENERIC)?;
         bind(&generic, 0, 0)?;
         let new = socket(libc::SOCK_RAW, libc::NETLINK_KOBJECT_UEVENT)?;
-        let fds = [&watcher, &named, &generic, &new];
+        // It has news that it has not read; a restore need not have it.
+        let behind = socket(kind, libc::NETLINK_ROUTE)?;
+        if !plain {
+            bind(&behind, 0, 1)?;
+            change(61_000)?;
+            ensure!(poll(&behind, 5000)? & libc::POLLIN != 0, "no news");
+            while poll(&watcher, 0)? & libc::POLLIN != 0 {
+                ensure!(recv(&watcher, &mut [0; 8192], 0) > 0, "news");
+            }
+        }
+        let fds = [&watcher, &named, &generic, &new, &behind];
         let state = || -> Result<Vec<String>, String> {
             let mut state = Vec::new();
             for fd in fds {
@@ -104,6 +114,7 @@ fn main() {
         ensure_eq!(poll(&watcher, 0)?, libc::POLLOUT, "nothing has happened");
         change(60_000)?;
         ensure!(poll(&watcher, 5000)? & libc::POLLIN != 0, "the watcher hears nothing");
+        ensure!(plain || poll(&behind, 5000)? & libc::POLLIN != 0, "who was behind hears nothing");
         Ok(())
     })
 }

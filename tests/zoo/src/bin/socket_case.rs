@@ -1,4 +1,4 @@
-//! Kernel state: one socket that a dump must refuse (`ZOO_KIND`: cork, more, ebpf, ring, xdp), or that a restore must refuse
+//! Kernel state: one socket that a dump must refuse (`ZOO_KIND`: cork, more, ebpf, ring, xdp, answer), or that a restore must refuse
 //! where its address or interface is not there (udp, address, netlink, group, device, packet). Its port is in `DIR/port`.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -102,6 +102,18 @@ fn make(z: &zoo::Zoo, kind: &str) -> Result<Vec<OwnedFd>, String> {
             let port = socket.local_addr().map_err(|e| e.to_string())?.port();
             z.publish("port", &port.to_string());
             vec![socket.into()]
+        }
+        "answer" => {
+            // SAFETY: integers; the descriptor is new.
+            let fd = unsafe { libc::socket(libc::AF_NETLINK, libc::SOCK_RAW, libc::NETLINK_ROUTE) };
+            // SAFETY: as above.
+            let fd = unsafe { OwnedFd::from_raw_fd(ok(fd as i64, "socket")? as i32) };
+            // struct nlmsghdr that asks for an acknowledgement (NLMSG_NOOP, NLM_F_REQUEST | NLM_F_ACK)
+            let mut request = 16u32.to_ne_bytes().to_vec();
+            request.extend([1u16.to_ne_bytes(), 5u16.to_ne_bytes()].concat());
+            request.extend([7u32.to_ne_bytes(), [0; 4]].concat());
+            ensure_eq!(send(&fd, &request, 0), 16, "request");
+            vec![fd]
         }
         "netlink" => {
             // SAFETY: integers; the descriptor is new.
