@@ -45,6 +45,7 @@ mod shell_job;
 mod sockets;
 mod steps;
 mod tcp;
+mod terminals;
 mod tracer;
 mod unix;
 mod view;
@@ -128,6 +129,7 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     trials.extend(real::trials(tool));
     trials.extend(servers::trials(tool));
     trials.extend(shell_job::trials(tool));
+    trials.extend(terminals::trials(tool));
     trials.extend(tcp::trials(tool));
     trials.extend(sockets::trials(tool));
     trials.extend(unix::trials(tool));

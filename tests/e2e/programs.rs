@@ -231,6 +231,10 @@ const NO_BPF: &str = "the CRIU at hand is built without BPF";
 const MIXES: &str = "some of the mixes have what it loses: O_DIRECTORY of a directory";
 const FROM_OUTSIDE: &str = "somebody outside reads its filters by its pid";
 
+/// What tells numbers of pseudoterminals.
+const PTS: &[&str] =
+    &["tty_nr", "fd 3", "fd 4", "fd 5", "fd 6", "fd 7", "fd 8", "fd 9", "fd 10", "fd 11"];
+
 /// Every program of the zoo.
 pub fn all() -> Vec<Program> {
     vec![
@@ -317,6 +321,13 @@ pub fn all() -> Vec<Program> {
             .later(),
         // CRIU restores a deleted file under a name of its own, and an O_TMPFILE one without the flag.
         program!(files_deleted).options(&["--ghost-limit", "20M"], &[]).loses(&["fd 6", "fd 7"]),
+        // Others may have taken the numbers in the names of terminals meanwhile.
+        program!(pty).loses(PTS).unless_criu(
+            "it gives a session's terminal to the leader only, and mixes up lines that are typed",
+        ),
+        program!(pty).named("pty_simple").env(&[("ZOO_SIMPLE", "1")]).loses(PTS).unless_criu_in(
+            &[("to_criu", "a number that another trial has taken is an error to it")],
+        ),
         program!(devnull),
         program!(eventfd),
         program!(eventfd)

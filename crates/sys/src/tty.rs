@@ -1,7 +1,8 @@
 //! Terminals: ioctl_tty(2), with the kernel's own `struct termios` (no C library's view of it).
 
+use crate::Errno;
 use crate::call::{Result, syscall};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// `struct termios` of the kernel (asm-generic/termbits.h).
 #[repr(C)]
@@ -85,6 +86,73 @@ pub fn window(fd: BorrowedFd<'_>) -> Result<WinSize> {
 /// As [`window`].
 pub fn set_window(fd: BorrowedFd<'_>, size: WinSize) -> Result<()> {
     ioctl("ioctl(TIOCSWINSZ)", fd, libc::TIOCSWINSZ, (&raw const size) as usize).map(drop)
+}
+
+/// The number of the pseudoterminal that `fd` is the master of (`TIOCGPTN`).
+///
+/// # Errors
+/// `ENOTTY` if it is no master.
+pub fn pty_index(fd: BorrowedFd<'_>) -> Result<u32> {
+    let mut index = 0u32;
+    ioctl("ioctl(TIOCGPTN)", fd, 0x8004_5430, (&raw mut index) as usize)?;
+    Ok(index)
+}
+
+/// Opens the slave of the pseudoterminal that `fd` is the master of (`TIOCGPTPEER`), wherever its file system is mounted.
+///
+/// # Errors
+/// `EIO` if it is locked.
+pub fn peer(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC | libc::O_NONBLOCK;
+    let slave = ioctl("ioctl(TIOCGPTPEER)", fd, 0x5441, flags as usize)?;
+    // SAFETY: the kernel has just given us this descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(slave as i32) })
+}
+
+/// The session that a terminal controls and its foreground process group, 0 for none: what a master tells of its slave,
+/// or the caller's controlling terminal of itself.
+///
+/// # Errors
+/// `EIO` if the terminal is hung up.
+pub fn session(fd: BorrowedFd<'_>) -> Result<(i32, i32)> {
+    let (mut sid, mut group) = (0i32, 0i32);
+    match ioctl("ioctl(TIOCGSID)", fd, libc::TIOCGSID, (&raw mut sid) as usize) {
+        Ok(_) => {}
+        Err(e) if e.errno == Errno::NOTTY => return Ok((0, 0)),
+        Err(e) => return Err(e),
+    }
+    ioctl("ioctl(TIOCGPGRP)", fd, libc::TIOCGPGRP, (&raw mut group) as usize)?;
+    Ok((sid, group))
+}
+
+/// The device number of the terminal behind `fd`, which may be `/dev/tty` (`TIOCGDEV`), in the kernel's encoding.
+///
+/// # Errors
+/// `ENOTTY`
+pub fn device(fd: BorrowedFd<'_>) -> Result<u32> {
+    let mut device = 0u32;
+    ioctl("ioctl(TIOCGDEV)", fd, 0x8004_5432, (&raw mut device) as usize)?;
+    Ok(device)
+}
+
+/// Puts bytes into the input of `fd` as if they had come from its other side, one after the other and at once
+/// (`TIOCSTI`). More than 4095 that wait are lost.
+///
+/// # Errors
+/// `EPERM` without `CAP_SYS_ADMIN`.
+pub fn insert(fd: BorrowedFd<'_>, bytes: &[u8]) -> Result<()> {
+    bytes.iter().try_for_each(|byte| {
+        ioctl("ioctl(TIOCSTI)", fd, libc::TIOCSTI, std::ptr::from_ref(byte) as usize).map(drop)
+    })
+}
+
+/// Stops (`TCOOFF`) or continues (`TCOON`) output.
+///
+/// # Errors
+/// `EIO` if the terminal is hung up.
+pub fn set_flow(fd: BorrowedFd<'_>, on: bool) -> Result<()> {
+    let action = if on { libc::TCOON } else { libc::TCOOFF };
+    without_ttou(|| ioctl("ioctl(TCXONC)", fd, libc::TCXONC, action as usize).map(drop))
 }
 
 /// A yes-or-no property.

@@ -185,6 +185,7 @@ fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<Surveyed
     }
     let mut late = collector.descriptors_in_flight();
     late.extend(collector.unix_peers());
+    late.extend(collector.terminal_queues());
     late.extend(collector.deleted_watches());
     for (pid, problem) in late {
         let comm = tasks.iter().find(|t| t.pid == pid).map_or(&b""[..], |t| &t.comm);

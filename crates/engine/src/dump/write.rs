@@ -121,6 +121,7 @@ fn write_files(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -
     images.write_all(kind::FILES, (), &files.entries)?;
     images.write_all(kind::REMAP_FPATH, (), &files.remaps)?;
     images.write_all(kind::TTY_INFO, (), &files.ttys)?;
+    images.write_all(kind::TTY_DATA, (), &files.tty_data)?;
     for (kind, data) in [(kind::PIPES_DATA, &files.pipe_data), (kind::FIFO_DATA, &files.fifo_data)]
     {
         let mut stream = images.stream(kind, ());

@@ -7,10 +7,12 @@ use super::read::Task;
 use super::{PATIENCE, Run, namespaces};
 use crate::error::{Context, Error, Result};
 use crate::options::Pid;
+use rewake_agent::layout::Op;
 use rewake_image::{ImageDir, kind};
 use rewake_inject::ring::{Ring, Script};
 use rewake_objects::Problem;
 use rewake_objects::files::open::Opener;
+use rewake_objects::files::pty;
 use rewake_objects::problem::text;
 use rewake_objects::steps::{Expect, Label, Steps};
 use rewake_sys::Errno;
@@ -77,13 +79,14 @@ impl Run<'_> {
     pub(super) fn build(
         &self,
         rings: &[Ring],
+        numbers: &[[u32; 2]],
         opener: &mut Opener<'_>,
         warnings: &mut Vec<String>,
     ) -> Result<()> {
         let mut running = Vec::new();
-        for (ring, plan) in rings.iter().zip(self.plans) {
+        for ((ring, plan), numbers) in rings.iter().zip(self.plans).zip(numbers) {
             let Some(task) = &plan.task else { continue };
-            self.hand_over(ring, plan, task, opener)?;
+            self.hand_over(*numbers, task, opener)?;
             let number = ring.load(&task.build.script).map_err(|e| Error::new(e.to_string()))?;
             ring.ring().map_err(|e| Error::new(e.to_string()))?;
             running.push((ring, task, number));
@@ -157,17 +160,73 @@ impl Run<'_> {
         .of(task.pid, &task.comm)
     }
 
+    /// The numbers that the ends of the agents' sockets got when they were born; no other batch may have run since.
+    pub(super) fn socket_numbers(&self, rings: &[Ring]) -> Vec<[u32; 2]> {
+        let of = |(ring, plan): (&Ring, &NodePlan)| match &plan.task {
+            Some(task) => {
+                let results = ring.results(&plan.birth.script);
+                [results.u32(task.socket, 0), results.u32(task.socket, 4)]
+            }
+            None => [0, 0],
+        };
+        rings.iter().zip(self.plans).map(of).collect()
+    }
+
+    /// Has the leaders of sessions open their `/dev/tty`, which means something else to everybody else, and takes it.
+    pub(super) fn open_controlling(&self, rings: &[Ring], opener: &mut Opener<'_>) -> Result<()> {
+        for (file, session, flags) in pty::of_sessions(opener) {
+            if !self.env.terminals.contains_key(&session) {
+                continue;
+            }
+            let leads = |p: &&TaskPlan| self.task(p).pid == session;
+            let all = rings.iter().zip(self.plans);
+            let leader = all.filter_map(|(ring, plan)| Some((ring, plan.task.as_ref()?)));
+            let Some((ring, plan)) = leader.clone().find(|(_, p)| leads(p)) else { continue };
+            let mut script = Script::new(ring.data_base());
+            let path = script.cstr(b"/dev/tty");
+            let args = [libc::AT_FDCWD as u64, path.address, u64::from(flags)];
+            script.push(Op::new(libc::SYS_openat, &args));
+            let fd = self.quick(ring, &script, plan)?;
+            // The session has none: then it is like any terminal of a shell's job.
+            let Ok(fd) = fd else { continue };
+            let task = self.task(plan);
+            let failed = |e: Errno| Error::new(format!("process {}: /dev/tty: {e}", task.pid));
+            let raw = rustix::process::Pid::from_raw(self.outer(task.pid)?);
+            let raw = raw.ok_or_else(|| failed(Errno::SRCH))?;
+            let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty());
+            let none = rustix::process::PidfdGetfdFlags::empty();
+            let taken = pidfd
+                .and_then(|pidfd| rustix::process::pidfd_getfd(&pidfd, fd as i32, none))
+                .map_err(failed)?;
+            opener.controlling.insert(file, taken);
+            let mut script = Script::new(ring.data_base());
+            script.push(Op::new(libc::SYS_close, &[fd as u64]));
+            self.quick(ring, &script, plan)?.map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Runs a script of one operation.
+    fn quick(
+        &self,
+        ring: &Ring,
+        script: &Script,
+        plan: &TaskPlan,
+    ) -> Result<std::result::Result<i64, Errno>> {
+        let number = ring.load(script).map_err(|e| Error::new(e.to_string()))?;
+        ring.ring().map_err(|e| Error::new(e.to_string()))?;
+        self.wait(ring, number, self.task(plan))?;
+        Ok(ring.results(script).value(0))
+    }
+
     /// Sends a task everything it is handed, as its scripts expect it.
     pub(super) fn hand_over(
         &self,
-        ring: &Ring,
-        plan: &NodePlan,
+        numbers: [u32; 2],
         task_plan: &TaskPlan,
         opener: &mut Opener<'_>,
     ) -> Result<()> {
         let task = self.task(task_plan);
-        let results = ring.results(&plan.birth.script);
-        let numbers = [results.u32(task_plan.socket, 0), results.u32(task_plan.socket, 4)];
         let outer = self.outer(task.pid)?;
         hand_over(outer, numbers, &task_plan.messages, self.images, opener)
             .map_err(|p| Error::of(task.pid, &task.comm, p))

@@ -17,12 +17,13 @@ use rewake_agent::layout::{FLAG_CLONE, Op};
 use rewake_image::messages::{CredsEntry, VmaEntry};
 use rewake_objects::Problem;
 use rewake_objects::files::epoll;
+use rewake_objects::files::pty::Controlling;
 use rewake_objects::memory::mm::{self, Held, Layout, Specials};
 use rewake_objects::memory::vma::{self, status};
 use rewake_objects::steps::{Label, Steps};
 use rewake_objects::task::schedule::Inherited;
 use rewake_objects::task::{attributes, credentials, limits, schedule, seccomp, signals, timers};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 /// Descriptors passed in one message (the kernel's SCM_MAX_FD is 253).
 pub const A_MESSAGE: usize = 250;
@@ -69,6 +70,8 @@ pub struct Environment {
     pub root_parent: i32,
     /// Is this the root directory of the images too? (by file id, from the opener)
     pub plain_root: bool,
+    /// The terminals of sessions whose leaders are in the tree, by session.
+    pub terminals: BTreeMap<i32, Controlling>,
     /// What the tree gets for itself.
     pub namespaces: Namespaces,
 }
@@ -263,6 +266,12 @@ fn plan_node(
         for (number, entry) in epolls.get(&tasks[index].pid).into_iter().flatten() {
             epoll::restore_items(&mut finish, *number, entry);
         }
+        // All are in their groups; a group of which nobody is left would need none.
+        if let Some(terminal) = env.terminals.get(&tasks[index].pid)
+            && tasks.iter().any(|t| t.pgid == terminal.group)
+        {
+            foreground_steps(&mut finish, terminal, alive);
+        }
         finish_steps(&mut finish, &tasks[index], alive, env, &groups);
         task = Some(TaskPlan { index, build, finish, threads, messages, socket, warnings });
     }
@@ -336,6 +345,13 @@ fn birth_steps(
     }
     if node.setsid {
         steps.must(Label::Text("making a session"), op(libc::SYS_setsid, &[]));
+        // Only children that are born later inherit it.
+        if let Role::Task(i) = node.role
+            && tasks[i].alive.is_some()
+            && let Some(terminal) = env.terminals.get(&tasks[i].pid)
+        {
+            terminal_steps(steps, terminal);
+        }
     }
     if node.own_group {
         steps.must(Label::Text("making a process group"), op(libc::SYS_setpgid, &[0, 0]));
@@ -350,6 +366,42 @@ fn birth_steps(
         Role::Task(i) if tasks[i].alive.is_none() => zombie_steps(steps, &tasks[i]),
         Role::Task(_) | Role::Group | Role::Init => {}
     }
+}
+
+/// Makes a terminal control the session that the task leads.
+fn terminal_steps(steps: &mut Steps, terminal: &Controlling) {
+    let label = Label::Text("getting the session's terminal");
+    let path = steps.script.cstr(&terminal.path);
+    let flags = (libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) as u64;
+    let open = op(libc::SYS_openat, &[libc::AT_FDCWD as u64, path.address, flags]);
+    let take = [0, libc::TIOCSCTTY, u64::from(terminal.force)];
+    let take = op(libc::SYS_ioctl, &take);
+    if terminal.must {
+        let fd = steps.must(label, open) as u32;
+        steps.must(label, take.arg_result(0, fd, 0));
+        steps.must(label, op(libc::SYS_close, &[0]).arg_result(0, fd, 0));
+    } else {
+        let fd = steps.wish(label, open) as u32;
+        steps.wish(label, take.arg_result(0, fd, 0));
+        steps.may(label, op(libc::SYS_close, &[0]).arg_result(0, fd, 0));
+    }
+}
+
+/// Puts a process group in the foreground of the terminal, whose session the task leads.
+fn foreground_steps(steps: &mut Steps, terminal: &Controlling, alive: &Alive) {
+    let label = Label::Text("putting a process group in the foreground of the terminal");
+    let group = steps.words(&[terminal.group as u64]);
+    let set = |fd: u64| op(libc::SYS_ioctl, &[fd, libc::TIOCSPGRP, group.address]);
+    if let Some(own) = alive.fds.iter().find(|f| terminal.files.contains(&f.id)) {
+        steps.wish(label, set(u64::from(own.fd)));
+        return;
+    }
+    let path = steps.script.cstr(b"/dev/tty");
+    let flags = (libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) as u64;
+    let open = op(libc::SYS_openat, &[libc::AT_FDCWD as u64, path.address, flags]);
+    let fd = steps.wish(label, open) as u32;
+    steps.wish(label, set(0).arg_result(0, fd, 0));
+    steps.may(label, op(libc::SYS_close, &[0]).arg_result(0, fd, 0));
 }
 
 /// Asks to be killed when the parent dies; if that happened already, ends at once.

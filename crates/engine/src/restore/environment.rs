@@ -103,6 +103,7 @@ pub fn gather(
         timer_ids: needs_timer_ids
             && crate::features::find("timer_cr_ids")
                 .is_some_and(|f| f.probe() == crate::features::Verdict::Present),
+        terminals: std::collections::BTreeMap::new(),
         root_parent: match (namespaces.pid, sibling) {
             // From inside a PID namespace, who is outside has no number.
             (true, _) => 0,

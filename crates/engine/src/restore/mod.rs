@@ -38,8 +38,8 @@ use rewake_image::{ImageDir, OpenOptions};
 use rewake_inject::ring::Ring;
 use rewake_inject::stub::Arena;
 use rewake_inject::tracee::{Running, Stopped};
-use rewake_objects::files::epoll;
 use rewake_objects::files::open::{self, Opener};
+use rewake_objects::files::{epoll, pty};
 use rewake_objects::memory::vma::status;
 use rewake_objects::pids::Pids;
 use std::ops::Range;
@@ -103,6 +103,14 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
     let rules = addresses::rules(&options.addresses, 0)?;
     let notes = addresses::replace(&mut opener, &rules, options)?;
     opener.check()?;
+    let leads = |t: &&Task| t.sid == t.pid && t.alive.is_some();
+    opener.sessions = checkpoint.tasks.iter().filter(leads).map(|t| t.pid).collect();
+    pty::prepare(&mut opener)?;
+    let terminals = pty::controlling(&opener);
+    if options.copies.is_some() && !terminals.is_empty() {
+        return Err(Error::new("copies of sessions that have a terminal cannot be made")
+            .hint("restore it once, without --copies"));
+    }
 
     let own = AddressSpace::read()?;
     let mut taken = own.maps.clone();
@@ -132,6 +140,7 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
         options.sibling,
         namespaces,
     )?;
+    env.terminals = terminals;
     let tasks =
         checkpoint.tasks.iter().filter_map(|t| Some((t.pid, t.alive.as_ref()?.fds.as_slice())));
     let epolls = epoll::assign(&opener, tasks).map_err(|p| Error::new(p.to_string()))?;
@@ -326,7 +335,9 @@ impl<'a> Run<'a> {
         if !self.prepared {
             opener.prepare()?;
         }
-        self.build(rings, opener, warnings)?;
+        let numbers = self.socket_numbers(rings);
+        self.open_controlling(rings, opener)?;
+        self.build(rings, &numbers, opener, warnings)?;
         drop(network);
         if let Some(checking) = checking {
             checking.finish()?;

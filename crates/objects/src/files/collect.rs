@@ -155,6 +155,10 @@ pub struct Collector {
     pub segments: HashMap<(u64, u64), crate::memory::shared::SegmentId>,
     /// `tty-info.img`, gathered by the terminal module.
     pub ttys: Vec<rewake_image::messages::TtyInfoEntry>,
+    /// `tty-data.img`: what waits in pseudoterminals.
+    pub tty_data: Vec<rewake_image::messages::TtyDataEntry>,
+    /// What of pseudoterminals is inside the tree.
+    pub(super) ptys: super::pty::Survey,
     /// What is known of sockets besides their entries.
     pub sockets: crate::sockets::Survey,
     /// Sets of tasks that hold the same device, inode and flags, ordered by kcmp(2).
@@ -188,6 +192,8 @@ impl Collector {
             pids: std::collections::HashSet::new(),
             segments: HashMap::new(),
             ttys: Vec::new(),
+            tty_data: Vec::new(),
+            ptys: super::pty::Survey::default(),
             sockets: crate::sockets::Survey::default(),
             known: HashMap::new(),
             next_id: 1,

@@ -19,6 +19,7 @@ pub mod inotify;
 pub mod open;
 pub mod pidfd;
 pub mod pipe;
+pub mod pty;
 pub mod regular;
 pub mod signalfd;
 pub mod timerfd;

@@ -70,8 +70,16 @@ pub struct Opener<'a> {
     pub(super) bpf_maps: HashMap<u32, OwnedFd>,
     /// `tty-info.img` by id.
     pub(super) ttys: HashMap<u32, TtyInfoEntry>,
+    /// `tty-data.img`, joined, by id.
+    pub(super) tty_data: HashMap<u32, Vec<u8>>,
     /// Terminals in whose place our own was put.
     pub(super) inherited: Vec<TtyInfoEntry>,
+    /// Pseudoterminals whose both sides are the tree's, by their number in the images.
+    pub(super) ptys: HashMap<u32, super::pty::Pair>,
+    /// The sessions whose leaders are restored.
+    pub sessions: HashSet<i32>,
+    /// `/dev/tty` as the tasks of a session opened it, by file id.
+    pub controlling: HashMap<u32, OwnedFd>,
     /// References to dead processes, by `PidfdEntry::ino`.
     pub(super) dead: HashMap<u32, OwnedFd>,
     /// Epoll instances that are in flight and still have to be told what to watch.
@@ -104,6 +112,10 @@ impl<'a> Opener<'a> {
         let fifo_data = images.read_with_payload(kind::FIFO_DATA, ())?;
         let bpf_data = images.read_with_payload(kind::BPFMAP_DATA, ())?;
         let ttys = images.read_all(kind::TTY_INFO, ())?;
+        let mut tty_data: HashMap<u32, Vec<u8>> = HashMap::new();
+        for entry in images.read_all(kind::TTY_DATA, ())? {
+            tty_data.entry(entry.tty_id).or_default().extend(entry.data);
+        }
         Ok(Opener {
             options,
             pids: Pids::Same,
@@ -122,7 +134,11 @@ impl<'a> Opener<'a> {
             bpf_data: bpf_data.into_iter().map(|(e, data)| (e.map_id, (e, data))).collect(),
             bpf_maps: HashMap::new(),
             ttys: ttys.into_iter().map(|t| (t.id, t)).collect(),
+            tty_data,
             inherited: Vec::new(),
+            ptys: HashMap::new(),
+            sessions: HashSet::new(),
+            controlling: HashMap::new(),
             dead: HashMap::new(),
             flying_epolls: Vec::new(),
             extra,
@@ -160,6 +176,7 @@ impl<'a> Opener<'a> {
     /// # Errors
     /// An address is in use.
     pub fn prepare(&mut self) -> Result<(), Problem> {
+        super::pty::prepare(self)?;
         sockets::prepare_unix(self)
     }
 
@@ -339,6 +356,7 @@ impl<'a> Opener<'a> {
             }
         }
         tty::finish(self, is_restored)?;
+        super::pty::finish(self)?;
         sockets::settle_unix(self)?;
         sockets::set_going(self)
     }

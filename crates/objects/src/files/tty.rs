@@ -1,5 +1,5 @@
-//! Terminals of shell jobs: those whose other side is outside the tree. They are saved with `--shell-job` only, and
-//! restored as the terminal that the restoring command has itself: its standard input, or else output or error.
+//! Terminals. Pseudoterminals whose master is in the tree are in [`super::pty`]; here are those of shell jobs, whose
+//! other side is outside the tree. They are saved with `--shell-job` only, and restored as the terminal that the restoring command has itself: its standard input, or else output or error.
 //!
 //! What concerns the user's terminal as a whole (settings, foreground process group) is changed last ([`finish`]), so
 //! that a failed restore leaves it alone. The size of its window is what it is: it is not changed at all.
@@ -47,6 +47,12 @@ fn driver(rdev: u64) -> Option<Driver> {
     })
 }
 
+/// The driver of a device number in the kernel's encoding (`TIOCGDEV`).
+fn driver_of(device: u32) -> Option<Driver> {
+    let (major, minor) = ((device >> 8) & 0xfff, (device & 0xff) | ((device >> 12) & 0xf_ff00));
+    driver(rustix::fs::makedev(major, minor))
+}
+
 /// Is it a terminal's device number?
 #[must_use]
 pub fn is_terminal(rdev: u64) -> bool {
@@ -55,12 +61,13 @@ pub fn is_terminal(rdev: u64) -> bool {
 
 impl Driver {
     /// Type and id in the image; see [`TtyInfoEntry::id`].
-    fn identity(self) -> (TtyType, u32) {
+    fn identity(self, index: Option<u32>) -> (TtyType, u32) {
+        // Ids from 1001 to 1088 mean other things.
+        let skip = |index: u32| if index > 1000 { index + 88 } else { index };
+        let index = skip(index.unwrap_or(0));
         match self {
-            // Ids from 1001 to 1088 mean other things.
-            Driver::Slave(index) if index > 1000 => (TtyType::Pty, (index + 88) * 2),
-            Driver::Slave(index) => (TtyType::Pty, index * 2),
-            Driver::Master => (TtyType::Pty, 1),
+            Driver::Slave(own) => (TtyType::Pty, skip(own) * 2),
+            Driver::Master => (TtyType::Pty, index * 2 + 1),
             Driver::Console => (TtyType::Console, 1002 * 2),
             Driver::Virtual => (TtyType::Vt, 1004 * 2),
             Driver::Controlling => (TtyType::Ctty, 1006 * 2),
@@ -77,29 +84,52 @@ fn device(dev: u64) -> u32 {
 /// Surveys a terminal.
 ///
 /// # Errors
-/// `--shell-job` is not given, or it is the master of a pseudoterminal.
+/// Its other side is outside the tree, and `--shell-job` is not given.
 pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdTypes), Problem> {
     let driver = driver(view.stat.st_rdev).ok_or_else(|| view.problem("it is no terminal"))?;
-    if driver == Driver::Master {
-        return Err(view
-            .problem("pseudoterminals whose master is held by the tree (terminal emulators, tmux, script, ssh servers) cannot be saved yet")
-            .remedy("save the processes inside the terminal with --shell-job, without the one that holds the master"));
-    }
     let state = state(view)?;
+    let index = match driver {
+        Driver::Slave(index) if state.is_some() => Some(index),
+        Driver::Master => {
+            Some(tty::pty_index(view.as_fd()).map_err(|e| view.problem(e.to_string()))?)
+        }
+        // What it stands for is told by the terminal itself.
+        Driver::Controlling => match tty::device(view.as_fd()).ok().and_then(driver_of) {
+            Some(Driver::Slave(index)) => Some(index),
+            _ => None,
+        },
+        _ => None,
+    };
+    let inside = driver == Driver::Master || index.is_some_and(|i| collector.has_master(i));
     let job = "use --shell-job if it is a job of a shell; else start it with its input and output elsewhere (</dev/null >FILE 2>&1)";
     let outside = match driver {
         Driver::Slave(_) => state.is_some(),
         Driver::Controlling => true,
+        Driver::Master => false,
         // These can be opened again by anybody; but one that controls a session came from a login outside.
-        _ => controls(view, collector.holder(view))?.0 != 0,
+        _ => {
+            let sid = controls(view, collector.holder(view))?.0;
+            sid != 0 && !collector.pids.contains(&(sid as i32))
+        }
     };
-    if outside && !collector.options.shell_job {
+    if outside && !inside && !collector.options.shell_job {
         return Err(view
             .problem("it is a terminal whose other side is outside the tree")
             .remedy(job));
     }
     let (id, path_id) = (collector.new_id(), collector.new_id());
-    let tty_info_id = info(collector, view, driver, state)?;
+    let tty_info_id = info(collector, view, driver, index, state)?;
+    match (driver, index) {
+        (Driver::Master, Some(index)) => collector.note_master(view, id, index)?,
+        (Driver::Slave(_), Some(index)) if inside => collector.note_slave(view, index)?,
+        (Driver::Controlling, _) => {
+            let session = controls(view, collector.holder(view))?.0;
+            if session != 0 {
+                collector.extra_of(id).session = Some(session);
+            }
+        }
+        _ => {}
+    }
     let flags = view.flags & !((libc::O_NOCTTY | libc::O_CLOEXEC) as u32);
     let fown = view.owner()?;
     let reg = RegFileEntry {
@@ -161,7 +191,7 @@ fn termios_entry(termios: &Termios) -> TermiosEntry {
     entry
 }
 
-fn termios(entry: &TermiosEntry) -> Termios {
+pub(super) fn termios(entry: &TermiosEntry) -> Termios {
     Termios {
         c_iflag: entry.c_iflag,
         c_oflag: entry.c_oflag,
@@ -192,11 +222,19 @@ fn info(
     collector: &mut Collector,
     view: &View<'_>,
     driver: Driver,
+    index: Option<u32>,
     state: Option<State>,
 ) -> Result<u32, Problem> {
-    let (kind, id) = driver.identity();
+    let (kind, id) = driver.identity(index);
     let rdev = device(view.stat.st_rdev);
-    let (sid, pgrp) = controls(view, collector.holder(view))?;
+    let (sid, pgrp) = match driver {
+        Driver::Master => {
+            let (sid, pgrp) =
+                tty::session(view.as_fd()).map_err(|e| view.problem(e.to_string()))?;
+            (sid.max(0) as u32, pgrp.max(0) as u32)
+        }
+        _ => controls(view, collector.holder(view))?,
+    };
     if let Some(known) = collector.ttys.iter_mut().find(|t| t.id == id) {
         if known.rdev != rdev {
             return Err(view.problem("two terminals of this kind in one tree cannot be saved"));
@@ -215,9 +253,9 @@ fn info(
         id,
         r#type: kind as i32,
         // Locked and packet mode are the master's.
-        locked: false,
+        locked: driver == Driver::Master && property(Property::Locked),
         exclusive: property(Property::Exclusive),
-        packet_mode: false,
+        packet_mode: driver == Driver::Master && property(Property::Packet),
         sid,
         pgrp,
         rdev,
@@ -226,6 +264,7 @@ fn info(
         winsize,
         pty: match driver {
             Driver::Slave(index) => Some(TtyPtyEntry { index }),
+            Driver::Master => index.map(|index| TtyPtyEntry { index }),
             _ => None,
         },
         dev: Some(device(view.stat.st_dev)),
@@ -236,7 +275,7 @@ fn info(
 }
 
 /// The terminal the restoring command itself has.
-fn own() -> Option<OwnedFd> {
+pub(super) fn own() -> Option<OwnedFd> {
     let streams = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()];
     let terminal = streams.into_iter().find(|fd| tty::settings(*fd, Settings::Current).is_ok())?;
     terminal.try_clone_to_owned().ok()
@@ -245,7 +284,7 @@ fn own() -> Option<OwnedFd> {
 /// Opens a terminal of the image.
 ///
 /// # Errors
-/// The restoring command has no terminal, `--shell-job` is not given, or the image has both sides of it.
+/// The restoring command has no terminal, or `--shell-job` is not given.
 pub fn open(opener: &mut Opener<'_>, entry: &TtyFileEntry) -> Result<OwnedFd, Problem> {
     let object = format!("terminal {}", entry.tty_info_id);
     let id = entry.tty_info_id;
@@ -261,23 +300,24 @@ pub fn open(opener: &mut Opener<'_>, entry: &TtyFileEntry) -> Result<OwnedFd, Pr
         Problem::new(object.clone(), format!("{what}: {e}"))
     };
     let kind = TtyType::try_from(info.r#type).unwrap_or(TtyType::Unknown);
-    let is_master = kind == TtyType::Pty && id & 1 == 1;
-    if is_master || kind == TtyType::Pty && opener.ttys.contains_key(&(id | 1)) {
-        return Err(Problem::new(
-            object,
-            "pseudoterminals whose master belongs to the tree cannot be restored yet",
-        ));
-    }
     let flags = OFlags::from_bits_retain(entry.flags)
         .difference(OFlags::CREATE | OFlags::EXCL | OFlags::TRUNC)
         | OFlags::CLOEXEC
         | OFlags::NOCTTY;
+    if let Some(fd) = opener.controlling.remove(&entry.id) {
+        return Ok(fd);
+    }
     match kind {
+        TtyType::Pty if opener.ptys.contains_key(&(id >> 1)) => {
+            super::pty::open(opener, &info, &path, flags)
+        }
         TtyType::Pty if info.termios.is_none() => {
             hung_up(flags).map_err(|e| failed("a terminal that has hung up cannot be made", &e))
         }
         TtyType::Pty | TtyType::Ctty => inherit(opener, &info, flags, &object),
-        TtyType::Console | TtyType::Vt | TtyType::Serial if info.sid == 0 => {
+        TtyType::Console | TtyType::Vt | TtyType::Serial
+            if info.sid == 0 || opener.sessions.contains(&(info.sid as i32)) =>
+        {
             let fd = rustix::fs::open(path.as_slice(), flags, Mode::empty())
                 .map_err(|e| failed("cannot be opened", &e))?;
             set_all(fd.as_fd(), &info)
@@ -425,9 +465,11 @@ mod tests {
     #[test]
     fn devices_as_criu_tells_them() {
         let dev = rustix::fs::makedev;
-        assert_eq!(driver(dev(136, 3)).unwrap().identity(), (TtyType::Pty, 6));
-        assert_eq!(driver(dev(5, 0)).unwrap().identity(), (TtyType::Ctty, 2012));
+        assert_eq!(driver(dev(136, 3)).unwrap().identity(None), (TtyType::Pty, 6));
+        assert_eq!(driver(dev(5, 0)).unwrap().identity(None), (TtyType::Ctty, 2012));
         assert_eq!(driver(dev(5, 2)), Some(Driver::Master));
+        assert_eq!(Driver::Master.identity(Some(3)), (TtyType::Pty, 7));
+        assert_eq!(driver_of(0x8803), Some(Driver::Slave(3)));
         assert_eq!(driver(dev(1, 3)), None);
         assert_eq!((device(dev(136, 0)), device(dev(5, 0)), device(dev(0, 26))), (34816, 1280, 26));
     }
