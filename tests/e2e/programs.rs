@@ -349,6 +349,11 @@ pub fn all() -> Vec<Program> {
         program!(signalfd),
         program!(inotify),
         program!(inotify_gaps).loses(&["fd 4"]).unless_criu("it does not find the path of a file that was moved or deleted"),
+        program!(io_uring).unless_criu("it refuses io_uring"),
+        program!(io_uring)
+            .named("io_uring_no_array")
+            .env(&[("ZOO_NO_ARRAY", "1")])
+            .unless_criu("it refuses io_uring"),
         program!(bpf_maps).unless_criu(NO_BPF),
         program!(bpf_maps).named("bpf_maps_plain").env(&[("ZOO_PLAIN", "1")]).unless_criu(NO_BPF),
         program!(mix).unless_criu(MIXES),

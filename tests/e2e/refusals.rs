@@ -21,6 +21,12 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("dump_kernel_thread", kernel_thread);
     add("dump_traced", traced);
     add("dump_unsupported_object", unsupported);
+    for (what, words) in RINGS {
+        let tool = tool.clone();
+        let name =
+            format!("refusals::dump_io_uring_{}", what.trim_start_matches("ZOO_").to_lowercase());
+        all.push(trial(name, move || finish(refused_with(&tool, "io_uring", (what, "1"), words))));
+    }
     for (kind, words) in KINDS {
         let tool = tool.clone();
         all.push(trial(format!("refusals::dump_{kind}"), move || {
@@ -75,16 +81,33 @@ const KINDS: &[(&str, &[&str])] = &[
     ("block", &["block device"]),
 ];
 
+/// What `io_uring` is told to have, and what the refusal says.
+const RINGS: &[(&str, &[&str])] = &[
+    ("ZOO_BUSY", &["requests in flight"]),
+    ("ZOO_FILES", &["registered files"]),
+    ("ZOO_SINGLE", &["single_issuer"]),
+];
+
 fn kind_refused(tool: &Tool, kind: &'static str, words: &[&str]) -> Result<(), NotReady> {
-    let mut program = by_name("unsupported")?;
-    let env: &'static [(&'static str, &'static str)] = Vec::leak(vec![("ZOO_KIND", kind)]);
+    refused_with(tool, "unsupported", ("ZOO_KIND", kind), words)
+}
+
+/// The dump of a program that is told to have something is refused.
+fn refused_with(
+    tool: &Tool,
+    program: &'static str,
+    told: (&'static str, &'static str),
+    words: &[&str],
+) -> Result<(), NotReady> {
+    let mut program = by_name(program)?;
+    let name = program.name;
+    let env: &'static [(&'static str, &'static str)] = Vec::leak(vec![told]);
     program.env = env;
     unharmed(&program, tool, |run, _| {
         let images = run.images(1)?;
         let done = run.try_dump(tool, run.root, &images, &[])?;
         let pid = run.root.to_string();
-        let words: Vec<&str> =
-            [&pid[..], "unsupported"].into_iter().chain(words.iter().copied()).collect();
+        let words: Vec<&str> = [&pid[..], name].into_iter().chain(words.iter().copied()).collect();
         refused(run, tool, &done, &images.join("dump.log"), &words)?;
         no_inventory(run, &images)
     })

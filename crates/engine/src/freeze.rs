@@ -468,6 +468,16 @@ fn cannot_trace(dir: &ProcDir, stat: &Stat, tid: i32, e: rewake_sys::SyscallErro
         ))
         .hint("end the debugger or tracer first");
     }
+    /// `PF_IO_WORKER` and `PF_USER_WORKER`.
+    const WORKER: u32 = 0x10 | 0x4000;
+    let text = dir.read(&format!("task/{tid}/stat"), &mut buffer);
+    let stat = text.ok().and_then(|text| rewake_proc::stat::parse(text).ok());
+    if stat.is_some_and(|s| s.flags & WORKER != 0) {
+        return Error::new(format!(
+            "{name}: thread {tid} is a worker of the kernel (io_uring requests that would block), which nobody can trace"
+        ))
+        .hint("such a process cannot be saved yet");
+    }
     let error = Error::new(format!("{name}: thread {tid} cannot be traced: {e}"));
     if e.errno == rewake_sys::Errno::PERM { error.hint(may_not_trace()) } else { error }
 }

@@ -8,6 +8,7 @@ pub mod cpu;
 pub mod descriptors;
 pub mod file;
 pub mod futex;
+pub mod io_uring;
 pub mod kcmp;
 pub mod memory;
 pub mod message;

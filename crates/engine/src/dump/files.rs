@@ -68,7 +68,7 @@ pub fn survey(
             });
             let link = || format!("/proc/{pid}/map_files/{:x}-{:x}", entry.start, entry.end);
             let id = match (&vma.backing, known) {
-                (Backing::None, _) => return entry,
+                (Backing::None | Backing::Ring, _) => return entry,
                 (_, Some((.., id))) => id,
                 (Backing::File { path: name, deleted }, None) => {
                     // Several deleted files may have had one name.
@@ -108,6 +108,19 @@ pub fn survey(
         umask: outside.status.umask,
     };
     let fds = descriptors(collector, task, outside, inside, pidfd, problems)?;
+    // Only now it is known which descriptors are of which rings.
+    for (entry, vma) in layout.vmas.iter_mut().zip(&outside.vmas) {
+        if vma.backing == Backing::Ring {
+            let id = collector.ring_of(vma.inode);
+            match id.filter(|id| fds.iter().any(|fd| fd.id == *id)) {
+                Some(id) => entry.shmid = u64::from(id),
+                None => problems.push(Problem::new(
+                    format!("mapping {:#x}-{:#x}", entry.start, entry.end),
+                    "it is of an io_uring instance that the process has no descriptor of, or that cannot be saved",
+                )),
+            }
+        }
+    }
     Ok(Files { mm: layout, fs, fds })
 }
 

@@ -20,6 +20,7 @@ pub(crate) mod lineage;
 mod namespaces;
 mod page_check;
 mod read;
+mod rings;
 mod template;
 mod undo;
 mod vdsos;
@@ -338,6 +339,7 @@ impl<'a> Run<'a> {
         let numbers = self.socket_numbers(rings);
         self.open_controlling(rings, opener)?;
         self.build(rings, &numbers, opener, warnings)?;
+        self.map_rings(rings, opener)?;
         drop(network);
         if let Some(checking) = checking {
             checking.finish()?;

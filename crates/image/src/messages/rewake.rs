@@ -97,6 +97,28 @@ messages! {
         optional bool unprivileged = 31;
         /// Of an inotify instance: watches of files that are deleted, and the file ids of these.
         repeated message RewakeDeletedWatchEntry deleted_watches = 32;
+        /// An idle io_uring instance.
+        optional message RewakeRingEntry ring = 33;
+    }
+
+    /// An idle io_uring(7) instance.
+    message RewakeRingEntry "rewake_ring_entry" {
+        required uint32 sq_entries = 1;
+        required uint32 cq_entries = 2;
+        /// Status flags.
+        required uint32 flags = 3 [hex];
+        /// The submission queue's array of numbers; absent with `IORING_SETUP_NO_SQARRAY`.
+        optional bytes array = 4;
+        /// Requests taken, and as many completions given, since the beginning.
+        required uint32 position = 5;
+        /// Up to where the program has filled the submission queue.
+        required uint32 sq_tail = 6;
+        /// From where on it has not taken completions.
+        required uint32 cq_head = 7;
+        /// All entries of the completion queue.
+        required bytes completions = 8;
+        /// All entries of the submission queue.
+        required bytes submissions = 9;
     }
 
     /// A fanotify mark on a file system.

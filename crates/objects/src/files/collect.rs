@@ -1,7 +1,8 @@
 //! Collecting the file descriptions of a tree: each once, whoever holds it.
 
 use super::{
-    bpf_map, epoll, eventfd, fanotify, fifo, inotify, pidfd, pipe, regular, signalfd, timerfd, tty,
+    bpf_map, epoll, eventfd, fanotify, fifo, inotify, io_uring, pidfd, pipe, regular, signalfd,
+    timerfd, tty,
 };
 use crate::Problem;
 use crate::problem::text;
@@ -223,6 +224,13 @@ impl Collector {
         known.find(|k| k.kind == FdTypes::Reg).map(|k| k.id)
     }
 
+    /// The file id of the io_uring instance with this inode number.
+    #[must_use]
+    pub fn ring_of(&self, inode: u64) -> Option<u32> {
+        let mut found = self.holders_of(inode).map(|(.., id)| id);
+        found.next().filter(|id| self.extra.get(id).is_some_and(|e| e.ring.is_some()))
+    }
+
     /// A file id that nobody has.
     pub fn new_id(&mut self) -> u32 {
         self.next_id += 1;
@@ -288,6 +296,7 @@ fn survey_kind(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdTyp
             b"[signalfd]" => signalfd::survey(collector, view),
             b"[timerfd]" => timerfd::survey(collector, view),
             b"[pidfd]" => pidfd::survey(collector, view),
+            b"[io_uring]" => io_uring::survey(collector, view),
             b"bpf-map" => bpf_map::survey(collector, view),
             b"[fanotify]" => fanotify::survey(collector, view),
             b"inotify" => inotify::survey(collector, view),
@@ -321,10 +330,6 @@ fn survey_kind(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdTyp
 /// Why an object that has only a descriptor (`anon_inode:`) of kind `name` cannot be saved.
 fn anonymous(view: &View<'_>, name: &[u8]) -> Problem {
     let (kind, remedy) = match name {
-        b"[io_uring]" => (
-            "io_uring instances",
-            "let the program use its other I/O backend (epoll, aio), if it has one",
-        ),
         b"[userfaultfd]" => ("userfaultfds", "close it for the time of the dump"),
         b"[perf_event]" => {
             ("performance counters (perf_event_open)", "stop the profiler for the time of the dump")

@@ -16,6 +16,7 @@ pub mod fifo;
 pub mod flight;
 pub mod ghost;
 pub mod inotify;
+pub mod io_uring;
 pub mod open;
 pub mod pidfd;
 pub mod pipe;

@@ -1,8 +1,8 @@
 //! Opening the file descriptions of an image: each once, in the controller.
 
 use super::{
-    bpf_map, epoll, eventfd, fanotify, fifo, ghost, inotify, pidfd, pipe, regular, signalfd,
-    timerfd, tty, watched,
+    bpf_map, epoll, eventfd, fanotify, fifo, ghost, inotify, io_uring, pidfd, pipe, regular,
+    signalfd, timerfd, tty, watched,
 };
 use crate::Problem;
 use crate::pids::Pids;
@@ -68,6 +68,9 @@ pub struct Opener<'a> {
     pub(super) bpf_data: HashMap<u32, (BpfmapDataEntry, Vec<u8>)>,
     /// BPF maps made so far, by their id in the images.
     pub(super) bpf_maps: HashMap<u32, OwnedFd>,
+    /// io_uring instances by file id. The kernel lets nobody send them: tasks are given our pidfd in their place, and fetch
+    /// them by that.
+    pub rings: HashMap<u32, OwnedFd>,
     /// `tty-info.img` by id.
     pub(super) ttys: HashMap<u32, TtyInfoEntry>,
     /// `tty-data.img`, joined, by id.
@@ -133,6 +136,7 @@ impl<'a> Opener<'a> {
             fifos: HashMap::new(),
             bpf_data: bpf_data.into_iter().map(|(e, data)| (e.map_id, (e, data))).collect(),
             bpf_maps: HashMap::new(),
+            rings: HashMap::new(),
             ttys: ttys.into_iter().map(|t| (t.id, t)).collect(),
             tty_data,
             inherited: Vec::new(),
@@ -426,6 +430,9 @@ fn open_kind(opener: &mut Opener<'_>, entry: &FileEntry) -> Result<OwnedFd, Prob
         FdTypes::Bpfmap => bpf_map::open(opener, entry.bpf.as_deref().ok_or_else(absent)?),
         FdTypes::Fanotify => fanotify::open(opener, entry.ffy.as_deref().ok_or_else(absent)?),
         FdTypes::Tty => tty::open(opener, entry.tty.as_deref().ok_or_else(absent)?),
+        FdTypes::Ext if opener.extra.get(&entry.id).is_some_and(|e| e.ring.is_some()) => {
+            io_uring::open(opener, entry.id)
+        }
         FdTypes::Inetsk
         | FdTypes::Unixsk
         | FdTypes::Netlinksk

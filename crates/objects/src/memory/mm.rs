@@ -130,7 +130,9 @@ fn is_for_clones(advice: u64) -> bool {
 /// Is this entry mapped by [`restore`] itself (and not by the kernel, or moved)?
 #[must_use]
 pub fn is_mapped(entry: &VmaEntry) -> bool {
-    entry.status & (status::VSYSCALL | status::GUARD | status::VVAR) == 0
+    // Rings of io_uring are mapped when all else is there.
+    let by_others = status::VSYSCALL | status::GUARD | status::VVAR | status::EXT_PLUGIN;
+    entry.status & by_others == 0
 }
 
 /// Checks what a hostile image could do harm with: ranges in order, aligned, in user space, pages inside mappings.

@@ -24,6 +24,8 @@ pub enum Backing {
     },
     /// Shared anonymous memory (mmap with `MAP_SHARED | MAP_ANONYMOUS`).
     SharedAnon,
+    /// The rings of an io_uring instance.
+    Ring,
     /// A memfd, by name (escaped as in `maps`).
     Memfd(Vec<u8>),
 }
@@ -167,6 +169,10 @@ fn classify(map: &Map<'_>, flags: VmFlags) -> Result<Vma, Problem> {
             backing = Backing::SharedAnon;
             regular | st::FILE_SHARED | st::MEMFD
         }
+        _ if map.raw_name == b"anon_inode:[io_uring]" && map.shared => {
+            backing = Backing::Ring;
+            regular | st::EXT_PLUGIN
+        }
         MapName::File if map.ino != 0 => return refuse("it maps an object that is not a file"),
         name => {
             mmap_flags |= anonymous;
@@ -186,7 +192,7 @@ fn classify(map: &Map<'_>, flags: VmFlags) -> Result<Vma, Problem> {
         mmap_flags |= libc::MAP_NORESERVE as u32;
     }
     let prot = u32::from(map.read) | u32::from(map.write) << 1 | u32::from(map.exec) << 2;
-    let is_file = matches!(backing, Backing::File { .. } | Backing::Memfd(_) | Backing::SharedAnon);
+    let is_file = backing != Backing::None;
     // A shared mapping may be made writable only if its file was opened for writing.
     let writable = map.shared && flags.contains(VmFlags::MAYWRITE);
     Ok(Vma {
