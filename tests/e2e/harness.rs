@@ -253,8 +253,19 @@ impl Run {
 
     /// Runs `restore`; fails unless it exits 0 and the root is there.
     pub fn restore(&mut self, tool: &Tool, images: &Path, extra: &[&str]) -> Result<Done, Fail> {
+        self.restore_with(tool, images, extra, |_| {})
+    }
+
+    /// The same, with a command that was prepared.
+    pub fn restore_with(
+        &mut self,
+        tool: &Tool,
+        images: &Path,
+        extra: &[&str],
+        prepare: impl FnOnce(&mut Command),
+    ) -> Result<Done, Fail> {
         self.mark = reaper::mark();
-        let done = self.try_restore(tool, images, extra)?;
+        let done = self.try_restore_with(tool, images, extra, prepare)?;
         if !done.success() {
             return Err(self.fail(format!(
                 "restore failed: {}\n{}{}",
@@ -304,9 +315,20 @@ impl Run {
 
     /// Runs `restore -d` and tells how it ended.
     pub fn try_restore(&self, tool: &Tool, images: &Path, extra: &[&str]) -> Result<Done, Fail> {
+        self.try_restore_with(tool, images, extra, |_| {})
+    }
+
+    fn try_restore_with(
+        &self,
+        tool: &Tool,
+        images: &Path,
+        extra: &[&str],
+        prepare: impl FnOnce(&mut Command),
+    ) -> Result<Done, Fail> {
         let mut command = Command::new(&tool.path);
         command.args(["restore", "-D"]).arg(images);
         command.args(["-d", "-o", "restore.log", "-v4"]).args(extra);
+        prepare(&mut command);
         execute(command, &self.dir)
     }
 

@@ -43,6 +43,7 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("stopped_stays_locked", stopped_stays_locked);
     add("dead_stays_locked", dead_stays_locked);
     add("rules_are_those_of_iptables", rules_are_those_of_iptables);
+    add("lock_of_edited_images", lock_of_edited_images);
     add("leftovers_are_removed", leftovers_are_removed);
     add("skip_in_flight", skip_in_flight);
     add("address_in_use", address_in_use);
@@ -232,6 +233,26 @@ fn dead_stays_locked(tool: &Tool) -> Result<(), NotReady> {
         run.restore(tool, &again, ESTABLISHED)?;
         // Its peers outside have been told in the meantime, if they had something to say: these have not.
         run.check(&before)?;
+    }
+    Ok(())
+}
+
+/// A lock is found by its images also when their addresses were replaced.
+fn lock_of_edited_images(tool: &Tool) -> Result<(), NotReady> {
+    for method in ["nftables", "iptables"] {
+        let (run, before) = ready(&by_name("tcp_close")?)?;
+        let images = run.images(1)?;
+        run.dump(tool, &images, &["--tcp-established", "--network-lock", method])?;
+        run.gone(&before.pids(), "after dump")?;
+        let mut command = std::process::Command::new(&tool.path);
+        command.args(["images", "replace-address"]).arg(&images).arg("127.0.0.1=127.0.0.9");
+        let done = execute(command, &run.dir)?;
+        if !done.success() {
+            return Err(run.fail(format!("images replace-address: {}", done.text)).into());
+        }
+        let dir = images.to_string_lossy();
+        unlock_says(&run, tool, &["-D", &dir], &["removed: the lock of"])?;
+        nothing_locked(&run, tool)?;
     }
     Ok(())
 }

@@ -6,8 +6,12 @@ use crate::programs::by_name;
 use crate::trial;
 use libtest_mimic::Trial;
 use std::io::{Read, Write};
-use std::os::unix::net::{UnixDatagram, UnixListener};
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 /// All trials with unix sockets of the outside.
 pub fn trials(tool: &Tool) -> Vec<Trial> {
@@ -23,6 +27,7 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     };
     add("server_outside", server_outside);
     add("address_in_use", address_in_use);
+    add("end_replaced", end_replaced);
     all
 }
 
@@ -30,20 +35,29 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
 struct Server {
     base: PathBuf,
     datagrams: UnixDatagram,
+    /// Something came through a stream.
+    streamed: Arc<AtomicBool>,
 }
 
 impl Server {
     fn start() -> Result<Server, Fail> {
-        let base = std::env::temp_dir().join(format!("rewake-e2e-{}-server", std::process::id()));
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("rewake-e2e-{}-server{number}", std::process::id());
+        let base = std::env::temp_dir().join(name);
         let failed = |e: std::io::Error| format!("{}: {e}", base.display());
         let listener = UnixListener::bind(base.with_extension("stream")).map_err(failed)?;
         let datagrams = UnixDatagram::bind(base.with_extension("dgram")).map_err(failed)?;
         datagrams.set_nonblocking(true).map_err(failed)?;
+        let streamed = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&streamed);
         std::thread::spawn(move || {
             for mut client in listener.incoming().flatten() {
+                let told = Arc::clone(&told);
                 std::thread::spawn(move || {
                     let mut data = [0; 64];
                     while let Ok(got @ 1..) = client.read(&mut data) {
+                        told.store(true, Ordering::Relaxed);
                         if client.write_all(&data[..got]).is_err() {
                             break;
                         }
@@ -51,7 +65,11 @@ impl Server {
                 });
             }
         });
-        Ok(Server { base, datagrams })
+        Ok(Server { base, datagrams, streamed })
+    }
+
+    fn streamed(&self) -> bool {
+        self.streamed.load(Ordering::Relaxed)
     }
 
     fn received(&self) -> Vec<String> {
@@ -114,6 +132,76 @@ fn server_outside(tool: &Tool) -> Result<(), NotReady> {
     let got = server.received();
     if got != ["before", "after"] {
         return Err(run.fail(format!("the server has received {got:?}")).into());
+    }
+    Ok(())
+}
+
+/// Peers are left out one by one (`--external unix[INODE]`); at the restore one socket is replaced by a descriptor of the
+/// caller's (`--inherit-fd`), and the other connects to its server anew.
+fn end_replaced(tool: &Tool) -> Result<(), NotReady> {
+    let server = Server::start()?;
+    let mut program = by_name("unix_client")?.start();
+    program.env.push(("ZOO_SERVER".into(), server.base.to_string_lossy().into_owned()));
+    let mut run = Run::ready("unix_client", &program, Fs::Disk)?;
+    let before = run.view()?;
+    let images = run.images(1)?;
+    let done = run.try_dump(tool, run.root, &images, &[])?;
+    let mut peers: Vec<String> = done
+        .text
+        .split("--external unix[")
+        .skip(1)
+        .filter_map(|rest| Some(format!("unix[{}]", rest.split_once(']')?.0)))
+        .filter(|peer| peer.bytes().any(|b| b.is_ascii_digit()))
+        .collect();
+    // The hint says one of them again.
+    peers.sort_unstable();
+    peers.dedup();
+    let [one, other] = peers.as_slice() else {
+        return Err(run.fail(format!("{peers:?} in\n{}", done.text)).into());
+    };
+    // One alone is not enough.
+    let alone = run.try_dump(tool, run.root, &images, &["--external", one])?;
+    refused(&run, &alone, &["outside the tree", other])?;
+    run.same(&before, "after the refused dumps", &[])?;
+    // The first socket of the program is the stream.
+    let links = (0..64).filter_map(|fd| {
+        std::fs::read_link(format!("/proc/{}/fd/{fd}", run.root)).ok()?.to_str().map(str::to_owned)
+    });
+    let stream = links.into_iter().find(|link| link.starts_with("socket:["));
+    let stream = stream.ok_or_else(|| run.fail("it has no socket".to_owned()))?;
+    run.dump(tool, &images, &["--external", one, "--external", other])?;
+    run.gone(&before.pids(), "after the dump")?;
+
+    let (given, mut kept) = UnixStream::pair().map_err(|e| e.to_string())?;
+    const NUMBER: i32 = 200;
+    let inherit = format!("fd[{NUMBER}]:{stream}");
+    let options = ["--ext-unix-sk", "--inherit-fd", &inherit];
+    let missing = run.try_restore(tool, &images, &options)?;
+    refused(&run, &missing, &[&inherit, "Bad file descriptor"])?;
+    let number = given.as_raw_fd();
+    run.restore_with(tool, &images, &options, |command| {
+        // SAFETY: dup2 is async-signal-safe; the descriptor is open until the command has ended.
+        unsafe {
+            command.pre_exec(move || match libc::dup2(number, NUMBER) {
+                -1 => Err(std::io::Error::last_os_error()),
+                _ => Ok(()),
+            });
+        }
+    })?;
+    drop(given);
+    std::thread::spawn(move || {
+        let mut data = [0; 64];
+        while let Ok(got @ 1..) = kept.read(&mut data) {
+            let _ = kept.write_all(&data[..got]);
+        }
+    });
+    run.check(&before)?;
+    let got = server.received();
+    if got != ["before", "after"] {
+        return Err(run.fail(format!("the server has received {got:?}")).into());
+    }
+    if server.streamed() {
+        return Err(run.fail("the stream went to the server all the same".to_owned()).into());
     }
     Ok(())
 }

@@ -93,7 +93,7 @@ impl Lock {
             _ if method == Method::Skip => None,
             some => Some(Block::new(&format!("{OWN_TABLE}{short}"), some).map_err(problem)?),
         };
-        let note = Note::new(root);
+        let note = Note::new(root, run_id);
         Ok(Lock { block, run_id: run_id.to_owned(), method, note, stays: false })
     }
 
@@ -167,10 +167,17 @@ pub fn unlock<'a>(
             let own = nftables::remove(&table(&run_id)).map_err(problem)?;
             Ok(usize::from(own) + older(&ends).map_err(problem)?)
         }
-        (Method::Iptables, _) if !ends.is_empty() => {
+        (Method::Iptables, run_id) if !ends.is_empty() => {
             let both: HashSet<Ends> =
                 ends.iter().flat_map(|(own, peer)| [(*own, *peer), (*peer, *own)]).collect();
-            let removed = iptables::remove_connections(|ends| both.contains(ends));
+            // By the note, too: the addresses in the images may have been replaced.
+            let of_run = |comment: &str| {
+                let note = Note::parse(comment);
+                note.zip(run_id.as_ref()).is_some_and(|(note, run_id)| note.is_of_run(run_id))
+            };
+            let removed = iptables::remove_commented(of_run).and_then(|noted| {
+                iptables::remove_connections(|ends| both.contains(ends)).map(|more| noted + more)
+            });
             if !matches!(removed, Ok(1..)) && has_legacy_rules() {
                 log::warn!(
                     "the checkpoint's connections may be blocked by rules of iptables-legacy, which only that can remove"

@@ -38,6 +38,8 @@ fn stat(pid: i32) -> Option<Stat> {
 pub struct Note {
     by: Process,
     root: Process,
+    /// The dump, by the inventory's `dump_criu_run_id`: addresses in its images may have been replaced since.
+    run: Option<String>,
 }
 
 /// Whether a lock is still needed.
@@ -56,15 +58,26 @@ pub enum Standing {
 impl Note {
     /// That of the calling process, for the tree of `root`.
     #[must_use]
-    pub fn new(root: i32) -> Note {
-        Note { by: Process::new(std::process::id() as i32), root: Process::new(root) }
+    pub fn new(root: i32, run_id: &str) -> Note {
+        let (by, root) = (Process::new(std::process::id() as i32), Process::new(root));
+        Note { by, root, run: Some(run_id.to_owned()) }
     }
 
     /// Reads the text of a note; nothing if it is none.
     #[must_use]
     pub fn parse(text: &str) -> Option<Note> {
         let (by, root) = text.strip_prefix(COMMENT)?.trim_start().split_once(" for ")?;
-        Some(Note { by: Process::parse(by)?, root: Process::parse(root)? })
+        let (root, run) = match root.split_once(" run ") {
+            None => (root, None),
+            Some((root, run)) => (root, Some(run.to_owned())),
+        };
+        Some(Note { by: Process::parse(by)?, root: Process::parse(root)?, run })
+    }
+
+    /// Whether it is the lock of the dump with this id.
+    #[must_use]
+    pub fn is_of_run(&self, run_id: &str) -> bool {
+        self.run.as_deref() == Some(run_id)
     }
 
     /// Whether the lock is for the tree of the process `root`, which started at `start` (field 22 of /proc/PID/stat).
@@ -105,8 +118,9 @@ impl Note {
 
 impl fmt::Display for Note {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Note { by, root } = self;
-        write!(f, "{COMMENT} {}:{} for {}:{}", by.pid, by.start, root.pid, root.start)
+        let Note { by, root, run } = self;
+        write!(f, "{COMMENT} {}:{} for {}:{}", by.pid, by.start, root.pid, root.start)?;
+        run.as_ref().map_or(Ok(()), |run| write!(f, " run {run}"))
     }
 }
 
@@ -117,8 +131,11 @@ mod tests {
     #[test]
     fn a_note_is_read_again() {
         let own = std::process::id() as i32;
-        let note = Note::new(own);
+        let note = Note::new(own, "12-34");
         assert_eq!(Note::parse(&note.to_string()), Some(note.clone()));
+        assert!(note.is_of_run("12-34") && !note.is_of_run("12-3"));
+        let older = Note { run: None, ..note.clone() };
+        assert_eq!(Note::parse(&older.to_string()), Some(older));
         assert_eq!(note.standing(), Standing::Busy);
         for other in ["", "rewake", "rewake 1:2", "rewake 1:2 for x:4", "mine 1:2 for 3:4"] {
             assert_eq!(Note::parse(other), None, "{other}");
@@ -127,7 +144,8 @@ mod tests {
 
     #[test]
     fn a_lock_is_stale_once_its_maker_is_gone_and_its_tree_runs() {
-        let note = |root: Process| Note { by: Process { pid: 1, start: u64::MAX }, root };
+        let note =
+            |root: Process| Note { by: Process { pid: 1, start: u64::MAX }, root, run: None };
         let own = Process::new(std::process::id() as i32);
         assert_eq!(note(own).standing(), Standing::Stale);
         assert_eq!(note(Process { start: own.start + 1, ..own }).standing(), Standing::Dead);
