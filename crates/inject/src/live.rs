@@ -16,7 +16,7 @@ use rewake_agent::layout::{FLAG_HANGUP, Header, Op, deref_flag, offset};
 use rewake_sys::ptrace::{self, Registers};
 use rewake_sys::wait::{self, Status, Stop};
 use rustix::fd::{BorrowedFd, OwnedFd, RawFd};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -121,6 +121,8 @@ pub struct Live {
     pub(crate) signal: i32,
     /// What came while the agent was in, to be given back when it is out.
     pub(crate) owed: RefCell<Owed>,
+    /// A thread was left in the padding, on its way back alone: its code must stay.
+    pub(crate) abandoned: Cell<bool>,
 }
 
 impl Live {
@@ -245,8 +247,10 @@ impl Live {
         ptrace::set_signal_mask(tid, self.mask)
             .map_err(Error::syscall("restoring the signal mask"))?;
         leader.set_registers(&mend_interrupted(&self.original).unwrap_or(self.original))?;
-        let zeros = vec![0u8; self.boot.len(self.room.visitors)];
-        let _ = self.memory.write_all_at(&zeros, self.room.address);
+        if !self.abandoned.get() {
+            let zeros = vec![0u8; self.boot.len(self.room.visitors)];
+            let _ = self.memory.write_all_at(&zeros, self.room.address);
+        }
         owed.pay(self.pid);
         Ok(leader)
     }
@@ -421,6 +425,7 @@ impl Start<'_> {
             map,
             signal: self.target.signal,
             owed: RefCell::new(self.owed),
+            abandoned: Cell::new(false),
         };
         let results = live.finish(&script, number)?;
         Ok((live, results))

@@ -164,44 +164,55 @@ impl Running {
 }
 
 /// Waits until all of `pending` stand in a `PTRACE_EVENT_STOP`, in whatever order they do, and calls `done` for each
-/// at once: what a stop does to a system call is to be mended before anything happens to us.
+/// at once: what a stop does to a system call is to be mended before anything happens to us. If something fails, the
+/// others are waited for and done with all the same, since they stop too.
 ///
 /// # Errors
-/// [`Error::Stuck`], or whatever `done` returns.
+/// [`Error::Stuck`], or the first that `done` returned.
 pub fn wait_all(
     pending: Vec<Running>,
-    deadline: Option<Instant>,
+    mut deadline: Option<Instant>,
     mut done: impl FnMut(Result<Stopped>) -> Result<()>,
 ) -> Result<()> {
+    /// How long the others are waited for after a failure.
+    const AFTER_FAILURE: Duration = Duration::from_secs(1);
     let mut pending: Vec<i32> = pending.iter().map(Running::tid).collect();
     let mut idle = 0u32;
+    let mut failed = None;
     while !pending.is_empty() {
         let before = pending.len();
-        let mut result = Ok(());
+        let had_failed = failed.is_some();
         pending.retain(|tid| {
-            let outcome = match result {
-                Ok(()) => look(*tid),
-                Err(_) => return true,
-            };
-            match outcome {
-                Ok(Some(outcome)) => result = done(outcome),
+            let result = match look(*tid) {
+                Ok(Some(outcome)) => done(outcome),
                 Ok(None) => return true,
-                Err(e) => result = Err(e),
+                // Once more, so that it is not left with what the stop did to it.
+                Err(e) if failed.is_none() => {
+                    failed = Some(e);
+                    return true;
+                }
+                Err(_) => return false,
+            };
+            if let Err(e) = result {
+                failed.get_or_insert(e);
             }
             false
         });
-        result?;
+        if failed.is_some() && !had_failed {
+            let soon = Instant::now() + AFTER_FAILURE;
+            deadline = Some(deadline.map_or(soon, |d| d.min(soon)));
+        }
         idle = if pending.len() < before { 0 } else { idle + 1 };
         match (idle, pending.first()) {
             (1.., Some(&tid)) if deadline.is_some_and(|d| Instant::now() >= d) => {
-                return Err(Error::Stuck { tid });
+                return Err(failed.unwrap_or(Error::Stuck { tid }));
             }
             (1..1000, _) => std::thread::yield_now(),
             (1000.., _) => std::thread::sleep(Duration::from_micros(200)),
             _ => {}
         }
     }
-    Ok(())
+    failed.map_or(Ok(()), Err)
 }
 
 /// Has `tid` come to an event stop, or ended? What it meets on the way is passed on to it.

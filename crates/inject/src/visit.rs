@@ -66,42 +66,78 @@ impl Live {
             })
             .collect();
         self.fill_slots(&hosts)?;
-        for (slot, Host { thread, regs, .. }) in hosts.iter().enumerate() {
-            thread.set_registers(&Registers {
-                rip: self.room.address + self.boot.visitor as u64,
-                r13: self.room.address + self.boot.slot(slot) as u64,
-                orig_rax: u64::MAX,
-                ..*regs
-            })?;
-            // After the registers: the visitor gives the thread its mask back by itself, if it must.
-            ptrace::set_signal_mask(thread.tid(), tell::quiet_mask(self.signal))
-                .map_err(Error::syscall("blocking signals"))?;
-            if self.signal != 0 {
-                ptrace::cont(thread.tid(), 0).map_err(Error::syscall("continuing a thread"))?;
+        // Whoever fails, those on their way are brought home all the same.
+        let mut failed = None;
+        let mut on_their_way = Vec::with_capacity(hosts.len());
+        for (slot, host) in hosts.into_iter().enumerate() {
+            let sent = if failed.is_none() { self.send(slot, &host) } else { Ok(()) };
+            match sent {
+                Ok(()) if failed.is_none() => on_their_way.push(host),
+                // Not touched yet. If it is dead, that is no news.
+                Ok(()) => drop(host.thread.detach(0)),
+                Err(e) => {
+                    self.abandon(host.thread.tid());
+                    failed = Some(e);
+                }
             }
         }
-        for (slot, Host { thread, regs, mask }) in hosts.into_iter().enumerate() {
-            let (tid, group_stop) = (thread.tid(), thread.group_stop());
-            let (mut stopped, answers) = if self.signal != 0 {
-                let (stopped, at) = tell::wait_told(tid, self.signal, mask, &mut owed)?;
-                (stopped, (at.rdx, at.r10))
-            } else {
-                let stopped = tell::follow(thread, 2 * QUESTIONS, &mut owed)?;
-                let at = stopped.registers()?;
-                (stopped.to_event_stop()?, (at.rdx, at.rax))
-            };
-            // The mask first: whoever is still in the visitor gets it back anyway.
-            ptrace::set_signal_mask(tid, mask)
-                .map_err(Error::syscall("restoring the signal mask"))?;
-            stopped.set_registers(&regs)?;
-            stopped.set_group_stop(group_stop);
-            // SAFETY: VisitorResult is a struct of integers.
-            let result = unsafe { self.map.get(result_at(slot)) };
-            let (securebits, timer_slack) = (answers.0 as u32, answers.1);
-            done.push((stopped, Visited { result, securebits, timer_slack }));
+        for (slot, host) in on_their_way.into_iter().enumerate() {
+            let tid = host.thread.tid();
+            match self.bring_home(slot, host, &mut owed) {
+                Ok(visited) => done.push(visited),
+                Err(e) => {
+                    self.abandon(tid);
+                    failed.get_or_insert(e);
+                }
+            }
         }
         self.owed.borrow_mut().merge(owed);
+        failed.map_or(Ok(()), Err)
+    }
+
+    /// Leaves a thread to itself, wherever in the visitor it is: it goes back alone, through code that must be there for
+    /// it until then. If it is running and thus cannot be let go, the end of its tracer lets it go.
+    fn abandon(&self, tid: i32) {
+        self.abandoned.set(true);
+        let _ = ptrace::detach(tid, 0);
+    }
+
+    fn send(&self, slot: usize, Host { thread, regs, .. }: &Host) -> Result<()> {
+        thread.set_registers(&Registers {
+            rip: self.room.address + self.boot.visitor as u64,
+            r13: self.room.address + self.boot.slot(slot) as u64,
+            orig_rax: u64::MAX,
+            ..*regs
+        })?;
+        // After the registers: the visitor gives the thread its mask back by itself, if it must.
+        ptrace::set_signal_mask(thread.tid(), tell::quiet_mask(self.signal))
+            .map_err(Error::syscall("blocking signals"))?;
+        if self.signal != 0 {
+            ptrace::cont(thread.tid(), 0).map_err(Error::syscall("continuing a thread"))?;
+        }
         Ok(())
+    }
+
+    /// Waits until a thread has told, takes its answers and puts it back to where it was.
+    fn bring_home(&self, slot: usize, host: Host, owed: &mut Owed) -> Result<(Stopped, Visited)> {
+        let Host { thread, regs, mask } = host;
+        let (tid, group_stop) = (thread.tid(), thread.group_stop());
+        let (mut stopped, answers) = if self.signal != 0 {
+            let (stopped, at) = tell::wait_told(tid, self.signal, mask, owed)?;
+            (stopped, (at.rdx, at.r10))
+        } else {
+            let stopped = tell::follow(thread, 2 * QUESTIONS, owed)?;
+            let at = stopped.registers()?;
+            (stopped.to_event_stop()?, (at.rdx, at.rax))
+        };
+        // The mask first: whoever is still in the visitor gets it back anyway.
+        ptrace::set_signal_mask(tid, mask).map_err(Error::syscall("restoring the signal mask"))?;
+        stopped.set_registers(&regs)?;
+        stopped.set_group_stop(group_stop);
+        // SAFETY: VisitorResult is a struct of integers.
+        let result = unsafe { self.map.get(result_at(slot)) };
+        let (securebits, timer_slack) = (answers.0 as u32, answers.1);
+        Ok((stopped, Visited { result, securebits, timer_slack }))
     }
 
     /// Writes what each visitor needs to go back alone, in one piece.
