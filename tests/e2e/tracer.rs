@@ -120,7 +120,6 @@ fn never_fails(regs: &libc::user_regs_struct) -> bool {
         | libc::SYS_restart_syscall
         // To a process that one traces a signal can always be sent.
         | libc::SYS_kill
-        | libc::SYS_wait4
         | libc::SYS_rt_sigprocmask
         | libc::SYS_rt_sigaction
         | libc::SYS_sigaltstack
