@@ -256,6 +256,8 @@ pub fn all() -> Vec<Program> {
             .unless_criu("it locks MLOCK_ONFAULT memory outright"),
         program!(memory_guard),
         program!(memory_shared),
+        program!(sysv_shm)
+            .unless_criu("it refuses System V segments in the IPC namespace that it runs in"),
         program!(memfd),
         program!(vmas),
         program!(brk),
@@ -474,6 +476,7 @@ pub fn by_name(name: &str) -> Result<Program, Fail> {
     let others = vec![
         program!(unsupported),
         program!(unix_client),
+        program!(sysv_shm).named("sysv_shm_outside").env(&[("ZOO_OUTSIDE", "1")]),
         program!(shell_job),
         program!(tcp_listen)
             .named("tcp_listen_device")

@@ -405,8 +405,8 @@ fn seize_all(
                         known.insert(tid);
                         pending.push(running);
                     }
-                    Err(e) if e.errno == rewake_sys::Errno::SRCH && tid != pid => {}
-                    Err(e) if e.errno == rewake_sys::Errno::SRCH => return Err(Seize::Gone),
+                    Err(e) if is_gone(tid, e.errno) && tid != pid => {}
+                    Err(e) if is_gone(tid, e.errno) => return Err(Seize::Gone),
                     Err(e) => return Err(Seize::Failed(cannot_trace(dir, stat, tid, e))),
                 }
             }
@@ -454,6 +454,15 @@ fn seize_all(
             Err(e)
         }
     }
+}
+
+/// Does a failure to seize a thread mean that it has ended? Of one that is about to be reaped the kernel says `EPERM`.
+fn is_gone(tid: i32, errno: rewake_sys::Errno) -> bool {
+    let ended = || match ProcDir::open(tid).and_then(|dir| dir.stat(&mut Vec::new())) {
+        Ok(stat) => matches!(stat.state, TaskState::Zombie | TaskState::Dead),
+        Err(_) => true,
+    };
+    errno == rewake_sys::Errno::SRCH || errno == rewake_sys::Errno::PERM && ended()
 }
 
 fn cannot_trace(dir: &ProcDir, stat: &Stat, tid: i32, e: rewake_sys::SyscallError) -> Error {

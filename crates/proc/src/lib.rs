@@ -32,6 +32,7 @@ pub mod smaps;
 pub mod stat;
 pub mod status;
 pub mod syscall;
+pub mod sysvipc;
 pub mod timens;
 pub mod timers;
 pub mod vmflags;

@@ -17,6 +17,7 @@ pub mod pagemap;
 pub mod probe;
 pub mod ptrace;
 pub mod sched;
+pub mod shm;
 pub mod signal;
 pub mod sockets;
 pub mod task;

@@ -9,7 +9,7 @@ use rewake_objects::Problem;
 use rewake_objects::files::collect::{Collector, View};
 use rewake_objects::files::regular;
 use rewake_objects::memory::vma::Backing;
-use rewake_objects::memory::{mm, shared};
+use rewake_objects::memory::{mm, shared, sysv};
 use rewake_sys::file;
 use rustix::fd::{AsFd, OwnedFd};
 use std::cell::RefCell;
@@ -69,6 +69,11 @@ pub fn survey(
             let link = || format!("/proc/{pid}/map_files/{:x}-{:x}", entry.start, entry.end);
             let id = match (&vma.backing, known) {
                 (Backing::None | Backing::Ring, _) => return entry,
+                (Backing::None, _) => return entry,
+                (Backing::SysV(id), _) => {
+                    let noted = sysv::mapping(collector, pid, *id, vma, &link(), &outside.memory);
+                    or_report(noted.map(|()| *id))
+                }
                 (_, Some((.., id))) => id,
                 (Backing::File { path: name, deleted }, None) => {
                     // Several deleted files may have had one name.

@@ -21,6 +21,7 @@ use rewake_image::ImageWriter;
 use rewake_inject::guard::Guard;
 use rewake_inject::witness::Witness;
 use rewake_objects::files::collect::{Collector, Contents, Options};
+use rewake_objects::memory::sysv;
 use rewake_objects::problem::text;
 use rewake_objects::sockets::lock::{self, Lock, Method};
 use rewake_objects::task::seccomp::Chains;
@@ -64,7 +65,7 @@ impl Surveyed {
     /// Segments of shared memory take the first page stores.
     fn first_pages_id(&self) -> u32 {
         let segments = self.files.contents.iter().filter(|c| matches!(c, Contents::Shared(_)));
-        1 + segments.count() as u32
+        1 + (segments.count() + self.files.sysv.len()) as u32
     }
 
     fn threads(&self) -> usize {
@@ -187,6 +188,7 @@ fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<Surveyed
     late.extend(collector.unix_peers());
     late.extend(collector.terminal_queues());
     late.extend(collector.deleted_watches());
+    late.extend(sysv::judge(&mut collector));
     for (pid, problem) in late {
         let comm = tasks.iter().find(|t| t.pid == pid).map_or(&b""[..], |t| &t.comm);
         obstacles.push(problem.of(pid, comm));

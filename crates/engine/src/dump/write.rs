@@ -13,7 +13,7 @@ use rewake_objects::Problem;
 use rewake_objects::files::collect::Contents;
 use rewake_objects::files::ghost;
 use rewake_objects::memory::vma::status;
-use rewake_objects::memory::{PAGE, pages, shared};
+use rewake_objects::memory::{PAGE, pages, shared, sysv};
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -156,6 +156,13 @@ fn write_files(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -
         }
     }
     images.write_all(kind::MEMFD_INODE, (), &segments)?;
+    if !files.sysv.is_empty() {
+        let ns = root_ids().ipc_ns_id.unwrap_or_default();
+        let written = sysv::write(images, &files.sysv, ns, pages_id + 1)
+            .map_err(|p| Error::of(root.0, root.1, p))?;
+        counters.shared_scanned.fetch_add(written.scanned, Ordering::Relaxed);
+        counters.shared_written.fetch_add(written.written, Ordering::Relaxed);
+    }
     let mut extra: Vec<RewakeEntry> =
         vec![RewakeEntry { manifest: Some(true), ..RewakeEntry::default() }];
     for task in &surveyed.tasks {
@@ -194,6 +201,8 @@ fn write_files(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -
     let packets = files.sockets.packets_extra();
     extra
         .extend(packets.map(|p| RewakeEntry { packet: Some(p.clone()), ..RewakeEntry::default() }));
+    let segments = files.sysv.extra();
+    extra.extend(segments.map(|s| RewakeEntry { segment: Some(s), ..RewakeEntry::default() }));
     images.write_all(kind::REWAKE, (), &extra)?;
     Ok(())
 }

@@ -74,6 +74,8 @@ pub struct Environment {
     pub terminals: BTreeMap<i32, Controlling>,
     /// What the tree gets for itself.
     pub namespaces: Namespaces,
+    /// Sizes of System V shared memory segments by id.
+    pub segments: HashMap<u64, u64>,
 }
 
 /// A script and where its ring lies in the arena.
@@ -694,6 +696,7 @@ impl Builder<'_> {
             hop: self.env.hop,
             same_vdso,
             descriptor: &descriptor,
+            segment: &|id| self.env.segments.get(&id).copied().unwrap_or(0),
             pages: pages(self.alive).and_then(|pages| lent.get(&pages).copied()),
             lock_on_fault: self.alive.extra.as_ref().map_or(&[], |e| &e.lock_on_fault),
             held: self.held,

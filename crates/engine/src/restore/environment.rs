@@ -10,6 +10,7 @@ use rewake_objects::task::schedule::Inherited;
 use rewake_proc::read::ProcDir;
 use rewake_sys::{sched, task};
 use rustix::process::{Resource, Rlimit};
+use std::collections::HashMap;
 
 /// The resource limits in `RLIMIT_*` order.
 const RESOURCES: [Resource; 16] = [
@@ -112,5 +113,6 @@ pub fn gather(
         },
         plain_root,
         namespaces,
+        segments: HashMap::new(),
     })
 }

@@ -41,6 +41,7 @@ use rewake_inject::stub::Arena;
 use rewake_inject::tracee::{Running, Stopped};
 use rewake_objects::files::open::{self, Opener};
 use rewake_objects::files::{epoll, pty};
+use rewake_objects::memory::sysv;
 use rewake_objects::memory::vma::status;
 use rewake_objects::pids::Pids;
 use std::ops::Range;
@@ -147,7 +148,14 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
     let epolls = epoll::assign(&opener, tasks).map_err(|p| Error::new(p.to_string()))?;
     env.arena = (base, base + ARENA_SPACE);
     let same_vdso = |alive: &Alive| same_vdso(&images, alive, &own);
+    env.segments =
+        checkpoint.segments.iter().map(|(id, s)| (u64::from(*id), s.entry.size)).collect();
     let copies = options.copies.filter(|n| *n > 1);
+    if let (Some(id), Some(_)) = (checkpoint.segments.keys().next(), copies) {
+        return Err(Error::new(format!(
+            "the tree maps the System V shared memory segment {id}, of which there can be only one: no copies can be made"
+        )));
+    }
     let holdings = copies.map(|_| {
         let free = env.arena.1 + arena::GAP..hole.end - arena::GAP;
         let is_plain = |id: u32| opener.is_ordinary(id);
@@ -297,9 +305,12 @@ impl<'a> Run<'a> {
         let rings = self.load()?;
         let first = self.clone_root(&rings, created)?;
         let pages = Some(pages);
+        let mut segments = sysv::raise(self.images, &self.checkpoint.segments)?;
         let standing =
             self.bring_up(first, &rings, &mut opener, pages, hooks, created, &mut warnings)?;
+        segments.settle()?;
         let report = self.release(vec![standing], hooks, warnings)?;
+        segments.keep();
         opener.into_made().keep();
         Ok(report)
     }

@@ -8,9 +8,9 @@ use rewake_image::messages::{
     RewakeThreadEntry, TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry, TimensEntry,
 };
 use rewake_image::{ImageDir, Pagemap, kind};
-use rewake_objects::memory::mm;
+use rewake_objects::memory::{mm, sysv};
 use rewake_objects::task::seccomp::{self, Filters};
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// A thread of the images.
 #[derive(Debug)]
@@ -86,6 +86,8 @@ pub struct Checkpoint {
     pub clocks: Option<TimensEntry>,
     /// Extra state of file descriptions by file id.
     pub file_extra: HashMap<u32, RewakeFileEntry>,
+    /// System V shared memory segments by id.
+    pub segments: BTreeMap<u32, sysv::Saved>,
 }
 
 /// `TaskCoreEntry::task_state` values.
@@ -120,6 +122,7 @@ pub fn read(images: &ImageDir, options: &RestoreOptions) -> Result<Checkpoint> {
         )));
     }
     let mut extra = Extra::default();
+    let mut segments = HashMap::new();
     for entry in images.read_all(kind::REWAKE, ())? {
         if let Some(task) = entry.task {
             extra.tasks.insert(task.pid, task);
@@ -129,6 +132,9 @@ pub fn read(images: &ImageDir, options: &RestoreOptions) -> Result<Checkpoint> {
         }
         if let Some(file) = entry.file {
             extra.files.insert(file.id, file);
+        }
+        if let Some(segment) = entry.segment {
+            segments.insert(segment.id, segment);
         }
         if entry.manifest == Some(true) && options.verify && !images.has_manifest() {
             return Err(Error::new(format!(
@@ -151,9 +157,17 @@ pub fn read(images: &ImageDir, options: &RestoreOptions) -> Result<Checkpoint> {
         let tasks = part.iter().map(|entry| read_task(images, entry, &root_ids, &extra));
         tasks.collect::<Result<Vec<_>>>()
     };
-    let tasks = spread(&pstree, ENOUGH, read)?.into_iter().flatten().collect();
+    let tasks: Vec<Task> = spread(&pstree, ENOUGH, read)?.into_iter().flatten().collect();
+    let segments = sysv::read(images, root_ids.ipc_ns_id.unwrap_or(0), &segments)?;
+    for task in &tasks {
+        let mappings = task.alive.iter().flat_map(|alive| &alive.mm.vmas);
+        mappings
+            .into_iter()
+            .try_for_each(|vma| sysv::check(&segments, vma))
+            .map_err(|p| Error::of(task.pid, &task.comm, p))?;
+    }
     let clocks = images.read_opt(kind::TIMENS, 0u32)?;
-    Ok(Checkpoint { tasks, clocks, file_extra: extra.files })
+    Ok(Checkpoint { tasks, clocks, file_extra: extra.files, segments })
 }
 
 #[derive(Default)]

@@ -154,6 +154,8 @@ pub fn plan(
             descriptor: &|vma| build::mapped(vma).map(number),
             pages: build::pages(alive).map(number),
             lock_on_fault: &[],
+            // No segment has copies.
+            segment: &|_| 0,
             held,
         };
         mm::hold(&mut steps, &alive.mm, alive.pagemap.as_ref(), &layout).map_err(of)?;

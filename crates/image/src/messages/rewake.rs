@@ -16,6 +16,19 @@ messages! {
         optional bool manifest = 4;
         /// A message in the receive queue of a unix socket.
         optional message RewakePacketEntry packet = 20;
+        /// A System V shared memory segment.
+        optional message RewakeSegmentEntry segment = 40;
+    }
+
+    /// Extra state of a System V shared memory segment: shmctl(2).
+    message RewakeSegmentEntry "rewake_segment_entry" {
+        required uint32 id = 1;
+        /// `SHM_DEST`: it is marked for removal.
+        optional bool removed = 2;
+        /// `SHM_LOCKED`.
+        optional bool locked = 3;
+        /// `shm_ctime`, by which it is known again.
+        optional sint64 changed = 4;
     }
 
     /// Extra state of a process.

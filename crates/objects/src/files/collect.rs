@@ -154,6 +154,8 @@ pub struct Collector {
     pub pids: std::collections::HashSet<i32>,
     /// Shared memory segments by device and inode.
     pub segments: HashMap<(u64, u64), crate::memory::shared::SegmentId>,
+    /// System V shared memory segments.
+    pub sysv: crate::memory::sysv::Survey,
     /// `tty-info.img`, gathered by the terminal module.
     pub ttys: Vec<rewake_image::messages::TtyInfoEntry>,
     /// `tty-data.img`: what waits in pseudoterminals.
@@ -192,6 +194,7 @@ impl Collector {
             fifos: HashMap::new(),
             pids: std::collections::HashSet::new(),
             segments: HashMap::new(),
+            sysv: crate::memory::sysv::Survey::default(),
             ttys: Vec::new(),
             tty_data: Vec::new(),
             ptys: super::pty::Survey::default(),

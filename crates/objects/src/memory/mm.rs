@@ -96,6 +96,8 @@ pub struct Layout<'a> {
     pub same_vdso: bool,
     /// Descriptor number, inside the task, of the file behind a mapping.
     pub descriptor: &'a dyn Fn(&VmaEntry) -> Result<i32, Problem>,
+    /// Size in bytes of a System V shared memory segment.
+    pub segment: &'a dyn Fn(u64) -> u64,
     /// Descriptor number of the task's pages file.
     pub pages: Option<i32>,
     /// Start addresses of mappings that are locked as they are touched.
@@ -160,8 +162,7 @@ pub fn validate(mm: &MmEntry, pagemap: Option<&Pagemap>) -> Result<(), Problem> 
         if vma.pgoff % PAGE != 0 {
             return bad("its file offset is not aligned");
         }
-        let unsupported =
-            status::SYSVIPC | status::SOCKET | status::AIORING | status::SHSTK | status::UPROBES;
+        let unsupported = status::SOCKET | status::AIORING | status::SHSTK | status::UPROBES;
         if vma.status & unsupported != 0 || vma.flags & libc::MAP_HUGETLB as u32 != 0 {
             return bad("mappings of this kind cannot be restored yet");
         }
@@ -390,6 +391,13 @@ fn map(
     let mut prot = vma.prot;
     if filled {
         prot |= libc::PROT_WRITE as u32;
+    }
+    if vma.status & status::SYSVIPC != 0 {
+        super::sysv::attach(steps, vma, (layout.segment)(vma.shmid))?;
+        for advice in advices(vma) {
+            steps.must(label, Op::new(libc::SYS_madvise, &[place, len, advice]));
+        }
+        return Ok(());
     }
     let (fd, offset) = if is_file {
         ((layout.descriptor)(vma)?, vma.pgoff)

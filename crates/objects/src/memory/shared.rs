@@ -5,12 +5,13 @@
 //! shared anonymous memory again.
 
 use super::PAGE;
+use super::contents::{self, Written};
 use crate::Problem;
 use crate::files::collect::{Collector, Contents};
 use crate::files::open::Opener;
 use crate::problem::text;
 use rewake_image::messages::{FdTypes, FileEntry, FownEntry, MemfdFileEntry, MemfdInodeEntry};
-use rewake_image::{ImageDir, ImageWriter, PageRun, PageSource, RawStream, kind};
+use rewake_image::{ImageDir, ImageWriter, kind};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use std::fs::File;
@@ -140,71 +141,17 @@ pub fn survey_descriptor(
     Ok((id, FdTypes::Memfd))
 }
 
-/// Pages written and looked at.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Written {
-    /// Pages of the segment.
-    pub scanned: u64,
-    /// Pages with data.
-    pub written: u64,
-}
-
 /// Writes a segment's contents: `pagemap-shmem-N` and its pages. Holes are left out.
 ///
 /// # Errors
 /// Reading the segment or writing the image fails.
 pub fn write(images: &ImageWriter, segment: &Segment, pages_id: u32) -> Result<Written, Problem> {
-    let object = || text(&segment.entry.name);
-    let failed = |e: std::io::Error| Problem::new(object(), e.to_string());
-    let source = File::from(segment.file.try_clone().map_err(failed)?);
-    let size = segment.entry.size;
-    let mut runs = Vec::new();
-    let mut pages: Option<RawStream<'_>> = None;
-    let mut buffer = vec![0u8; 1 << 20];
-    let mut at = 0;
-    while at < size {
-        let start = match rustix::fs::seek(&source, rustix::fs::SeekFrom::Data(at)) {
-            Ok(start) => start,
-            // Nothing but a hole is left.
-            Err(rustix::io::Errno::NXIO) => break,
-            Err(e) => return Err(failed(e.into())),
-        };
-        let end = rustix::fs::seek(&source, rustix::fs::SeekFrom::Hole(start))
-            .map_err(|e| failed(e.into()))?;
-        let (first, last) = (start / PAGE * PAGE, end.next_multiple_of(PAGE));
-        let to = match &mut pages {
-            Some(pages) => pages,
-            none => none.insert(
-                images
-                    .raw_stream(&kind::PAGES.file_name(u64::from(pages_id)))
-                    .map_err(|e| Problem::new(object(), e.to_string()))?,
-            ),
-        };
-        let mut from = first;
-        while from < last {
-            let len = ((last - from) as usize).min(buffer.len());
-            // The last page of a segment of odd size is filled up with zeros.
-            let inside = (size.saturating_sub(from) as usize).min(len);
-            source.read_exact_at(&mut buffer[..inside], from).map_err(failed)?;
-            buffer[inside..len].fill(0);
-            std::io::Write::write_all(to, &buffer[..len]).map_err(failed)?;
-            from += len as u64;
-        }
-        runs.push(PageRun {
-            vaddr: first,
-            nr_pages: (last - first) / PAGE,
-            source: PageSource::Stored,
-        });
-        at = last;
-    }
-    if let Some(pages) = pages {
-        pages.finish();
-    }
-    let shmid = u64::from(segment.entry.shmid);
-    images
-        .write_pagemap_shmem(shmid, pages_id, &runs)
-        .map_err(|e| Problem::new(object(), e.to_string()))?;
-    Ok(Written { scanned: size.div_ceil(PAGE), written: runs.iter().map(|r| r.nr_pages).sum() })
+    let object = text(&segment.entry.name);
+    let failed = |e: std::io::Error| Problem::new(&*object, e.to_string());
+    let file = File::from(segment.file.try_clone().map_err(failed)?);
+    let (size, shmid) = (segment.entry.size, u64::from(segment.entry.shmid));
+    let source = contents::Source { object: &object, file: &file, size, shmid, tail: &[] };
+    contents::write(images, &source, pages_id)
 }
 
 /// Makes a segment again and fills it.

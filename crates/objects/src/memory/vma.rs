@@ -28,6 +28,8 @@ pub enum Backing {
     Ring,
     /// A memfd, by name (escaped as in `maps`).
     Memfd(Vec<u8>),
+    /// A System V shared memory segment, by id.
+    SysV(u32),
 }
 
 /// A surveyed mapping.
@@ -129,7 +131,6 @@ fn classify(map: &Map<'_>, flags: VmFlags) -> Result<Vma, Problem> {
         MapName::Aio => {
             return refuse("asynchronous I/O contexts (io_setup) are not supported yet");
         }
-        MapName::SysV(_) => return refuse("System V shared memory is not supported yet"),
         MapName::AnonHugepage => return refuse("huge pages (MAP_HUGETLB) are not supported yet"),
         _ if flags.contains(VmFlags::SHADOW_STACK) => {
             return refuse("shadow stacks are not supported yet");
@@ -147,6 +148,12 @@ fn classify(map: &Map<'_>, flags: VmFlags) -> Result<Vma, Problem> {
         _ if flags.contains(VmFlags::PFNMAP) || flags.contains(VmFlags::IO) => {
             return refuse("it maps device memory");
         }
+        MapName::SysV(_) if map.shared => {
+            backing = Backing::SysV(map.ino as u32);
+            mmap_flags |= anonymous;
+            regular | st::ANON_SHARED | st::SYSVIPC
+        }
+        MapName::SysV(_) => return refuse("it is private memory of a System V segment"),
         // Private if somebody mapped it anew through map_files.
         MapName::SharedAnon => {
             backing = Backing::SharedAnon;
