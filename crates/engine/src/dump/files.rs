@@ -69,7 +69,6 @@ pub fn survey(
             let link = || format!("/proc/{pid}/map_files/{:x}-{:x}", entry.start, entry.end);
             let id = match (&vma.backing, known) {
                 (Backing::None | Backing::Ring, _) => return entry,
-                (Backing::None, _) => return entry,
                 (Backing::SysV(id), _) => {
                     let noted = sysv::mapping(collector, pid, *id, vma, &link(), &outside.memory);
                     or_report(noted.map(|()| *id))
