@@ -216,6 +216,17 @@ const MANY: usize = 8;
 /// capabilities(7)
 const CAP_SYS_PTRACE: u32 = 19;
 
+/// Makes room for what a dump opens of so many tasks, before there are threads that would all wait each time our table of
+/// descriptors grows.
+fn make_room(tasks: usize) {
+    /// Its `/proc` directory, memory, pidfd, agent; and some of what it has open.
+    const EACH: usize = 16;
+    const BESIDE: usize = 512;
+    if let Err(e) = rewake_sys::descriptors::make_room(tasks * EACH + BESIDE) {
+        log::debug!("no room for the descriptors of {tasks} tasks at once: {e}");
+    }
+}
+
 impl Tree {
     /// Stops the tree of `root`.
     ///
@@ -258,6 +269,9 @@ impl Tree {
             }
         }
         if found.len() >= MANY {
+            if self.is_alone() {
+                make_room(found.len());
+            }
             self.crew.grow(cpus());
         }
         let members = self.crew.len();

@@ -10,6 +10,7 @@
 //! * [`stub`]: agents in empty processes that become restored ones (restore).
 #![allow(unsafe_code, reason = "shared memory and raw clone; each block says why it is sound")]
 
+pub mod enter;
 pub mod guard;
 pub mod interrupted;
 pub mod live;

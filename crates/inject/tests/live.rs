@@ -1,7 +1,8 @@
 //! An agent goes into a live process, works, and leaves no trace. Needs no privilege beyond tracing one's own child.
 
 use rewake_agent::layout::Op;
-use rewake_inject::live::{Live, Target};
+use rewake_inject::enter::Target;
+use rewake_inject::live::Live;
 use rewake_inject::ring::Script;
 use rewake_inject::tracee::{Running, Stopped};
 use std::fs::{File, read_to_string};
@@ -71,7 +72,7 @@ fn an_agent_works_and_leaves_no_trace() {
             File::options().read(true).write(true).open(format!("/proc/{pid}/mem")).expect("mem");
         let target = Target {
             pidfd: std::os::fd::AsFd::as_fd(&pidfd),
-            memory,
+            memory: std::sync::Arc::new(memory),
             candidates: &[vdso(pid)],
             signal,
         };

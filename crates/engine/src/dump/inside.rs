@@ -4,13 +4,14 @@ use super::outside::Outside;
 use super::thread::{self, ThreadState};
 use crate::error::{Context, Result};
 use crate::freeze::{Held, Life, Task};
+use rewake_agent::layout::Op;
 use rewake_image::messages::{
     CoreEntry, March, RewakeThreadEntry, SaEntry, TaskCoreEntry, TaskRlimitsEntry, TaskTimersEntry,
 };
-use rewake_inject::live::{Live, Target};
-use rewake_inject::ring::Script;
+use rewake_inject::enter::{Entry, Target};
+use rewake_inject::live::Live;
+use rewake_inject::ring::{Data, Results, Script};
 use rewake_inject::tell::telling_signal;
-use rewake_inject::tracee::Stopped;
 use rewake_inject::visit::Host;
 use rewake_objects::Problem;
 use rewake_objects::memory::vma::status;
@@ -63,137 +64,251 @@ struct Answers {
     shared: Vec<ptrace::SigInfo>,
 }
 
-/// Puts an agent into the task, where it stays, and asks. All other threads stand in a ptrace stop on return.
+/// A task to be asked, as it looks from outside.
+#[derive(Debug)]
+pub struct Visible {
+    /// What `/proc` tells.
+    pub outside: Outside,
+    /// A pidfd of it.
+    pub pidfd: OwnedFd,
+}
+
+/// Puts agents into tasks, where they stay, and asks. All other threads stand in a ptrace stop on return. With `pin` the
+/// calling thread works on the CPU where the first task is.
 ///
 /// # Errors
-/// The task is gone, or the agent could not be put in.
+/// A task is gone, or the agent could not be put in.
 pub fn survey(
-    held: &mut Held,
-    outside: &Outside,
-    pidfd: &OwnedFd,
+    held: &mut [Held],
+    seen: &[Visible],
     witnesses: &super::Witnesses,
     mut pin: Option<&mut Pin>,
-) -> Result<Inside> {
-    let task = held.task.clone();
-    let task = task.as_ref();
-    let (pid, comm) = (task.pid(), task.comm().to_vec());
-    let mut threads: Vec<Stopped> = std::mem::take(&mut held.threads);
-    let agent = &mut held.agent;
+) -> Result<Vec<Inside>> {
     // A thread that is made while we are pinned would be pinned beside us.
-    if let Some(pin) = pin.as_deref_mut().filter(|_| thread::needs_help(task)) {
+    let helped = |held: &Held| thread::needs_help(&held.task);
+    if let Some(pin) = pin.as_deref_mut().filter(|_| held.iter().any(helped)) {
         pin.release();
     }
-    let result = thread::with_facts(task, || {
-        if let Some(pin) = pin {
+    let tasks: Vec<_> = held.iter().map(|held| held.task.clone()).collect();
+    let (told, facts) = thread::with_facts(&tasks, || {
+        if let (Some(pin), Some(task)) = (pin, tasks.first()) {
             pin.to(task.stat.processor as usize);
         }
-        let mut xsave = vec![0u8; registers::XSAVE_MAX];
-        let mut states = threads
+        ask_all(held, seen, witnesses)
+    })?;
+    let mut insides = Vec::with_capacity(told.len());
+    for (((task, Told { answers, mut states, cloexec, mut problems }), facts), seen) in
+        tasks.iter().zip(told).zip(facts).zip(seen)
+    {
+        for (state, facts) in states.iter_mut().zip(facts) {
+            if let Some(status) = &facts.status {
+                state.add_seccomp(status, &mut problems);
+            }
+            state.add(facts);
+        }
+        let states = task.tids.iter().copied().zip(states);
+        insides.push(Inside { problems, ..build(task, &seen.outside, answers, states, cloexec) });
+    }
+    Ok(insides)
+}
+
+/// What a task and its tracer tell.
+struct Told {
+    answers: Answers,
+    states: Vec<ThreadState>,
+    cloexec: Vec<bool>,
+    problems: Vec<Problem>,
+}
+
+/// What was asked in a task's first batch.
+struct FirstBatch {
+    actions: signals::AskedActions,
+    timers: timers::Asked,
+    limits: Data,
+    attributes: attributes::Asked,
+    /// The operation that Landlock may forbid.
+    landlock: usize,
+    clocks: Data,
+    /// Operations that ask for close-on-exec flags, of as many descriptors as there is room for.
+    flags: std::ops::Range<usize>,
+}
+
+/// POSIX timers that the first batch asks for.
+const FIRST_TIMERS: usize = 32;
+
+impl FirstBatch {
+    fn ask(script: &mut Script, outside: &Outside) -> FirstBatch {
+        let actions = signals::ask_actions(script);
+        let timers = timers::ask(script, &outside.timers[..outside.timers.len().min(FIRST_TIMERS)]);
+        let limits = limits::ask(script);
+        let attributes = attributes::ask(script);
+        let landlock = landlock::ask(script, own_pid());
+        let clocks = script.space(32);
+        for (i, clock) in [libc::CLOCK_MONOTONIC, libc::CLOCK_BOOTTIME].into_iter().enumerate() {
+            let to = clocks.address + i as u64 * 16;
+            script.push(Op::new(libc::SYS_clock_gettime, &[clock as u64, to]));
+        }
+        let room = rewake_inject::live::OPS - script.ops.len();
+        let flags = ask_cloexec(script, &outside.fds[..outside.fds.len().min(room)]);
+        FirstBatch { actions, timers, limits, attributes, landlock, clocks, flags }
+    }
+}
+
+/// What ptrace tells of a task.
+struct Traced {
+    states: Vec<ThreadState>,
+    /// Signals queued for the process.
+    shared: Vec<ptrace::SigInfo>,
+    problems: Vec<Problem>,
+    rooms: Vec<(u64, u64)>,
+    /// By which its threads can tell.
+    signal: i32,
+}
+
+impl Traced {
+    fn of(held: &Held, outside: &Outside, xsave: &mut [u8]) -> Result<Traced> {
+        let task = held.task.as_ref();
+        let (pid, comm) = (task.pid(), task.comm());
+        let mut states = held
+            .threads
             .iter()
-            .map(|t| thread::state(t, &mut xsave, task, outside))
+            .map(|t| thread::state(t, xsave, task, outside))
             .collect::<Result<Vec<_>>>()?;
-        let shared = ptrace::queued_signals(pid, true).of(pid, &comm)?;
+        let shared = ptrace::queued_signals(pid, true).of(pid, comm)?;
         let status = &outside.status;
         let mut problems = Vec::new();
         // It will not stand still later on.
         states[0].add_seccomp(status, &mut problems);
         let pending = states.iter().fold(status.shd_pnd, |all, state| all | state.pending);
-        let leader = threads.remove(0);
-        let mut asked = None;
-        let target = Target {
-            pidfd: pidfd.as_fd(),
-            memory: outside.memory.try_clone().of(pid, &comm)?,
-            candidates: &rooms(outside),
-            signal: telling_signal(status.sig_ign, status.sig_cgt, pending),
-        };
-        let (live, results) = Live::inject(leader, target, |base| {
-            let mut script = Script::new(base);
-            let actions = signals::ask_actions(&mut script);
-            let timers = timers::ask(&mut script, &outside.timers[..outside.timers.len().min(32)]);
-            let limits = limits::ask(&mut script);
-            let attributes = attributes::ask(&mut script);
-            let landlock = landlock::ask(&mut script, own_pid());
-            let clocks = script.space(32);
-            for (i, clock) in [libc::CLOCK_MONOTONIC, libc::CLOCK_BOOTTIME].into_iter().enumerate() {
-                let to = clocks.address + i as u64 * 16;
-                script.push(rewake_agent::layout::Op::new(libc::SYS_clock_gettime, &[clock as u64, to]));
-            }
-            let room = rewake_inject::live::OPS - script.ops.len();
-            let flags = ask_cloexec(&mut script, &outside.fds[..outside.fds.len().min(room)]);
-            asked = Some((actions, timers, limits, attributes, clocks, landlock, flags));
-            script
-        })
-        .map_err(|e| match e {
-            rewake_inject::Error::Inside { errno: rewake_sys::Errno::MFILE, .. } => crate::Error::new(format!(
-                "process {pid} ({}): its table of descriptors is full; such a process cannot be saved yet",
-                rewake_objects::problem::text(&comm)
-            ))
-            .hint(format!("let it have some more: prlimit --pid {pid} --nofile=…")),
-            e => crate::Error::new(format!("process {pid} ({}): {e}", rewake_objects::problem::text(&comm))),
-        })?;
-        let live = agent.insert(live);
-        // The closure ran: the batch was executed.
-        let Some((actions, timers_asked, limits_asked, attributes_asked, clocks, landlock, flags)) =
-            asked
-        else {
-            return Err(crate::Error::new("the agent ran without a script"));
-        };
-        let first = outside.timers.len().min(32);
-        let mut answers = Answers {
-            actions: signals::read_actions(&results, actions),
-            timers: timers::read(&results, &timers_asked, &outside.timers[..first]),
-            limits: limits::read(&results, limits_asked),
-            attributes: attributes::read(&results, attributes_asked),
-            clocks: [0, 16].map(|at| (results.u64(clocks, at), results.u64(clocks, at + 8))),
-            shared,
-        };
-        // We may have capabilities that it lacks: then another one decides.
-        let (uid, gid) = (status.uid.real, status.gid.real);
-        if landlock::forbidden(&results, landlock)
-            && let Some(witness) = witnesses.of(uid, gid)
-        {
-            let mut script = Script::new(live.data_base());
-            let asked = landlock::ask(&mut script, witness);
-            if landlock::forbidden(&live.run(&script).of(pid, &comm)?, asked) {
-                problems.push(landlock::problem());
-            }
-        }
-        for chunk in outside.timers[first..].chunks(64) {
-            let mut script = Script::new(live.data_base());
-            let asked = timers::ask(&mut script, chunk);
-            let results = live.run(&script).of(pid, &comm)?;
-            answers.timers.posix.extend(timers::read(&results, &asked, chunk).posix);
-        }
-        let mut cloexec: Vec<bool> = flags.map(|i| results.or_zero(i) & 1 != 0).collect();
-        for chunk in outside.fds[cloexec.len()..].chunks(rewake_inject::live::OPS) {
-            let mut script = Script::new(live.data_base());
-            let flags = ask_cloexec(&mut script, chunk);
-            let results = live.run(&script).of(pid, &comm)?;
-            cloexec.extend(flags.map(|i| results.or_zero(i) & 1 != 0));
-        }
-        let hosts = threads
-            .drain(..)
-            .zip(&states[1..])
-            .map(|(thread, state)| Host { thread, regs: state.regs, mask: state.mask })
-            .collect();
-        for ((thread, visited), state) in
-            live.visit(hosts).of(pid, &comm)?.into_iter().zip(&mut states[1..])
-        {
-            state.visited(&visited);
-            threads.push(thread);
-        }
-        Ok((answers, states, cloexec, problems))
-    });
-    held.threads = threads;
-    let ((answers, mut states, cloexec, mut problems), facts) = result?;
-    for (state, facts) in states.iter_mut().zip(facts) {
-        if let Some(status) = &facts.status {
-            state.add_seccomp(status, &mut problems);
-        }
-        state.add(facts);
+        let signal = telling_signal(status.sig_ign, status.sig_cgt, pending);
+        Ok(Traced { states, shared, problems, rooms: rooms(outside), signal })
     }
-    let states = task.tids.iter().copied().zip(states);
-    Ok(Inside { problems, ..build(task, outside, answers, states, cloexec) })
+}
+
+fn ask_all(held: &mut [Held], seen: &[Visible], witnesses: &super::Witnesses) -> Result<Vec<Told>> {
+    let mut xsave = vec![0u8; registers::XSAVE_MAX];
+    // Whatever can fail comes before the first leader is let go.
+    let traced = held
+        .iter()
+        .zip(seen)
+        .map(|(held, seen)| Traced::of(held, &seen.outside, &mut xsave))
+        .collect::<Result<Vec<_>>>()?;
+    let mut asked: Vec<Option<FirstBatch>> = seen.iter().map(|_| None).collect();
+    let entries = held
+        .iter_mut()
+        .zip(seen)
+        .zip(&traced)
+        .zip(&mut asked)
+        .map(|(((held, seen), traced), asked)| Entry {
+            leader: held.threads.remove(0),
+            target: Target {
+                pidfd: seen.pidfd.as_fd(),
+                memory: seen.outside.memory.clone(),
+                candidates: &traced.rooms,
+                signal: traced.signal,
+            },
+            first: |base| {
+                let mut script = Script::new(base);
+                *asked = Some(FirstBatch::ask(&mut script, &seen.outside));
+                script
+            },
+        })
+        .collect();
+    let injected = Live::inject_all(entries);
+    // All agents are where they are taken out of, whatever happens, before the first failure is told.
+    let mut results = Vec::with_capacity(held.len());
+    for (held, injected) in held.iter_mut().zip(injected) {
+        results.push(injected.map(|(live, results)| {
+            held.agent = Some(live);
+            results
+        }));
+    }
+    let mut told = Vec::with_capacity(held.len());
+    for ((((held, seen), traced), results), asked) in
+        held.iter_mut().zip(seen).zip(traced).zip(results).zip(asked)
+    {
+        let results = results.map_err(|e| cannot_inject(&held.task, e))?;
+        // The closure ran: the batch was executed.
+        let asked = asked.ok_or_else(|| crate::Error::new("an agent ran without a script"))?;
+        told.push(ask_on(held, &seen.outside, witnesses, traced, &asked, &results)?);
+    }
+    Ok(told)
+}
+
+fn cannot_inject(task: &Task, e: rewake_inject::Error) -> crate::Error {
+    let (pid, comm) = (task.pid(), rewake_objects::problem::text(task.comm()));
+    match e {
+        rewake_inject::Error::Inside { errno: rewake_sys::Errno::MFILE, .. } => {
+            crate::Error::new(format!(
+                "process {pid} ({comm}): its table of descriptors is full; such a process cannot be saved yet"
+            ))
+            .hint(format!("let it have some more: prlimit --pid {pid} --nofile=…"))
+        }
+        e => crate::Error::new(format!("process {pid} ({comm}): {e}")),
+    }
+}
+
+/// Reads the answers of a task's first batch, and asks for what had no room in it, and the other threads.
+fn ask_on(
+    held: &mut Held,
+    outside: &Outside,
+    witnesses: &super::Witnesses,
+    traced: Traced,
+    asked: &FirstBatch,
+    results: &Results,
+) -> Result<Told> {
+    let task = held.task.clone();
+    let (pid, comm) = (task.pid(), task.comm());
+    let Some(live) = &held.agent else {
+        return Err(crate::Error::new(format!("process {pid} has no agent")));
+    };
+    let Traced { mut states, shared, mut problems, .. } = traced;
+    let clocks = asked.clocks;
+    let first = outside.timers.len().min(FIRST_TIMERS);
+    let mut answers = Answers {
+        actions: signals::read_actions(results, asked.actions),
+        timers: timers::read(results, &asked.timers, &outside.timers[..first]),
+        limits: limits::read(results, asked.limits),
+        attributes: attributes::read(results, asked.attributes),
+        clocks: [0, 16].map(|at| (results.u64(clocks, at), results.u64(clocks, at + 8))),
+        shared,
+    };
+    // We may have capabilities that it lacks: then another one decides.
+    let (uid, gid) = (outside.status.uid.real, outside.status.gid.real);
+    if landlock::forbidden(results, asked.landlock)
+        && let Some(witness) = witnesses.of(uid, gid)
+    {
+        let mut script = Script::new(live.data_base());
+        let asked = landlock::ask(&mut script, witness);
+        if landlock::forbidden(&live.run(&script).of(pid, comm)?, asked) {
+            problems.push(landlock::problem());
+        }
+    }
+    for chunk in outside.timers[first..].chunks(64) {
+        let mut script = Script::new(live.data_base());
+        let asked = timers::ask(&mut script, chunk);
+        let results = live.run(&script).of(pid, comm)?;
+        answers.timers.posix.extend(timers::read(&results, &asked, chunk).posix);
+    }
+    let mut cloexec: Vec<bool> = asked.flags.clone().map(|i| results.or_zero(i) & 1 != 0).collect();
+    for chunk in outside.fds[cloexec.len()..].chunks(rewake_inject::live::OPS) {
+        let mut script = Script::new(live.data_base());
+        let flags = ask_cloexec(&mut script, chunk);
+        let results = live.run(&script).of(pid, comm)?;
+        cloexec.extend(flags.map(|i| results.or_zero(i) & 1 != 0));
+    }
+    let hosts = std::mem::take(&mut held.threads)
+        .into_iter()
+        .zip(&states[1..])
+        .map(|(thread, state)| Host { thread, regs: state.regs, mask: state.mask })
+        .collect();
+    for ((thread, visited), state) in
+        live.visit(hosts).of(pid, comm)?.into_iter().zip(&mut states[1..])
+    {
+        state.visited(&visited);
+        held.threads.push(thread);
+    }
+    Ok(Told { answers, states, cloexec, problems })
 }
 
 fn own_pid() -> i32 {
@@ -205,7 +320,7 @@ fn ask_cloexec(script: &mut Script, fds: &[i32]) -> std::ops::Range<usize> {
     let first = script.ops.len();
     for fd in fds {
         let args = [*fd as u64, libc::F_GETFD as u64];
-        script.push(rewake_agent::layout::Op::new(libc::SYS_fcntl, &args));
+        script.push(Op::new(libc::SYS_fcntl, &args));
     }
     first..script.ops.len()
 }

@@ -15,7 +15,7 @@ use crate::options::{Action, DumpOptions, FinalState, Hooks};
 use crate::report::{DumpReport, Obstacle};
 use crate::restore::lineage::{Lineage, Member};
 use files::Files;
-use inside::Inside;
+use inside::{Inside, Visible};
 use outside::Outside;
 use rewake_image::ImageWriter;
 use rewake_inject::guard::Guard;
@@ -26,7 +26,6 @@ use rewake_objects::problem::text;
 use rewake_objects::sockets::lock::{self, Lock, Method};
 use rewake_objects::task::seccomp::Chains;
 use rewake_sys::sched::Pin;
-use rustix::fd::OwnedFd;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -142,20 +141,19 @@ fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<Surveyed
         let own = own.clone();
         move |shard: &mut Shard| {
             let Shard { held, pin } = shard;
-            let seen = held
-                .iter_mut()
-                .map(|held| {
-                    let pin = alone.then_some(&mut *pin);
-                    survey_task(held, &own, pin, cure).map(|seen| (held.task.pid(), seen))
-                })
-                .collect::<Result<Vec<_>>>();
+            let mut seen = Vec::with_capacity(held.len());
+            for wave in waves(held) {
+                let pin = alone.then_some(&mut *pin);
+                let pids: Vec<i32> = wave.iter().map(|held| held.task.pid()).collect();
+                seen.extend(pids.into_iter().zip(survey_wave(wave, &own, pin, cure)?));
+            }
             pin.release();
-            seen
+            Ok::<_, Error>(seen)
         }
     })?;
     let mut seen: HashMap<i32, Seen> =
         seen.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
-    let descriptors = seen.values().map(|seen| seen.outside.fds.len()).sum();
+    let descriptors = seen.values().map(|seen| seen.visible.outside.fds.len()).sum();
     if let Err(e) = rewake_sys::descriptors::make_room(descriptors) {
         log::debug!("room for {descriptors} descriptors: {e}");
     }
@@ -163,7 +161,7 @@ fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<Surveyed
     let mut filters = Chains::default();
     for task in &tree.tasks {
         let alive = match seen.remove(&task.pid()) {
-            Some(Seen { mut outside, mut inside, pidfd }) => {
+            Some(Seen { visible: Visible { mut outside, pidfd }, mut inside }) => {
                 let mut problems = std::mem::take(&mut outside.problems);
                 problems.append(&mut inside.problems);
                 inside.number_filters(&mut filters);
@@ -198,16 +196,71 @@ fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<Surveyed
 
 /// A living task, as its tracer thread saw it.
 struct Seen {
-    outside: Outside,
+    visible: Visible,
     inside: Inside,
-    pidfd: OwnedFd,
 }
 
-/// Surveys a task. With `pin`, the calling thread works on the CPU where the task is.
-fn survey_task(held: &mut Held, own: &Own, pin: Option<&mut Pin>, cure: bool) -> Result<Seen> {
-    let task = held.task.clone();
+/// Divides tasks into those that are asked at the same time: while one does what its agent wants, the tracer is busy with
+/// the others.
+fn waves(mut held: &mut [Held]) -> Vec<&mut [Held]> {
+    const WAVE: usize = 16;
+    let mut waves = Vec::new();
+    while !held.is_empty() {
+        let few = |held: &&Held| !thread::needs_help(&held.task);
+        let len = held.iter().take(WAVE).take_while(few).count().max(1);
+        let (wave, rest) = held.split_at_mut(len);
+        waves.push(wave);
+        held = rest;
+    }
+    waves
+}
+
+/// Surveys some tasks. With `pin`, the calling thread works on the CPU where the first of them is.
+fn survey_wave(
+    mut held: &mut [Held],
+    own: &Own,
+    mut pin: Option<&mut Pin>,
+    cure: bool,
+) -> Result<Vec<Seen>> {
+    let mut visible = Vec::with_capacity(held.len());
+    let mut filtered = Vec::with_capacity(held.len());
+    for held in &*held {
+        visible.push(look_at(&held.task, own)?);
+        filtered.push(suspend_seccomp(&held.task, is_filtered(&visible[visible.len() - 1]))?);
+    }
+    let mut insides = Vec::with_capacity(held.len());
+    while !held.is_empty() {
+        // If we are killed, an agent finds its way out under the filters of its task, which may forbid it: there it stays
+        // no longer than it must.
+        let done = insides.len();
+        let len = filtered[done..].iter().take_while(|filtered| !**filtered).count().max(1);
+        let (now, later) = held.split_at_mut(len);
+        insides.append(&mut inside::survey(
+            now,
+            &visible[done..done + len],
+            &own.witnesses,
+            pin.as_deref_mut(),
+        )?);
+        if cure || filtered[done] {
+            now.iter_mut().for_each(Held::cure);
+        }
+        for (held, visible) in now.iter().zip(&mut visible[done..]) {
+            visible.outside.survey_pages(&held.task)?;
+        }
+        held = later;
+    }
+    let seen = visible.into_iter().zip(insides);
+    Ok(seen.map(|(visible, inside)| Seen { visible, inside }).collect())
+}
+
+fn is_filtered(visible: &Visible) -> bool {
+    visible.outside.status.seccomp.unwrap_or(0) != 0
+}
+
+/// Looks at a task from outside.
+fn look_at(task: &Task, own: &Own) -> Result<Visible> {
     let (pid, comm) = (task.pid(), task.comm());
-    let mut outside = outside::survey(&task, &own.namespaces, &own.vdso)?;
+    let outside = outside::survey(task, &own.namespaces, &own.vdso)?;
     if outside.has_guest() {
         let mut error = Error::new(format!(
             "process {pid} ({}) has another dump's agent inside, or memory that looks like it",
@@ -222,14 +275,7 @@ fn survey_task(held: &mut Held, own: &Own, pin: Option<&mut Pin>, cure: bool) ->
     let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())
         .map_err(|e| format!("pidfd_open: {e}"))
         .of(pid, comm)?;
-    let filtered = suspend_seccomp(&task, outside.status.seccomp.unwrap_or(0) != 0)?;
-    let inside = inside::survey(held, &outside, &pidfd, &own.witnesses, pin)?;
-    // If we are killed, the agent finds its way out under the filters, which may forbid it: it stays no longer than it must.
-    if cure || filtered {
-        held.cure();
-    }
-    outside.survey_pages(&task)?;
-    Ok(Seen { outside, inside, pidfd })
+    Ok(Visible { outside, pidfd })
 }
 
 /// Has the filters of a task's threads not apply as long as they are traced: they stand still, and what runs in them

@@ -12,6 +12,7 @@ use rewake_proc::timers::PosixTimer;
 use rustix::fs::OFlags;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 /// A task as `/proc` tells it.
 #[derive(Debug)]
@@ -35,7 +36,7 @@ pub struct Outside {
     /// POSIX timers.
     pub timers: Vec<PosixTimer>,
     /// `/proc/PID/mem`.
-    pub memory: File,
+    pub memory: Arc<File>,
     /// `/proc/PID/pagemap`.
     pub pagemap: File,
     /// Small values of `/proc`.
@@ -86,7 +87,7 @@ pub fn survey(task: &Task, own_namespaces: &[Vec<u8>], own_vdso: &[u8]) -> Resul
     let text = dir.read("smaps", &mut buffer).of(pid, comm)?;
     let vmas = vma::survey(text, &mut problems).of(pid, comm)?;
     let pagemap = File::from(dir.open_file("pagemap", OFlags::RDONLY).of(pid, comm)?);
-    let memory = File::from(dir.open_file("mem", OFlags::RDWR).of(pid, comm)?);
+    let memory = Arc::new(File::from(dir.open_file("mem", OFlags::RDWR).of(pid, comm)?));
     let guards = pages::guards(&pagemap, &vmas).of(pid, comm)?;
     let vdso = read_vdso(&memory, &vmas, own_vdso);
     let auxv = dir.read("auxv", &mut buffer).of(pid, comm)?.to_vec();

@@ -16,6 +16,7 @@ use rewake_sys::ptrace::{self, Registers};
 use rewake_sys::sched::{self, SchedAttr};
 use rewake_sys::task::robust_list;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 /// What any of our threads can find out of a thread that stands still: nothing of it needs the tracer.
 #[derive(Debug)]
@@ -37,29 +38,30 @@ pub fn needs_help(task: &Task) -> bool {
     task.tids.len() >= MANY
 }
 
-/// Gathers the facts of all threads of a task, the leader first, while `work` does what needs the tracer.
+/// Gathers the facts of all threads of some tasks, the leader first, while `work` does what needs the tracer.
 ///
 /// # Errors
 /// A thread is gone; whatever `work` returns.
-pub fn with_facts<T>(task: &Task, work: impl FnOnce() -> Result<T>) -> Result<(T, Vec<Facts>)> {
-    let gather = || {
-        let mut buffer = Vec::with_capacity(4096);
-        let all =
-            task.tids.iter().map(|tid| gather(&task.dir, *tid, *tid == task.pid(), &mut buffer));
-        all.collect::<std::result::Result<Vec<_>, String>>()
-    };
-    let (done, facts) = if !needs_help(task) {
-        (work()?, gather())
-    } else {
-        std::thread::scope(|scope| {
-            let gathering = scope.spawn(gather);
-            let done = work();
-            let facts = gathering.join();
-            let died = |_| Err("a thread that reads /proc died".to_owned());
-            Ok::<_, crate::Error>((done?, facts.unwrap_or_else(died)))
-        })?
-    };
-    Ok((done, facts.of(task.pid(), task.comm())?))
+pub fn with_facts<T>(
+    tasks: &[Arc<Task>],
+    work: impl FnOnce() -> Result<T>,
+) -> Result<(T, Vec<Vec<Facts>>)> {
+    let gather = || tasks.iter().map(|task| gather_all(task)).collect::<Result<Vec<_>>>();
+    if !tasks.iter().any(|task| needs_help(task)) {
+        return Ok((work()?, gather()?));
+    }
+    std::thread::scope(|scope| {
+        let gathering = scope.spawn(gather);
+        let done = work();
+        let died = |_| Err(crate::Error::new("a thread that reads /proc died"));
+        Ok((done?, gathering.join().unwrap_or_else(died)?))
+    })
+}
+
+fn gather_all(task: &Task) -> Result<Vec<Facts>> {
+    let mut buffer = Vec::with_capacity(4096);
+    let all = task.tids.iter().map(|tid| gather(&task.dir, *tid, *tid == task.pid(), &mut buffer));
+    all.collect::<std::result::Result<Vec<_>, String>>().of(task.pid(), task.comm())
 }
 
 /// Does seccomp apply to any thread of the task?
