@@ -6,7 +6,7 @@
 //! cargo test -p zoo --test e2e -- counter::dead       one flavour of one program: plain (no checkpoint), dead, running,
 //!                                                     running_restored, stopped, stopped_restored, as_criu, new_pidns
 //! cargo test -p zoo --test e2e -- plain               the programs alone: no binary under test needed, it must pass
-//! cargo test -p zoo --test e2e -- refusals            also: kill, steps, real, shell_job, tcp, copies
+//! cargo test -p zoo --test e2e -- refusals            also: kill, steps, real, shell_job, tcp, copies, chains
 //! cargo test -p zoo --test e2e -- --list
 //! ```
 //! Environment:
@@ -29,6 +29,7 @@
     reason = "a harness for processes: kill, kcmp, prctl; nothing here is shipped"
 )]
 
+mod chains;
 mod copies;
 mod cross;
 mod flavours;
@@ -134,6 +135,7 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     trials.extend(sockets::trials(tool));
     trials.extend(unix::trials(tool));
     trials.extend(copies::trials(tool));
+    trials.extend(chains::trials(tool, criu));
     trials
 }
 

@@ -7,6 +7,7 @@ use std::{
 };
 
 use crate::{
+    chain::{self, PageStore, StoredPages},
     error::{ImageError, Result},
     file::Dir,
     ghost::Ghost,
@@ -25,6 +26,8 @@ pub struct ImageDir {
     dir: Dir,
     inventory: InventoryEntry,
     manifest: Option<Manifest>,
+    /// Parents, the nearest first; see [`ImageDir::with_parents`].
+    parents: Vec<ImageDir>,
 }
 
 /// How to open a checkpoint.
@@ -52,7 +55,8 @@ impl ImageDir {
     pub fn open_with(path: impl AsRef<Path>, options: OpenOptions) -> Result<Self> {
         let dir = Dir::open(path.as_ref())?;
         let manifest = if options.verify { read_manifest(&dir)? } else { None };
-        let mut images = ImageDir { dir, manifest, inventory: InventoryEntry::default() };
+        let mut images =
+            ImageDir { dir, manifest, inventory: InventoryEntry::default(), parents: Vec::new() };
         let inventory = images.read_opt(kind::INVENTORY, ())?;
         images.inventory =
             inventory.ok_or_else(|| ImageError::NoCheckpoint(images.dir.path.clone()))?;
@@ -80,6 +84,44 @@ impl ImageDir {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(e) => Err(ImageError::io("examine", &path, e)),
         }
+    }
+
+    /// Opens the checkpoints that this one leaves pages to, all the way back.
+    ///
+    /// # Errors
+    /// One of them is no checkpoint or pre-dump, or they go round in a circle.
+    pub fn with_parents(mut self) -> Result<Self> {
+        self.parents = chain::ancestors(&self)?;
+        Ok(self)
+    }
+
+    /// This directory and its parents.
+    fn chain(&self) -> Vec<&ImageDir> {
+        std::iter::once(self).chain(&self.parents).collect()
+    }
+
+    /// Where the pages of a process are, here or in the parents. Call [`ImageDir::with_parents`] before.
+    ///
+    /// # Errors
+    /// A parent lacks pages that are left to it.
+    pub fn stored_pages(&self, pid: impl Into<Id>) -> Result<Option<StoredPages>> {
+        chain::resolve(&self.chain(), kind::PAGEMAP, pid.into())
+    }
+
+    /// Where the pages of a shared memory segment are, as [`ImageDir::stored_pages`].
+    ///
+    /// # Errors
+    /// A parent lacks pages that are left to it.
+    pub fn stored_pages_shmem(&self, id: impl Into<Id>) -> Result<Option<StoredPages>> {
+        chain::resolve(&self.chain(), kind::SHMEM_PAGEMAP, id.into())
+    }
+
+    /// Opens a pages file, here or of a parent.
+    ///
+    /// # Errors
+    /// It is missing or has not its size.
+    pub fn open_store(&self, store: PageStore) -> Result<File> {
+        chain::open(&self.chain(), store)
     }
 
     /// The directory, as it was given.
@@ -176,7 +218,7 @@ impl ImageDir {
         self.pagemap(kind::SHMEM_PAGEMAP, id.into())
     }
 
-    fn pagemap(&self, kind: Kind<Pagemap>, id: Id) -> Result<Option<Pagemap>> {
+    pub(crate) fn pagemap(&self, kind: Kind<Pagemap>, id: Id) -> Result<Option<Pagemap>> {
         let name = kind.file_name(id);
         let Some(bytes) = self.load(&name)? else { return Ok(None) };
         let mut image = self.image(&name, kind.info(), &bytes)?;
@@ -223,9 +265,15 @@ impl ImageDir {
         })
     }
 
-    /// What of files without messages is still to be compared with the manifest: their contents.
+    /// What of files without messages is still to be compared with the manifests, this one and those of parents: their
+    /// contents.
     pub fn raw_check(&self) -> Result<RawCheck> {
         let mut files = Vec::new();
+        self.chain().into_iter().try_for_each(|dir| dir.raw_files(&mut files))?;
+        Ok(RawCheck::new(files))
+    }
+
+    fn raw_files(&self, files: &mut Vec<RawFile>) -> Result<()> {
         for name in self.manifest.iter().flat_map(Manifest::names) {
             let raw = kind::by_file_name(name)
                 .is_some_and(|(kind, _)| kind.name == kind::PAGES.info().name);
@@ -234,7 +282,7 @@ impl ImageDir {
                 files.push(RawFile { path: self.path_of(name), file: fd.into(), size, crc });
             }
         }
-        Ok(RawCheck::new(files))
+        Ok(())
     }
 
     /// Opens a file without messages. Its size is compared with the manifest's.

@@ -13,6 +13,7 @@
 #![forbid(unsafe_code)]
 
 pub mod addresses;
+mod chain;
 pub mod descriptor;
 mod dir;
 pub mod dynamic;
@@ -30,6 +31,7 @@ mod raw_check;
 pub mod wire;
 mod writer;
 
+pub use chain::{PageStore, StoredPages, StoredRun};
 pub use dir::{ImageDir, OpenOptions, read_file};
 pub use error::{ImageError, Result};
 pub use ghost::{Ghost, GhostChunk};

@@ -8,7 +8,7 @@ use super::{PATIENCE, Run, namespaces};
 use crate::error::{Context, Error, Result};
 use crate::options::Pid;
 use rewake_agent::layout::Op;
-use rewake_image::{ImageDir, kind};
+use rewake_image::ImageDir;
 use rewake_inject::ring::{Ring, Script};
 use rewake_objects::Problem;
 use rewake_objects::files::open::Opener;
@@ -355,7 +355,7 @@ fn send(
             Handed::File(id) => drop(opener.open(id)?),
             Handed::Writable(id) => opener.open_writable(id)?,
             Handed::Pages(id) => {
-                let file = images.open_raw(&kind::PAGES.file_name(id));
+                let file = images.open_store(id);
                 pages.insert(id, file.map_err(|e| Problem::new("pages", e.to_string()))?);
             }
         }

@@ -14,6 +14,7 @@ use super::read::{Alive, Task, Thread};
 use super::template::Holdings;
 use crate::error::{Error, Result};
 use rewake_agent::layout::{FLAG_CLONE, Op};
+use rewake_image::PageStore;
 use rewake_image::messages::{CredsEntry, VmaEntry};
 use rewake_objects::Problem;
 use rewake_objects::files::epoll;
@@ -35,8 +36,8 @@ pub enum Handed {
     File(u32),
     /// The file of this id, open for writing, whatever its own description is.
     Writable(u32),
-    /// The pages file with this number.
-    Pages(u32),
+    /// A pages file, of the images or of a parent of theirs.
+    Pages(PageStore),
 }
 
 /// What all scripts need to know of the machine and the controller.
@@ -558,10 +559,9 @@ pub fn is_file(vma: &VmaEntry) -> bool {
     vma.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0
 }
 
-/// The pages file of a task, if it has pages in it.
-pub fn pages(alive: &Alive) -> Option<Handed> {
-    let pagemap = alive.pagemap.as_ref().filter(|p| p.stored_bytes() > 0)?;
-    Some(Handed::Pages(pagemap.pages_id))
+/// The pages files of a task that it has pages in.
+pub fn pages(alive: &Alive) -> impl Iterator<Item = Handed> {
+    alive.pages.iter().flat_map(|pages| pages.stores()).map(Handed::Pages)
 }
 
 /// Receives one message with `count` descriptors through the agent's socket.
@@ -662,10 +662,8 @@ impl Builder<'_> {
         let alive = self.alive;
         let held = |vma: &VmaEntry| self.held.places.contains_key(&vma.start);
         let own = || alive.mm.vmas.iter().filter(|v| mm::is_mapped(v) && !held(v));
-        if own().any(vma::has_private_pages)
-            && let Some(pages) = pages(alive)
-        {
-            add(pages);
+        if own().any(vma::has_private_pages) {
+            pages(alive).for_each(&mut add);
         }
         for vma in own().filter(|v| is_file(v)) {
             add(mapped(vma).map_err(|p| self.of(p))?);
@@ -697,7 +695,7 @@ impl Builder<'_> {
             same_vdso,
             descriptor: &descriptor,
             segment: &|id| self.env.segments.get(&id).copied().unwrap_or(0),
-            pages: pages(self.alive).and_then(|pages| lent.get(&pages).copied()),
+            pages: &|store| lent.get(&Handed::Pages(store)).copied(),
             lock_on_fault: self.alive.extra.as_ref().map_or(&[], |e| &e.lock_on_fault),
             held: self.held,
         };
@@ -708,7 +706,7 @@ impl Builder<'_> {
             let exe = number(Handed::File(alive.mm.exe_file_id)).map_err(|p| self.of(p))?;
             mm::restore_map(&mut self.steps, &alive.mm, exe);
         }
-        mm::restore(&mut self.steps, &alive.mm, alive.pagemap.as_ref(), &layout)
+        mm::restore(&mut self.steps, &alive.mm, alive.pages.as_ref(), &layout)
             .map_err(|p| self.of(p))?;
         let mdwe = alive.extra.as_ref().and_then(|e| e.mdwe).unwrap_or(0);
         let thp_disabled = alive.mm.thp_disabled.unwrap_or(false);

@@ -80,7 +80,7 @@ pub fn restore(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<Restor
 fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreReport> {
     let start = Instant::now();
     let how = OpenOptions { verify: options.verify, ..OpenOptions::default() };
-    let images = ImageDir::open_with(&options.images_dir, how)?;
+    let images = ImageDir::open_with(&options.images_dir, how)?.with_parents()?;
     let per_task = ["core-", "ids-", "mm-", "fs-", "fdinfo-", "pagemap-"];
     images.check_complete(|name| per_task.iter().any(|p| name.starts_with(p)))?;
     let checkpoint = read::read(&images, options)?;
@@ -411,8 +411,8 @@ impl<'a> Run<'a> {
             forking_time,
             restore_time: self.start.elapsed(),
             pages_restored: alive()
-                .filter_map(|a| a.pagemap.as_ref())
-                .map(|p| p.stored_bytes() / rewake_objects::memory::PAGE)
+                .filter_map(|a| a.pages.as_ref())
+                .map(|p| p.bytes() / rewake_objects::memory::PAGE)
                 .sum(),
             tasks: self.checkpoint.tasks.len() * all,
             threads: alive().map(|a| a.threads.len()).sum::<usize>() * all,

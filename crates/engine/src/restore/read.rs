@@ -7,7 +7,7 @@ use rewake_image::messages::{
     CoreEntry, FdinfoEntry, FsEntry, March, MmEntry, PstreeEntry, RewakeFileEntry, RewakeTaskEntry,
     RewakeThreadEntry, TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry, TimensEntry,
 };
-use rewake_image::{ImageDir, Pagemap, kind};
+use rewake_image::{ImageDir, StoredPages, kind};
 use rewake_objects::memory::{mm, sysv};
 use rewake_objects::task::seccomp::{self, Filters};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -34,8 +34,8 @@ pub struct Alive {
     pub threads: Vec<Thread>,
     /// `mm-PID.img`.
     pub mm: MmEntry,
-    /// `pagemap-PID.img`.
-    pub pagemap: Option<Pagemap>,
+    /// Where its private pages are: `pagemap-PID.img` here and in the parents.
+    pub pages: Option<StoredPages>,
     /// `fs-PID.img`.
     pub fs: FsEntry,
     /// `fdinfo-N.img`, by descriptor number.
@@ -261,8 +261,8 @@ fn read_task(
     if memory.vmas.is_empty() {
         memory.vmas = images.read_all(kind::VMAS, pid)?;
     }
-    let pagemap = images.read_pagemap(pid)?;
-    mm::validate(&memory, pagemap.as_ref()).map_err(|p| Error::of(task.pid, &task.comm, p))?;
+    let pages = images.stored_pages(pid)?;
+    mm::validate(&memory, pages.as_ref()).map_err(|p| Error::of(task.pid, &task.comm, p))?;
     let mut fds = images.read_all(kind::FDINFO, ids.files_id)?;
     fds.sort_by_key(|f| f.fd);
     if let Some(twice) = fds.windows(2).find(|w| w[0].fd == w[1].fd) {
@@ -275,7 +275,7 @@ fn read_task(
     task.alive = Some(Alive {
         threads,
         mm: memory,
-        pagemap,
+        pages,
         fs: images.read_one(kind::FS, pid)?,
         fds,
         extra: extra.tasks.get(&pid).cloned(),

@@ -132,8 +132,9 @@ pub fn plan(
     let mut birth = Steps::new(base);
     build::die_with(&mut birth, Some(std::process::id() as i32));
     build::strip_steps(&mut birth, env);
-    // A pages file and an executable for each task, and a file for each mapping at most.
-    let lent = held.iter().map(|h| h.places.len() + 2).sum();
+    // Pages files and an executable for each task, and a file for each mapping at most.
+    let stores = tasks.iter().filter_map(|task| task.alive.as_ref()).flat_map(build::pages).count();
+    let lent = stores + held.iter().map(|h| h.places.len() + 1).sum::<usize>();
     let number = build::number_beyond(lent, env) as i32;
     let socket = build::socket_steps(&mut birth, number);
     let mut steps = Steps::new(base);
@@ -152,13 +153,13 @@ pub fn plan(
             hop: env.hop,
             same_vdso: same_vdso(alive)?,
             descriptor: &|vma| build::mapped(vma).map(number),
-            pages: build::pages(alive).map(number),
+            pages: &|store| numbers.get(&Handed::Pages(store)).copied(),
             lock_on_fault: &[],
             // No segment has copies.
             segment: &|_| 0,
             held,
         };
-        mm::hold(&mut steps, &alive.mm, alive.pagemap.as_ref(), &layout).map_err(of)?;
+        mm::hold(&mut steps, &alive.mm, alive.pages.as_ref(), &layout).map_err(of)?;
     }
     steps.must(
         Label::Text("closing lent descriptors"),

@@ -26,15 +26,13 @@ pub(super) fn dumped_vdso(images: &ImageDir, alive: &Alive) -> Result<Option<(u6
     // The kernel's is two pages; what claims to be much larger is none.
     const LARGEST: u64 = 1 << 20;
     let len = (vma.end - vma.start).min(LARGEST) as usize;
-    let runs = alive.pagemap.iter().flat_map(rewake_image::Pagemap::with_offsets);
-    for (run, offset) in runs {
-        if let Some(offset) = offset.filter(|_| run.vaddr <= vma.start && vma.end <= run.end()) {
-            let pages_id = alive.pagemap.as_ref().map_or(0, |p| p.pages_id);
-            let name = kind::PAGES.file_name(pages_id);
+    for run in alive.pages.iter().flat_map(|pages| &pages.runs) {
+        if run.vaddr <= vma.start && vma.end <= run.end() {
+            let name = kind::PAGES.file_name(run.store.pages_id);
             let mut bytes = vec![0; len];
             images
-                .open_raw(&name)?
-                .read_exact_at(&mut bytes, offset + (vma.start - run.vaddr))
+                .open_store(run.store)?
+                .read_exact_at(&mut bytes, run.offset + (vma.start - run.vaddr))
                 .map_err(|e| Error::new(format!("{name}: {e}")))?;
             return Ok(Some((vma.start, bytes)));
         }

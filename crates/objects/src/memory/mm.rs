@@ -7,7 +7,7 @@ use crate::steps::{Label, Steps};
 use crate::task::attributes::Attributes;
 use rewake_agent::layout::Op;
 use rewake_image::messages::{MmEntry, VmaEntry};
-use rewake_image::{PageRun, Pagemap};
+use rewake_image::{PageStore, StoredPages, StoredRun};
 use rewake_proc::stat::Stat;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -98,8 +98,8 @@ pub struct Layout<'a> {
     pub descriptor: &'a dyn Fn(&VmaEntry) -> Result<i32, Problem>,
     /// Size in bytes of a System V shared memory segment.
     pub segment: &'a dyn Fn(u64) -> u64,
-    /// Descriptor number of the task's pages file.
-    pub pages: Option<i32>,
+    /// Descriptor number, inside the task, of a pages file.
+    pub pages: &'a dyn Fn(PageStore) -> Option<i32>,
     /// Start addresses of mappings that are locked as they are touched.
     pub lock_on_fault: &'a [u64],
     /// What the task has already, from the template it was cloned from.
@@ -141,7 +141,7 @@ pub fn is_mapped(entry: &VmaEntry) -> bool {
 ///
 /// # Errors
 /// What is wrong.
-pub fn validate(mm: &MmEntry, pagemap: Option<&Pagemap>) -> Result<(), Problem> {
+pub fn validate(mm: &MmEntry, pages: Option<&StoredPages>) -> Result<(), Problem> {
     let mut last = PAGE;
     for vma in mm.vmas.iter().filter(|v| v.status & (status::VSYSCALL | status::GUARD) == 0) {
         let bad = |reason: &str| {
@@ -168,9 +168,9 @@ pub fn validate(mm: &MmEntry, pagemap: Option<&Pagemap>) -> Result<(), Problem> 
         }
         last = vma.end;
     }
-    let Some(pagemap) = pagemap else { return Ok(()) };
+    let Some(pages) = pages else { return Ok(()) };
     let mut vmas = mm.vmas.iter().filter(|v| vma::has_private_pages(v)).peekable();
-    for run in &pagemap.entries {
+    for run in &pages.runs {
         let mut at = run.vaddr;
         while at < run.end() {
             while vmas.peek().is_some_and(|v| v.end <= at) {
@@ -198,14 +198,14 @@ pub fn validate(mm: &MmEntry, pagemap: Option<&Pagemap>) -> Result<(), Problem> 
 pub fn restore(
     steps: &mut Steps,
     mm: &MmEntry,
-    pagemap: Option<&Pagemap>,
+    pages: Option<&StoredPages>,
     layout: &Layout<'_>,
 ) -> Result<(), Problem> {
     let held = layout.held;
     if !held.in_place {
         move_specials(steps, mm, layout)?;
     }
-    let filled: Vec<bool> = touched(mm, pagemap);
+    let filled: Vec<bool> = touched(mm, pages);
     let mapped = || mm.vmas.iter().zip(&filled).filter(|(v, _)| is_made(v, layout));
     for (vma, filled) in mapped() {
         match held.place(vma) {
@@ -218,9 +218,9 @@ pub fn restore(
         let back = Op::new(libc::SYS_munmap, &[range.start, len]);
         steps.must(Label::Text("giving back the template's memory"), back);
     }
-    if let Some(pagemap) = pagemap {
+    if let Some(pages) = pages {
         let want = |vma: &VmaEntry| held.place(vma).is_none().then_some(vma.start);
-        fill(steps, mm, pagemap, layout, want)?;
+        fill(steps, mm, pages, layout, want)?;
     }
     for (vma, filled) in mapped() {
         let (start, len) = (vma.start, vma.end - vma.start);
@@ -251,21 +251,21 @@ pub fn restore(
 pub fn hold(
     steps: &mut Steps,
     mm: &MmEntry,
-    pagemap: Option<&Pagemap>,
+    pages: Option<&StoredPages>,
     layout: &Layout<'_>,
 ) -> Result<(), Problem> {
     let held = layout.held;
     if held.in_place {
         move_specials(steps, mm, layout)?;
     }
-    let filled: Vec<bool> = touched(mm, pagemap);
+    let filled: Vec<bool> = touched(mm, pages);
     let all = mm.vmas.iter().zip(&filled);
     let places: Vec<_> = all.filter_map(|(v, f)| Some((v, held.place(v)?, *f))).collect();
     for (vma, place, filled) in &places {
         map(steps, vma, *place, *filled, layout)?;
     }
-    if let Some(pagemap) = pagemap {
-        fill(steps, mm, pagemap, layout, |vma| held.place(vma))?;
+    if let Some(pages) = pages {
+        fill(steps, mm, pages, layout, |vma| held.place(vma))?;
     }
     for (vma, place, filled) in &places {
         protect(steps, vma, *place, *filled);
@@ -304,8 +304,8 @@ fn advices(vma: &VmaEntry) -> impl Iterator<Item = u64> {
 }
 
 /// Which mappings get pages from the image?
-fn touched(mm: &MmEntry, pagemap: Option<&Pagemap>) -> Vec<bool> {
-    let runs = pagemap.map_or(&[][..], |p| p.entries.as_slice());
+fn touched(mm: &MmEntry, pages: Option<&StoredPages>) -> Vec<bool> {
+    let runs = pages.map_or(&[][..], |p| p.runs.as_slice());
     let mut next = 0;
     mm.vmas
         .iter()
@@ -423,30 +423,25 @@ const RUNS_A_READ: usize = 1024;
 /// A read transfers at most 2 GiB less a page.
 const BYTES_A_READ: u64 = 1 << 30;
 
-/// A piece of memory that lies in one mapping: address, length, and where the pages file has it.
+/// A piece of memory that lies in one mapping: address, length, and where which pages file has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Piece {
     address: u64,
     len: u64,
+    store: PageStore,
     offset: u64,
 }
 
 /// Cuts the runs of the pagemap along the mappings; `place` says where a mapping is, or that it is to be left out.
 fn pieces(
     mm: &MmEntry,
-    pagemap: &Pagemap,
+    pages: &StoredPages,
     place: impl Fn(&VmaEntry) -> Option<u64>,
 ) -> Result<Vec<Piece>, Problem> {
     let mut vmas = mm.vmas.iter().filter(|v| vma::has_private_pages(v)).peekable();
     let mut pieces: Vec<Piece> = Vec::new();
-    for (run, offset) in pagemap.with_offsets() {
-        let PageRun { vaddr, .. } = run;
-        let Some(offset) = offset else {
-            return Err(Problem::new(
-                format!("page {vaddr:#x} of the image"),
-                "its contents are in a parent image or at a page server, which is not supported yet",
-            ));
-        };
+    for run in &pages.runs {
+        let StoredRun { vaddr, store, offset, .. } = *run;
         let mut at = vaddr;
         while at < run.end() {
             while vmas.peek().is_some_and(|v| v.end <= at) {
@@ -459,10 +454,13 @@ fn pieces(
                 let address = place + (at - vma.start);
                 let offset = offset + (at - vaddr);
                 match pieces.last_mut() {
-                    Some(p) if (p.address + p.len, p.offset + p.len) == (address, offset) => {
+                    Some(p)
+                        if (p.address + p.len, p.store, p.offset + p.len)
+                            == (address, store, offset) =>
+                    {
                         p.len += end - at;
                     }
-                    _ => pieces.push(Piece { address, len: end - at, offset }),
+                    _ => pieces.push(Piece { address, len: end - at, store, offset }),
                 }
             }
             at = end;
@@ -475,7 +473,7 @@ fn pieces(
 fn fill(
     steps: &mut Steps,
     mm: &MmEntry,
-    pagemap: &Pagemap,
+    pages: &StoredPages,
     layout: &Layout<'_>,
     place: impl Fn(&VmaEntry) -> Option<u64>,
 ) -> Result<(), Problem> {
@@ -483,11 +481,10 @@ fn fill(
     let place = |vma: &VmaEntry| if is_own_vdso(vma) { None } else { place(vma) };
     let mut batch: Vec<(u64, u64)> = Vec::new();
     let mut bytes = 0;
-    let mut first_offset = 0;
-    let mut flush = |batch: &mut Vec<(u64, u64)>, bytes: &mut u64, offset: u64| {
+    let mut first = (PageStore { depth: 0, pages_id: 0 }, 0);
+    let mut flush = |batch: &mut Vec<(u64, u64)>, bytes: &mut u64, (store, offset)| {
         let Some(&(start, _)) = batch.first() else { return Ok(()) };
-        let fd = layout
-            .pages
+        let fd = (layout.pages)(store)
             .ok_or_else(|| Problem::new("pages file", "the image has pages but no pages file"))?;
         let end = batch.last().map_or(start, |(s, l)| s + l);
         let words: Vec<u64> = batch.iter().flat_map(|(s, l)| [*s, *l]).collect();
@@ -501,25 +498,25 @@ fn fill(
         *bytes = 0;
         Ok::<(), Problem>(())
     };
-    for piece in pieces(mm, pagemap, place)? {
+    for piece in pieces(mm, pages, place)? {
         let mut done = 0;
         while done < piece.len {
             let offset = piece.offset + done;
             // One read goes through the file without a gap.
-            if batch.is_empty() || first_offset + bytes != offset {
-                flush(&mut batch, &mut bytes, first_offset)?;
-                first_offset = offset;
+            if batch.is_empty() || (first.0, first.1 + bytes) != (piece.store, offset) {
+                flush(&mut batch, &mut bytes, first)?;
+                first = (piece.store, offset);
             }
             let len = (piece.len - done).min(BYTES_A_READ - bytes);
             batch.push((piece.address + done, len));
             bytes += len;
             done += len;
             if batch.len() == RUNS_A_READ || bytes == BYTES_A_READ {
-                flush(&mut batch, &mut bytes, first_offset)?;
+                flush(&mut batch, &mut bytes, first)?;
             }
         }
     }
-    flush(&mut batch, &mut bytes, first_offset)
+    flush(&mut batch, &mut bytes, first)
 }
 
 /// Tells the kernel where code, data, heap, stack, arguments and environment lie, and which file is the executable

@@ -14,6 +14,7 @@ use rewake_image::messages::{FdTypes, FileEntry, FownEntry, MemfdFileEntry, Memf
 use rewake_image::{ImageDir, ImageWriter, kind};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
@@ -189,24 +190,17 @@ fn raise(images: &ImageDir, entry: &MemfdInodeEntry) -> Result<OwnedFd, Problem>
         file
     };
     let shmid = u64::from(entry.shmid);
-    let Some(pagemap) = images.read_pagemap_shmem(shmid).map_err(|e| failed("filled", &e))? else {
+    let Some(stored) = images.stored_pages_shmem(shmid).map_err(|e| failed("filled", &e))? else {
         return Ok(file);
     };
-    if pagemap.stored_bytes() == 0 {
-        return Ok(file);
+    let mut files = HashMap::new();
+    for store in stored.stores() {
+        files.insert(store, images.open_store(store).map_err(|e| failed("filled", &e))?);
     }
-    let pages = images
-        .open_raw(&kind::PAGES.file_name(u64::from(pagemap.pages_id)))
-        .map_err(|e| failed("filled", &e))?;
     let target = File::from(file);
     let mut buffer = vec![0u8; 1 << 20];
-    for (run, offset) in pagemap.with_offsets() {
-        let Some(offset) = offset else {
-            return Err(Problem::new(
-                object(),
-                "its pages are in a parent image, which is not supported yet",
-            ));
-        };
+    for run in &stored.runs {
+        let (pages, offset) = (&files[&run.store], run.offset);
         let size = entry.size.next_multiple_of(PAGE);
         if run.end() > size {
             return Err(Problem::new(
