@@ -26,16 +26,23 @@ pub(super) fn dumped_vdso(images: &ImageDir, alive: &Alive) -> Result<Option<(u6
     // The kernel's is two pages; what claims to be much larger is none.
     const LARGEST: u64 = 1 << 20;
     let len = (vma.end - vma.start).min(LARGEST) as usize;
+    let mut bytes = vec![0; len];
+    let mut filled = 0;
+    // Its pages may be in several checkpoints of a chain.
     for run in alive.pages.iter().flat_map(|pages| &pages.runs) {
-        if run.vaddr <= vma.start && vma.end <= run.end() {
+        let (start, end) = (run.vaddr.max(vma.start), run.end().min(vma.start + len as u64));
+        if start < end {
             let name = kind::PAGES.file_name(run.store.pages_id);
-            let mut bytes = vec![0; len];
+            let at = (start - vma.start) as usize..(end - vma.start) as usize;
+            filled += at.len();
             images
                 .open_store(run.store)?
-                .read_exact_at(&mut bytes, run.offset + (vma.start - run.vaddr))
+                .read_exact_at(&mut bytes[at], run.offset + (start - run.vaddr))
                 .map_err(|e| Error::new(format!("{name}: {e}")))?;
-            return Ok(Some((vma.start, bytes)));
         }
+    }
+    if filled == len {
+        return Ok(Some((vma.start, bytes)));
     }
     Ok(Some((vma.start, Vec::new())))
 }
