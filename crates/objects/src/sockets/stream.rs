@@ -248,6 +248,8 @@ pub struct Connection {
     stream: TcpStreamEntry,
     received: Vec<u8>,
     unacknowledged: Vec<u8>,
+    /// Places in the sequence, behind the data, that its FIN takes: 1 or 0.
+    fin: u32,
 }
 
 /// Both addresses without what depends on the family of the socket.
@@ -282,6 +284,7 @@ impl Connection {
             stream: TcpStreamEntry::default(),
             received: Vec::new(),
             unacknowledged: Vec::new(),
+            fin: 0,
         }
     }
 
@@ -325,6 +328,8 @@ impl Connection {
     /// Reads the send queue of a connection in repair mode. The receive queue is chosen at the end: with the send queue,
     /// the kernel would take for sent what a timer makes it try to send.
     fn read_send_side(&mut self, scratch: &mut Vec<u8>) -> Result<u32, Problem> {
+        /// What is on its way when the tree is stopped arrives and is acknowledged all the same, in between.
+        const TRIES: usize = 100;
         let fd = self.fd.as_fd();
         let read = || -> Result<(tcp::Info, u32, usize, usize), SyscallError> {
             let info = tcp::info(fd)?;
@@ -332,20 +337,30 @@ impl Connection {
             let end = tcp::sequence(fd)?;
             Ok((info, end, queue_length(fd, SIOCOUTQ)?, queue_length(fd, SIOCOUTQNSD)?))
         };
-        let (info, end, queued, unsent) = read().map_err(|e| self.failed(e))?;
-        let state = u32::from(info.state);
-        let fin = usize::from(fin_queued(state));
-        let queued = queued.saturating_sub(fin);
-        if queued != 0 {
+        let mut tries = 0;
+        let (info, end, queued, unsent, fin) = loop {
+            let (info, end, queued, unsent) = read().map_err(|e| self.failed(e))?;
+            let fin = usize::from(fin_queued(u32::from(info.state)));
+            let queued = queued.saturating_sub(fin);
+            if queued == 0 {
+                break (info, end, queued, unsent, fin);
+            }
             // The first segment may be acknowledged in part; the kernel has it whole.
             const SEGMENT: usize = 64 << 10;
             let got = peek(fd, self.peeks_at, scratch, queued + SEGMENT)
                 .map_err(|e| self.problem("its send queue cannot be read", e))?;
-            let start = got.checked_sub(queued).ok_or_else(|| {
-                self.problem("its send queue cannot be read", format!("{got} of {queued} bytes"))
-            })?;
-            self.unacknowledged.extend_from_slice(&scratch[start..got]);
-        }
+            if let Some(start) = got.checked_sub(queued) {
+                self.unacknowledged.extend_from_slice(&scratch[start..got]);
+                break (info, end, queued, unsent, fin);
+            }
+            tries += 1;
+            if tries == TRIES {
+                let what = format!("{got} of {queued} bytes");
+                return Err(self.problem("its send queue cannot be read", what));
+            }
+        };
+        let state = u32::from(info.state);
+        self.fin = fin as u32;
         tcp::choose_queue(fd, Queue::Receive).map_err(|e| self.failed(e))?;
         let options = u32::from(info.options) & (tcp::TIMESTAMPS | tcp::SACK | tcp::WINDOW_SCALE);
         self.stream.opt_mask = options;
@@ -608,8 +623,8 @@ impl Survey {
                 continue;
             };
             let stream = &mut connection.stream;
-            // Sequence numbers wrap. A FIN that has come, too, means that nothing is unsent.
-            let missing = stream.outq_seq.wrapping_sub(*received);
+            // Sequence numbers wrap. A FIN that has come, too, means that nothing is unsent; one that has not is no data.
+            let missing = stream.outq_seq.wrapping_sub(connection.fin).wrapping_sub(*received);
             let missing = if missing > u32::MAX / 2 { 0 } else { missing };
             stream.unsq_len = stream.unsq_len.map(|unsent| unsent.min(missing));
         }
