@@ -5,6 +5,7 @@
 
 mod files;
 mod inside;
+mod locks;
 mod outside;
 mod thread;
 mod write;
@@ -380,6 +381,7 @@ pub fn dump(options: &DumpOptions, hooks: &mut dyn Hooks) -> Result<DumpReport> 
     log::info!("{} tasks frozen in {:?}", tree.tasks.len(), frozen - start);
     let surveyed_at = Instant::now();
     log::info!("surveyed in {:?}", surveyed_at - frozen);
+    locks::warn(&tree.tasks);
     let result = finish_images(images, options, hooks, surveyed);
     let Finished { mut report, written_at, mut lock, mut sockets } = match result {
         Ok(done) => done,
