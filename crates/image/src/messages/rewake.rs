@@ -100,10 +100,6 @@ messages! {
         /// Of an epoll instance that no process has a descriptor for: the file ids of what it watches, in the order of its
         /// items.
         repeated uint32 watched = 21;
-        /// The master of a pseudoterminal whose slave was open, and is so no more: reading gives `EIO`.
-        optional bool slave_closed = 40;
-        /// `/dev/tty`: the session whose terminal it is.
-        optional uint32 session = 41;
         /// Of a fanotify group: marks on whole file systems.
         repeated message RewakeFilesystemMarkEntry filesystem_marks = 30;
         /// A fanotify group was made without `CAP_SYS_ADMIN`, and is told less.
@@ -112,6 +108,10 @@ messages! {
         repeated message RewakeDeletedWatchEntry deleted_watches = 32;
         /// An idle io_uring instance.
         optional message RewakeRingEntry ring = 33;
+        /// The master of a pseudoterminal whose slave was open, and is so no more: reading gives `EIO`.
+        optional bool slave_closed = 40;
+        /// `/dev/tty`: the session whose terminal it is.
+        optional uint32 session = 41;
     }
 
     /// An idle io_uring(7) instance.

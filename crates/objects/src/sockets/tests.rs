@@ -63,6 +63,7 @@ fn collect(collector: &mut Collector, fd: &impl AsFd) -> Result<u32, Problem> {
 
 /// Writes what was collected as a checkpoint.
 fn save(path: &Path, collector: &mut Collector, closed: bool) {
+    assert!(collector.descriptors_in_flight().is_empty());
     assert!(collector.unix_peers().is_empty());
     read(collector).unwrap();
     let images = ImageWriter::create(path).unwrap();
