@@ -9,8 +9,7 @@ use rewake_objects::problem::text;
 use rewake_proc::read::ProcDir;
 use rewake_proc::stat::{Stat, TaskState};
 use rewake_sys::sched::Pin;
-use rewake_sys::wait::{self, Status};
-use rewake_sys::{ptrace, signal};
+use rewake_sys::{ptrace, signal, wait};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
@@ -89,11 +88,7 @@ impl Held {
         // The leader dies last: its death is told when all other threads are reaped.
         let (leader, others) = self.task.tids.split_at(1);
         for tid in others.iter().chain(leader) {
-            while let Ok(status) = wait::wait(*tid) {
-                if matches!(status, Status::Exited(_) | Status::Killed(_)) {
-                    break;
-                }
-            }
+            wait::until_dead(*tid);
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::live::{DATA, Live, OPS, UNDO_AT, VISIT_RESULTS, VISIT_RESULTS_AT};
 use crate::map::{PAGE, SharedMap};
 use crate::ring::{Doorbell, Ring, Script};
 use crate::tell::{self, Owed};
-use crate::tracee::Stopped;
+use crate::tracee::{Running, Stopped};
 use crate::{Error, Result};
 use rewake_agent::arch::{Bootstrap, VISITORS, executor};
 use rewake_agent::layout::{FLAG_HANGUP, Header, Op, deref_flag, offset};
@@ -84,7 +84,7 @@ pub struct Target<'a> {
     pub memory: Arc<File>,
     /// Executable private mappings (start, end), the vdso first.
     pub candidates: &'a [(u64, u64)],
-    /// A signal that it ignores; see [`telling_signal`].
+    /// A signal that it ignores; see [`tell::telling_signal`].
     pub signal: i32,
 }
 
@@ -134,12 +134,23 @@ impl<'a> Entering<'a> {
     }
 
     /// From the first gate, where it has made a memfd, on to the second.
-    pub(crate) fn map(self) -> Result<Mapping<'a>> {
-        let tid = self.tid;
-        self.try_map().inspect_err(|_| give_up(tid))
+    pub(crate) fn map(mut self) -> Result<Mapping<'a>> {
+        match self.try_map() {
+            Ok(map) => Ok(Mapping { entering: self, map }),
+            Err(e) => {
+                self.give_up();
+                Err(e)
+            }
+        }
     }
 
-    fn try_map(mut self) -> Result<Mapping<'a>> {
+    /// After a failure: lets the thread go, and gives back what came for it meanwhile.
+    fn give_up(mut self) {
+        give_up(self.tid);
+        self.owed.pay(self.tid);
+    }
+
+    fn try_map(&mut self) -> Result<Arc<SharedMap>> {
         let (leader, regs, number) = self.at_first_gate()?;
         inside("memfd_create", number)?;
         let memfd = fetch(self.target.pidfd, number)?;
@@ -156,7 +167,7 @@ impl<'a> Entering<'a> {
             ..regs
         })?;
         self.go_on(leader)?;
-        Ok(Mapping { entering: self, map })
+        Ok(map)
     }
 
     fn at(&self, part: usize) -> u64 {
@@ -246,12 +257,36 @@ pub(crate) struct Mapping<'a> {
 impl Mapping<'_> {
     /// From the second gate into the executor, with a first batch, whose number is returned.
     pub(crate) fn run(self, first: impl FnOnce(u64) -> Script) -> Result<(Live, Script, u32)> {
-        let tid = self.entering.tid;
-        self.try_run(first).inspect_err(|_| give_up(tid))
+        let Mapping { mut entering, map } = self;
+        let (agent, ring, script, number) = match Self::try_run(&mut entering, &map, first) {
+            Ok(running) => running,
+            Err(e) => {
+                entering.give_up();
+                return Err(e);
+            }
+        };
+        let live = Live {
+            pid: entering.tid,
+            agent,
+            original: entering.original,
+            mask: entering.mask,
+            boot: entering.boot,
+            room: entering.room,
+            memory: entering.target.memory,
+            ring,
+            map,
+            signal: entering.target.signal,
+            owed: RefCell::new(entering.owed),
+            abandoned: Cell::new(false),
+        };
+        Ok((live, script, number))
     }
 
-    fn try_run(self, first: impl FnOnce(u64) -> Script) -> Result<(Live, Script, u32)> {
-        let Mapping { mut entering, map } = self;
+    fn try_run(
+        entering: &mut Entering<'_>,
+        map: &Arc<SharedMap>,
+        first: impl FnOnce(u64) -> Script,
+    ) -> Result<(Running, Ring, Script, u32)> {
         let (leader, regs) = entering.at_second_gate()?;
         let header = regs.rbx;
         // SAFETY: two i32.
@@ -291,21 +326,7 @@ impl Mapping<'_> {
             orig_rax: u64::MAX,
             ..regs
         })?;
-        let live = Live {
-            pid: entering.tid,
-            agent: leader.resume()?,
-            original: entering.original,
-            mask: entering.mask,
-            boot: entering.boot,
-            room: entering.room,
-            memory: entering.target.memory,
-            ring,
-            map,
-            signal: entering.target.signal,
-            owed: RefCell::new(entering.owed),
-            abandoned: Cell::new(false),
-        };
-        Ok((live, script, number))
+        Ok((leader.resume()?, ring, script, number))
     }
 }
 

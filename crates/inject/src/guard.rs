@@ -150,9 +150,7 @@ impl Drop for Guard {
     fn drop(&mut self) {
         // One that was dismissed is leaving already. The memory it runs in is ours, so its end is waited for.
         let _ = signal::kill(self.pid, libc::SIGKILL);
-        while wait::wait(self.pid).is_ok_and(|status| {
-            !matches!(status, wait::Status::Exited(_) | wait::Status::Killed(_))
-        }) {}
+        wait::until_dead(self.pid);
     }
 }
 

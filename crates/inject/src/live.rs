@@ -100,6 +100,7 @@ impl Live {
             Ok(results) => Ok((self, results)),
             Err(e) => {
                 give_up(self.pid);
+                self.owed.take().pay(self.pid);
                 Err(e)
             }
         }

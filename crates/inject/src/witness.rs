@@ -110,9 +110,7 @@ fn script(ring: &Ring, uid: u32, gid: u32, keep: (u64, u64)) -> Script {
 impl Drop for Witness {
     fn drop(&mut self) {
         let _ = signal::kill(self.pid, libc::SIGKILL);
-        while wait::wait(self.pid).is_ok_and(|status| {
-            !matches!(status, wait::Status::Exited(_) | wait::Status::Killed(_))
-        }) {}
+        wait::until_dead(self.pid);
     }
 }
 

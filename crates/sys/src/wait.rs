@@ -83,6 +83,11 @@ pub fn wait(tid: i32) -> Result<Status> {
     }
 }
 
+/// Waits until `tid` is dead and reaped, or nobody that can be waited for.
+pub fn until_dead(tid: i32) {
+    while wait(tid).is_ok_and(|status| !matches!(status, Status::Exited(_) | Status::Killed(_))) {}
+}
+
 /// As [`wait`], for a thread that is about to stop: looks again and again for a while, letting others run in between,
 /// before it sleeps. A CPU that falls idle meanwhile would take longer to wake than the stop takes.
 ///

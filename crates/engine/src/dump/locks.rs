@@ -9,10 +9,12 @@ use std::sync::Arc;
 /// Warns of the locks that tasks hold. Those of open file descriptions (`F_OFD_SETLK`) name no process in `/proc/locks`.
 pub fn warn(tasks: &[Arc<Task>]) {
     let mut buffer = Vec::new();
-    let locks = match ProcRoot::open()
-        .and_then(|proc| proc.read("locks", &mut buffer).map(<[u8]>::to_vec))
-    {
-        Ok(listing) => rewake_proc::locks::parse(&listing).unwrap_or_default(),
+    let read = ProcRoot::open().map_err(|e| e.to_string()).and_then(|proc| {
+        let listing = proc.read("locks", &mut buffer).map_err(|e| e.to_string())?;
+        rewake_proc::locks::parse(listing).map_err(|e| e.to_string())
+    });
+    let locks = match read {
+        Ok(locks) => locks,
         Err(e) => {
             log::debug!("file locks: {e}");
             return;

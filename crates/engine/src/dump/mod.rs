@@ -226,8 +226,9 @@ fn survey_wave(
     let mut visible = Vec::with_capacity(held.len());
     let mut filtered = Vec::with_capacity(held.len());
     for held in &*held {
-        visible.push(look_at(&held.task, own)?);
-        filtered.push(suspend_seccomp(&held.task, is_filtered(&visible[visible.len() - 1]))?);
+        let seen = look_at(&held.task, own)?;
+        filtered.push(suspend_seccomp(&held.task, seen.outside.status.seccomp.unwrap_or(0) != 0)?);
+        visible.push(seen);
     }
     let mut insides = Vec::with_capacity(held.len());
     while !held.is_empty() {
@@ -252,10 +253,6 @@ fn survey_wave(
     }
     let seen = visible.into_iter().zip(insides);
     Ok(seen.map(|(visible, inside)| Seen { visible, inside }).collect())
-}
-
-fn is_filtered(visible: &Visible) -> bool {
-    visible.outside.status.seccomp.unwrap_or(0) != 0
 }
 
 /// Looks at a task from outside.

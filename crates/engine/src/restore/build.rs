@@ -10,8 +10,12 @@
 use super::arena::Space;
 use super::lineage::{Lineage, Node, Role};
 use super::namespaces::{self, Namespaces};
-use super::read::{Alive, Task, Thread};
+use super::read::{Alive, Task};
 use super::template::Holdings;
+use super::terminal::{foreground_steps, terminal_steps};
+use super::thread::{
+    seccomp_steps, thread_basics, thread_credentials, thread_last_steps, thread_steps, waits,
+};
 use crate::error::{Error, Result};
 use rewake_agent::layout::{FLAG_CLONE, Op};
 use rewake_image::PageStore;
@@ -23,7 +27,7 @@ use rewake_objects::memory::mm::{self, Held, Layout, Specials};
 use rewake_objects::memory::vma::{self, status};
 use rewake_objects::steps::{Label, Steps};
 use rewake_objects::task::schedule::Inherited;
-use rewake_objects::task::{attributes, credentials, limits, schedule, seccomp, signals, timers};
+use rewake_objects::task::{attributes, limits, seccomp, signals, timers};
 use std::collections::{BTreeMap, HashMap};
 
 /// Descriptors passed in one message (the kernel's SCM_MAX_FD is 253).
@@ -132,7 +136,7 @@ pub struct TaskPlan {
     pub warnings: Vec<String>,
 }
 
-fn op(nr: i64, args: &[u64]) -> Op {
+pub(super) fn op(nr: i64, args: &[u64]) -> Op {
     Op::new(nr, args)
 }
 
@@ -371,42 +375,6 @@ fn birth_steps(
     }
 }
 
-/// Makes a terminal control the session that the task leads.
-fn terminal_steps(steps: &mut Steps, terminal: &Controlling) {
-    let label = Label::Text("getting the session's terminal");
-    let path = steps.script.cstr(&terminal.path);
-    let flags = (libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) as u64;
-    let open = op(libc::SYS_openat, &[libc::AT_FDCWD as u64, path.address, flags]);
-    let take = [0, libc::TIOCSCTTY, u64::from(terminal.force)];
-    let take = op(libc::SYS_ioctl, &take);
-    if terminal.must {
-        let fd = steps.must(label, open) as u32;
-        steps.must(label, take.arg_result(0, fd, 0));
-        steps.must(label, op(libc::SYS_close, &[0]).arg_result(0, fd, 0));
-    } else {
-        let fd = steps.wish(label, open) as u32;
-        steps.wish(label, take.arg_result(0, fd, 0));
-        steps.may(label, op(libc::SYS_close, &[0]).arg_result(0, fd, 0));
-    }
-}
-
-/// Puts a process group in the foreground of the terminal, whose session the task leads.
-fn foreground_steps(steps: &mut Steps, terminal: &Controlling, alive: &Alive) {
-    let label = Label::Text("putting a process group in the foreground of the terminal");
-    let group = steps.words(&[terminal.group as u64]);
-    let set = |fd: u64| op(libc::SYS_ioctl, &[fd, libc::TIOCSPGRP, group.address]);
-    if let Some(own) = alive.fds.iter().find(|f| terminal.files.contains(&f.id)) {
-        steps.wish(label, set(u64::from(own.fd)));
-        return;
-    }
-    let path = steps.script.cstr(b"/dev/tty");
-    let flags = (libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC) as u64;
-    let open = op(libc::SYS_openat, &[libc::AT_FDCWD as u64, path.address, flags]);
-    let fd = steps.wish(label, open) as u32;
-    steps.wish(label, set(0).arg_result(0, fd, 0));
-    steps.may(label, op(libc::SYS_close, &[0]).arg_result(0, fd, 0));
-}
-
 /// Asks to be killed when the parent dies; if that happened already, ends at once.
 pub fn die_with(steps: &mut Steps, parent: Option<i32>) {
     let kill = op(libc::SYS_prctl, &[PR_SET_PDEATHSIG, libc::SIGKILL as u64, 0, 0, 0]);
@@ -492,7 +460,7 @@ fn zombie_steps(steps: &mut Steps, task: &Task) {
     steps.may(Label::Text("ending a zombie"), op(libc::SYS_exit_group, &[128 + number]));
 }
 
-fn name_steps(steps: &mut Steps, comm: &[u8]) {
+pub(super) fn name_steps(steps: &mut Steps, comm: &[u8]) {
     let name = steps.script.cstr(&comm[..comm.len().min(15)]);
     steps.must(
         Label::Text("setting the command name"),
@@ -821,71 +789,6 @@ impl Builder<'_> {
             Label::Text("closing the agent's socket"),
             op(libc::SYS_close, &[self.socket as u64]),
         );
-    }
-}
-
-/// What each thread, the leader included, sets for itself before credentials.
-fn thread_basics(steps: &mut Steps, thread: &Thread) {
-    let core = &thread.thread;
-    if core.futex_rla != 0 {
-        steps.must(
-            Label::Text("setting the robust list"),
-            op(libc::SYS_set_robust_list, &[core.futex_rla, u64::from(core.futex_rla_len)]),
-        );
-    }
-    if let Some(info) = &thread.core.thread_info {
-        steps.may(
-            Label::Text("setting the thread id's address"),
-            op(libc::SYS_set_tid_address, &[info.clear_tid_addr]),
-        );
-    }
-    if let Some(stack) = &core.sas {
-        signals::restore_alternate_stack(steps, stack);
-    }
-    if let Some(rseq) = core.rseq_entry.as_ref().filter(|r| r.rseq_abi_pointer != 0) {
-        let (address, size) = (rseq.rseq_abi_pointer, u64::from(rseq.rseq_abi_size));
-        steps.must(
-            Label::Text("registering rseq"),
-            op(libc::SYS_rseq, &[address, size, 0, u64::from(rseq.signature)]),
-        );
-    }
-}
-
-fn thread_credentials(steps: &mut Steps, thread: &Thread, env: &Environment) {
-    schedule::restore(steps, &thread.thread, thread.extra.as_ref(), &env.schedule);
-    if let Some(creds) = &thread.thread.creds {
-        credentials::restore(steps, creds, &env.creds);
-    }
-}
-
-/// Must a thread's credentials wait until it has installed filters of its own?
-fn waits(alive: &Alive, thread: &Thread) -> bool {
-    thread.seccomp.strict || thread.seccomp.filters.len() > alive.common_filters()
-}
-
-/// A thread's own seccomp filters, after those that all threads have in common, or its strict mode.
-fn seccomp_steps(steps: &mut Steps, thread: &Thread, common: usize) {
-    let own = thread.seccomp.filters.get(common..).unwrap_or(&[]);
-    seccomp::restore_filters(steps, own, false);
-    if thread.seccomp.strict {
-        seccomp::restore_strict(steps);
-    }
-}
-
-fn thread_steps(steps: &mut Steps, thread: &Thread) {
-    if let Some(comm) = &thread.thread.comm {
-        name_steps(steps, comm);
-    }
-    thread_basics(steps, thread);
-}
-
-/// Credentials and what comes after them.
-fn thread_last_steps(steps: &mut Steps, pid: i32, thread: &Thread, env: &Environment) {
-    let core = &thread.thread;
-    thread_credentials(steps, thread, env);
-    attributes::restore_pdeath_sig(steps, core.pdeath_sig.unwrap_or(0));
-    if let Some(queue) = &core.signals_p {
-        signals::restore_queue(steps, queue, pid, Some(thread.tid));
     }
 }
 

@@ -22,6 +22,8 @@ mod page_check;
 mod read;
 mod rings;
 mod template;
+mod terminal;
+mod thread;
 mod undo;
 mod vdsos;
 

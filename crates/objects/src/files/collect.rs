@@ -7,7 +7,7 @@ use super::{
 use crate::Problem;
 use crate::problem::text;
 use rewake_image::messages::{
-    BpfmapDataEntry, FdTypes, FileEntry, FownEntry, GhostFileEntry, PipeDataEntry,
+    BpfmapDataEntry, ExtFileEntry, FdTypes, FileEntry, FownEntry, GhostFileEntry, PipeDataEntry,
     RemapFilePathEntry, RewakeFileEntry,
 };
 use rewake_sys::file::Owner;
@@ -281,6 +281,20 @@ impl Collector {
     /// Our own extra state of file `id`, to be filled in.
     pub fn extra_of(&mut self, id: u32) -> &mut RewakeFileEntry {
         self.extra.entry(id).or_insert_with(|| RewakeFileEntry { id, ..RewakeFileEntry::default() })
+    }
+
+    /// Adds a file of a kind that CRIU does not know: in `files.img` it is one of a plugin, of which `rewake.img` has the rest.
+    ///
+    /// # Errors
+    /// Its owner cannot be told.
+    pub fn push_foreign(&mut self, id: u32, view: &View<'_>) -> Result<FdTypes, Problem> {
+        self.push(FileEntry {
+            r#type: FdTypes::Ext as i32,
+            id,
+            ext: Some(Box::new(ExtFileEntry { id, fown: view.owner()? })),
+            ..FileEntry::default()
+        });
+        Ok(FdTypes::Ext)
     }
 
     /// Adds an entry to `files.img`.

@@ -32,14 +32,7 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
     let info_text = (view.fdinfo)()?;
     let info = rewake_proc::fdinfo::parse(&info_text).map_err(|e| view.problem(e.to_string()))?;
     let group = info.fanotify.ok_or_else(|| view.problem("the kernel does not tell its flags"))?;
-    let waiting = rustix::io::ioctl_fionread(view.as_fd()).unwrap_or(0);
-    if waiting > 0 {
-        log::warn!(
-            "process {}: {}: {waiting} bytes of events that were not read yet are not saved",
-            view.pid,
-            view.object()
-        );
-    }
+    watched::warn_of_unread(view);
     let id = collector.new_id();
     let mut mounts = Mounts::default();
     let mut mark = Vec::with_capacity(info.fanotify_marks.len());

@@ -27,14 +27,7 @@ const MOST_SKIPPED: i32 = 1 << 24;
 pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdTypes), Problem> {
     let info_text = (view.fdinfo)()?;
     let info = rewake_proc::fdinfo::parse(&info_text).map_err(|e| view.problem(e.to_string()))?;
-    let waiting = rustix::io::ioctl_fionread(view.as_fd()).unwrap_or(0);
-    if waiting > 0 {
-        log::warn!(
-            "process {}: {}: {waiting} bytes of events that were not read yet are not saved",
-            view.pid,
-            view.object()
-        );
-    }
+    watched::warn_of_unread(view);
     let id = collector.new_id();
     let mut mounts = Mounts::default();
     let mut wd = Vec::with_capacity(info.inotify.len());

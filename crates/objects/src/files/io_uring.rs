@@ -11,7 +11,7 @@
 use super::collect::{Collector, View};
 use super::open::Opener;
 use crate::Problem;
-use rewake_image::messages::{ExtFileEntry, FdTypes, FileEntry, RewakeRingEntry};
+use rewake_image::messages::{FdTypes, RewakeRingEntry};
 use rewake_sys::io_uring::{self as ring, Manner, Memory};
 use rustix::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -142,13 +142,7 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
     let entry = content(view, &told)?;
     let id = collector.new_id();
     collector.extra_of(id).ring = Some(entry);
-    collector.push(FileEntry {
-        r#type: FdTypes::Ext as i32,
-        id,
-        ext: Some(Box::new(ExtFileEntry { id, fown: view.owner()? })),
-        ..FileEntry::default()
-    });
-    Ok((id, FdTypes::Ext))
+    Ok((id, collector.push_foreign(id, view)?))
 }
 
 /// Reads the queues.

@@ -259,6 +259,18 @@ pub fn forget_events(group: BorrowedFd<'_>) {
     }
 }
 
+/// Events of a watching group that nobody has read yet cannot be given back: says so.
+pub(super) fn warn_of_unread(view: &View<'_>) {
+    let waiting = rustix::io::ioctl_fionread(view.as_fd()).unwrap_or(0);
+    if waiting > 0 {
+        log::warn!(
+            "process {}: {}: {waiting} bytes of events that were not read yet are not saved",
+            view.pid,
+            view.object()
+        );
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,7 +8,7 @@ use super::options::{self, Making};
 use crate::Problem;
 use crate::files::collect::{Collector, View};
 use crate::files::open::Opener;
-use rewake_image::messages::{ExtFileEntry, FdTypes, FileEntry, RewakeVsockEntry};
+use rewake_image::messages::{FdTypes, RewakeVsockEntry};
 use rewake_sys::file;
 use rewake_sys::sockets::{bind_to, option_int, own_address};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -68,13 +68,7 @@ pub(super) fn survey(
     };
     let id = collector.new_id();
     collector.extra_of(id).vsock = Some(entry);
-    collector.push(FileEntry {
-        r#type: FdTypes::Ext as i32,
-        id,
-        ext: Some(Box::new(ExtFileEntry { id, fown: view.owner()? })),
-        ..FileEntry::default()
-    });
-    Ok((id, FdTypes::Ext))
+    Ok((id, collector.push_foreign(id, view)?))
 }
 
 /// How error texts call a socket of the image.
