@@ -83,9 +83,19 @@ pub fn wait(tid: i32) -> Result<Status> {
     }
 }
 
-/// Waits until `tid` is dead and reaped, or nobody that can be waited for.
+/// Waits until `tid` is dead and reaped, or nobody that can be waited for. A failure of another kind is not taken for an
+/// answer at once: the first thread of a process whose other threads are not reaped never dies.
 pub fn until_dead(tid: i32) {
-    while wait(tid).is_ok_and(|status| !matches!(status, Status::Exited(_) | Status::Killed(_))) {}
+    const TRIES: u32 = 10;
+    let mut failures = 0;
+    while failures < TRIES {
+        match wait(tid) {
+            Ok(Status::Exited(_) | Status::Killed(_)) => return,
+            Ok(_) => {}
+            Err(e) if e.errno == crate::Errno::CHILD => return,
+            Err(_) => failures += 1,
+        }
+    }
 }
 
 /// As [`wait`], for a thread that is about to stop: looks again and again for a while, letting others run in between,

@@ -90,13 +90,28 @@ pub fn survey(collector: &mut Collector, id: u32, view: &View<'_>) -> Result<(),
 pub struct Named {
     path: PathBuf,
     is_dir: bool,
+    gone: bool,
+}
+
+impl Named {
+    fn new(path: PathBuf, is_dir: bool) -> Named {
+        Named { path, is_dir, gone: false }
+    }
+
+    fn take_away(&mut self) -> rustix::io::Result<()> {
+        let flags =
+            if self.is_dir { rustix::fs::AtFlags::REMOVEDIR } else { rustix::fs::AtFlags::empty() };
+        rustix::fs::unlinkat(rustix::fs::CWD, &self.path, flags)?;
+        self.gone = true;
+        Ok(())
+    }
 }
 
 impl Drop for Named {
     fn drop(&mut self) {
-        let flags =
-            if self.is_dir { rustix::fs::AtFlags::REMOVEDIR } else { rustix::fs::AtFlags::empty() };
-        if let Err(e) = rustix::fs::unlinkat(rustix::fs::CWD, &self.path, flags) {
+        if !self.gone
+            && let Err(e) = self.take_away()
+        {
             log::warn!(
                 "the name {} of a restored deleted file stays behind: {e}",
                 self.path.display()
@@ -114,6 +129,20 @@ pub struct Raised {
     names: Vec<Named>,
 }
 
+impl Raised {
+    /// Takes the names away that it has for the moment.
+    ///
+    /// # Errors
+    /// One cannot be removed; dropping this tries once more.
+    pub fn lose_names(&mut self) -> Result<(), Problem> {
+        self.names.iter_mut().try_for_each(|named| {
+            named
+                .take_away()
+                .map_err(|e| problem(&named.path, "rid of the name it has for a moment", e))
+        })
+    }
+}
+
 fn problem(path: &Path, what: &str, e: impl std::fmt::Display) -> Problem {
     Problem::new(text(path.as_os_str().as_bytes()), format!("a deleted file cannot be {what}: {e}"))
 }
@@ -129,6 +158,7 @@ pub fn raise(ghost: &Ghost, path: &Path) -> Result<Raised, Problem> {
     if kind == libc::S_IFDIR {
         let path = &unused(path);
         rustix::fs::mkdir(path, mode).map_err(|e| problem(path, "made again", e))?;
+        let names = vec![Named::new(path.to_owned(), true)];
         let file = rustix::fs::open(
             path,
             OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
@@ -140,7 +170,6 @@ pub fn raise(ghost: &Ghost, path: &Path) -> Result<Raised, Problem> {
             Some(rustix::fs::Uid::from_raw(entry.uid)),
             Some(rustix::fs::Gid::from_raw(entry.gid)),
         );
-        let names = vec![Named { path: path.to_owned(), is_dir: true }];
         return Ok(Raised { file, is_dir: true, names });
     }
     if kind != libc::S_IFREG {
@@ -160,7 +189,7 @@ pub fn raise(ghost: &Ghost, path: &Path) -> Result<Raised, Problem> {
             let path = unused(path);
             let file = rustix::fs::open(&path, flags | OFlags::CREATE | OFlags::EXCL, mode)
                 .map_err(|e| problem(&path, "made again", e))?;
-            names.push(Named { path, is_dir: false });
+            names.push(Named::new(path, false));
             file
         }
     };
@@ -285,7 +314,7 @@ impl Raised {
             rustix::fs::AtFlags::SYMLINK_FOLLOW,
         )
         .map_err(|e| problem(&path, "given its name for a moment", e))?;
-        self.names.push(Named { path: path.clone(), is_dir: false });
+        self.names.push(Named::new(path.clone(), false));
         Ok(path)
     }
 }
