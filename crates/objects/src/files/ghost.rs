@@ -130,12 +130,16 @@ pub struct Raised {
 }
 
 impl Raised {
-    /// Takes the names away that it has for the moment.
+    /// Takes the names away that it has for the moment: who needs it has opened it.
     ///
     /// # Errors
-    /// One cannot be removed; dropping this tries once more.
-    pub fn lose_names(&mut self) -> Result<(), Problem> {
-        self.names.iter_mut().try_for_each(|named| {
+    /// One cannot be removed; it was tried twice.
+    pub fn end(self) -> Result<(), Problem> {
+        let Raised { file, mut names, .. } = self;
+        // First: what ends the last use of a name that it was made without (`O_TMPFILE`) takes watches (inotify(7)) off a
+        // file that has no other name left.
+        drop(file);
+        names.iter_mut().try_for_each(|named| {
             named
                 .take_away()
                 .map_err(|e| problem(&named.path, "rid of the name it has for a moment", e))

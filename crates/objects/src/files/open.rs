@@ -322,8 +322,7 @@ impl<'a> Opener<'a> {
         self.pipes.clear();
         self.fifos.clear();
         // Nobody needs their names any more, and who watches them shall not see how these are taken away.
-        self.ghosts.values_mut().try_for_each(ghost::Raised::lose_names)?;
-        self.ghosts.clear();
+        self.ghosts.drain().try_for_each(|(_, ghost)| ghost.end())?;
         crate::memory::shared::seal(self)?;
         for (entry, fd) in self.all_opened() {
             // A FIFO's is in the entry of its path.
