@@ -139,9 +139,16 @@ mod tests {
 
     #[test]
     fn groups_are_found_by_their_members() {
+        use std::os::unix::process::CommandExt;
         let ns = Namespace::of(own()).unwrap();
-        let group = rustix::process::getpgrp().as_raw_nonzero().get();
-        assert_eq!(ns.outer_group(group), Some(group));
+        // Our own group may have been made outside our namespace and have no number in it.
+        let mut member =
+            std::process::Command::new("sleep").arg("60").process_group(0).spawn().unwrap();
+        let group = member.id() as i32;
+        let found = ns.outer_group(group);
+        member.kill().unwrap();
+        member.wait().unwrap();
+        assert_eq!(found, Some(group));
         assert_eq!(ns.outer_group(1 << 22), None);
     }
 

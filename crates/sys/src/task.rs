@@ -1,6 +1,24 @@
-//! Tasks: robust lists, clone3 into an agent, rseq of the caller, raw pids.
+//! Tasks: robust lists, clone3 into an agent, rseq of the caller, raw pids, groups and sessions.
 
 use crate::call::{Result, pid_arg, syscall};
+
+/// `getsid(2)` of the caller; 0 if its session is led from outside its PID namespace, which rustix takes for impossible.
+///
+/// # Errors
+/// None is known.
+pub fn own_session() -> Result<i32> {
+    // SAFETY: the call touches no memory.
+    unsafe { syscall("getsid", libc::SYS_getsid, [0; 6]) }.map(|sid| sid as i32)
+}
+
+/// `getpgid(2)` of the caller; 0 if its process group was made outside its PID namespace.
+///
+/// # Errors
+/// None is known.
+pub fn own_group() -> Result<i32> {
+    // SAFETY: the call touches no memory.
+    unsafe { syscall("getpgid", libc::SYS_getpgid, [0; 6]) }.map(|group| group as i32)
+}
 
 /// `get_robust_list(2)`: head address and length.
 ///

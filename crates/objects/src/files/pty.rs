@@ -509,7 +509,7 @@ pub fn controlling(opener: &Opener<'_>) -> BTreeMap<i32, Controlling> {
             _ => (path.to_vec(), true),
         };
         // Who leads our session can spare its terminal; a shell that started us cannot.
-        let ours = rustix::process::getsid(None).ok() == Some(rustix::process::getpid());
+        let ours = rewake_sys::task::own_session() == Ok(std::process::id() as i32);
         let terminal = Controlling {
             path,
             force: !must && ours,

@@ -414,8 +414,8 @@ pub fn finish(opener: &Opener<'_>, is_restored: impl Fn(i32) -> bool) -> Result<
     set_all(own.as_fd(), info).map_err(failed)?;
     let group = info.pgrp as i32;
     // Only who has the foreground may hand it over: a restore in the background stays there.
-    let ours = rustix::process::getpgrp();
-    let in_front = rustix::termios::tcgetpgrp(&own).is_ok_and(|front| front == ours);
+    let ours = rewake_sys::task::own_group().map_err(failed)?;
+    let in_front = tty::session(own.as_fd()).is_ok_and(|(_, front)| front == ours);
     if in_front
         && group > 0
         && is_restored(group)
