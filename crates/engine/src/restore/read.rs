@@ -27,6 +27,15 @@ pub struct Thread {
     pub seccomp: seccomp::State,
 }
 
+impl Thread {
+    /// The timer slack that it goes back to with 0, if the images tell it.
+    #[must_use]
+    pub fn default_slack(&self) -> Option<u64> {
+        // 0 is nobody's, but would ask for the default of whoever sets it.
+        self.extra.as_ref().and_then(|e| e.default_timer_slack).filter(|slack| *slack != 0)
+    }
+}
+
 /// A living task of the images.
 #[derive(Debug)]
 pub struct Alive {
