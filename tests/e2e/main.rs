@@ -6,7 +6,7 @@
 //! cargo test -p zoo --test e2e -- counter::dead       one flavour of one program: plain (no checkpoint), dead, running,
 //!                                                     running_restored, stopped, stopped_restored, as_criu, new_pidns
 //! cargo test -p zoo --test e2e -- plain               the programs alone: no binary under test needed, it must pass
-//! cargo test -p zoo --test e2e -- refusals            also: kill, steps, real, shell_job, tcp, copies, chains
+//! cargo test -p zoo --test e2e -- refusals            also: files, kill, steps, real, shell_job, tcp, copies, chains
 //! cargo test -p zoo --test e2e -- --list
 //! ```
 //! Environment:
@@ -32,6 +32,7 @@
 mod chains;
 mod copies;
 mod cross;
+mod files;
 mod flavours;
 mod harness;
 mod kills;
@@ -125,6 +126,7 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
         }
     }
     trials.extend(refusals::trials(tool));
+    trials.extend(files::trials(tool));
     trials.extend(kills::trials(tool));
     trials.extend(steps::trials(tool));
     trials.extend(real::trials(tool));

@@ -79,6 +79,7 @@ const KINDS: &[(&str, &[&str])] = &[
     ("bpf_ring", &["bpf map", "type 27"]),
     ("fuse", &["fuse"]),
     ("block", &["block device"]),
+    ("broken_lease", &["leased", "being broken"]),
 ];
 
 /// What `io_uring` is told to have, and what the refusal says.
@@ -142,7 +143,7 @@ pub fn refused(
 }
 
 /// Starts a program, lets `dump` be refused, and finds the program unharmed.
-fn unharmed(
+pub fn unharmed(
     program: &Program,
     tool: &Tool,
     refuse: impl FnOnce(&Run, &View) -> Result<(), Fail>,
@@ -155,7 +156,8 @@ fn unharmed(
     Ok(())
 }
 
-fn no_inventory(run: &Run, images: &Path) -> Result<(), Fail> {
+/// Fails if the images look complete.
+pub fn no_inventory(run: &Run, images: &Path) -> Result<(), Fail> {
     if images.join("inventory.img").exists() {
         return Err(run.fail(format!("{} looks like a complete checkpoint", images.display())));
     }

@@ -254,6 +254,12 @@ impl View {
                 ];
                 if keep.iter().any(|k| line.starts_with(k)) {
                     info.push(line);
+                } else if let Some(lock) = line.strip_prefix("lock: ") {
+                    // After the number in the listing: kind, type, holder, file and range.
+                    info.push(format!(
+                        "lock {}",
+                        lock.split_once(' ').map_or("", |(_, lock)| lock)
+                    ));
                 } else if line.starts_with("tfd:") {
                     // Of an epoll item the descriptor, the events and the data; position and inode are internal.
                     info.push(line.split(" pos:").next().unwrap_or("").to_string());

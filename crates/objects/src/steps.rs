@@ -24,6 +24,8 @@ pub enum Label {
     Limit(u32),
     /// An epoll instance and the descriptor it watches.
     Watch(u32, u32),
+    /// Locking the file of a descriptor.
+    Lock(u32),
 }
 
 impl std::fmt::Display for Label {
@@ -40,6 +42,7 @@ impl std::fmt::Display for Label {
             Label::Watch(epoll, fd) => {
                 write!(f, "watching descriptor {fd} by epoll descriptor {epoll}")
             }
+            Label::Lock(fd) => write!(f, "locking the file of descriptor {fd}"),
         }
     }
 }

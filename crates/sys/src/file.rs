@@ -42,10 +42,13 @@ pub fn owner(fd: BorrowedFd<'_>) -> Result<Owner> {
     Ok(Owner { kind: ex[0], pid: ex[1], signal, uids: (uids[0], uids[1]) })
 }
 
+/// `F_OWNER_PID`, as an owner's kind.
+pub const OWNER_PROCESS: i32 = 1;
+
 /// `F_OWNER_PGRP`, as an owner's kind.
 pub const OWNER_GROUP: i32 = 2;
 
-/// Sets the owner (under the caller's uids).
+/// Sets the owner (under the caller's uids); 0 is none.
 ///
 /// # Errors
 /// `ESRCH` if there is no such process.

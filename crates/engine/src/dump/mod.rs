@@ -5,7 +5,6 @@
 
 mod files;
 mod inside;
-mod locks;
 mod outside;
 mod thread;
 mod write;
@@ -22,6 +21,7 @@ use rewake_image::ImageWriter;
 use rewake_inject::guard::Guard;
 use rewake_inject::witness::Witness;
 use rewake_objects::files::collect::{Collector, Contents, Options};
+use rewake_objects::files::locks;
 use rewake_objects::memory::sysv;
 use rewake_objects::problem::text;
 use rewake_objects::sockets::lock::{self, Lock, Method};
@@ -128,12 +128,14 @@ fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<Surveyed
     let mut collector = Collector::new(Options {
         ghost_limit: options.ghost_limit,
         link_remap: options.link_remap,
+        file_locks: options.file_locks,
         shell_job: options.shell_job,
         tcp_established: options.tcp.established,
         tcp_close: options.tcp.close,
         skip_in_flight: options.tcp.skip_in_flight,
         outside: options.outside_unix.clone(),
     });
+    collector.locks = locks::Survey::begin();
     collector.pids = tree.tasks.iter().map(|t| t.pid()).collect();
     let mut obstacles = sessions(tree, options);
     obstacles.extend(lineage(tree, options));
@@ -378,7 +380,6 @@ pub fn dump(options: &DumpOptions, hooks: &mut dyn Hooks) -> Result<DumpReport> 
     log::info!("{} tasks frozen in {:?}", tree.tasks.len(), frozen - start);
     let surveyed_at = Instant::now();
     log::info!("surveyed in {:?}", surveyed_at - frozen);
-    locks::warn(&tree.tasks);
     let result = finish_images(images, options, hooks, surveyed);
     let Finished { mut report, written_at, mut lock, mut sockets } = match result {
         Ok(done) => done,
@@ -446,7 +447,7 @@ fn stop_locked(
 }
 
 fn refuse_unsupported(options: &DumpOptions) -> Result<()> {
-    let later = [(options.file_locks, "--file-locks"), (options.link_remap, "--link-remap")];
+    let later = [(options.link_remap, "--link-remap")];
     for (given, name) in later {
         if given {
             return Err(Error::new(format!("{name} is not supported yet")));

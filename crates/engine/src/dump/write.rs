@@ -120,6 +120,7 @@ fn write_files(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -
     let root = surveyed.tasks.first().map_or((0, &b""[..]), |t| (t.pid, t.comm.as_slice()));
     images.write_all(kind::FILES, (), &files.entries)?;
     images.write_all(kind::REMAP_FPATH, (), &files.remaps)?;
+    images.write_all(kind::FILE_LOCKS, (), &files.locks.entries)?;
     images.write_all(kind::TTY_INFO, (), &files.ttys)?;
     images.write_all(kind::TTY_DATA, (), &files.tty_data)?;
     for (kind, data) in [(kind::PIPES_DATA, &files.pipe_data), (kind::FIFO_DATA, &files.fifo_data)]
@@ -250,7 +251,6 @@ fn write_task(
             vaddr: run.start,
             nr_pages: run.pages(),
             source: if run.lazy { PageSource::StoredLazy } else { PageSource::Stored },
-            place: None,
         })
         .collect();
     images.write_pagemap(pid, pages_id, &runs)?;

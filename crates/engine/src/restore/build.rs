@@ -2,6 +2,7 @@
 //!
 //! * **birth** (all tasks, top down): session, group, children, a socket for descriptors;
 //! * **build** (all tasks at the same time): memory, descriptors, threads, everything that does not tick;
+//! * **locks** (after all tasks are built; those that lock files): their locks;
 //! * **finish** (after all tasks are built): credentials, queued signals, timers.
 //!
 //! Pure: nothing is opened here, and every descriptor number inside the task is known beforehand, because a process
@@ -9,6 +10,7 @@
 
 use super::arena::Space;
 use super::lineage::{Lineage, Node, Role};
+use super::locks::{Locked, lock_steps};
 use super::namespaces::{self, Namespaces};
 use super::read::{Alive, Task};
 use super::template::Holdings;
@@ -26,7 +28,7 @@ use rewake_objects::files::pty::Controlling;
 use rewake_objects::memory::mm::{self, Held, Layout, Specials};
 use rewake_objects::memory::vma::{self, status};
 use rewake_objects::steps::{Label, Steps};
-use rewake_objects::task::schedule::{Inherited, lend_timer_slack};
+use rewake_objects::task::schedule::Inherited;
 use rewake_objects::task::{attributes, limits, seccomp, signals, timers};
 use std::collections::{BTreeMap, HashMap};
 
@@ -81,6 +83,8 @@ pub struct Environment {
     pub namespaces: Namespaces,
     /// Sizes of System V shared memory segments by id.
     pub segments: HashMap<u64, u64>,
+    /// File locks by the process that is to take them.
+    pub locks: HashMap<i32, Vec<Locked>>,
 }
 
 /// A script and where its ring lies in the arena.
@@ -124,7 +128,9 @@ pub struct TaskPlan {
     pub index: usize,
     /// Second script.
     pub build: Steps,
-    /// Third script.
+    /// Third script, if the task has locked files.
+    pub locks: Option<Steps>,
+    /// Last script.
     pub finish: Steps,
     /// Further threads.
     pub threads: Vec<ThreadPlan>,
@@ -261,6 +267,7 @@ fn plan_node(
             .collect();
         builder.build(group, &zombies, node.orphan, same_vdso(alive)?, &threads, &headers)?;
         let Builder { steps: build, warnings, messages, .. } = builder;
+        let locks = env.locks.get(&tasks[index].pid).map(|locks| lock_steps(base, locks));
         let mut finish = Steps::new(base);
         let groups: Vec<i32> = node
             .late
@@ -280,7 +287,7 @@ fn plan_node(
             foreground_steps(&mut finish, terminal, alive);
         }
         finish_steps(&mut finish, &tasks[index], alive, env, &groups);
-        task = Some(TaskPlan { index, build, finish, threads, messages, socket, warnings });
+        task = Some(TaskPlan { index, build, locks, finish, threads, messages, socket, warnings });
     }
     let init = (node.role == Role::Init).then(|| {
         let mut steps = Steps::new(base);
@@ -290,6 +297,7 @@ fn plan_node(
     let scripts = [
         Some(&birth),
         task.as_ref().map(|t| &t.build),
+        task.as_ref().and_then(|t| t.locks.as_ref()),
         task.as_ref().map(|t| &t.finish),
         init.as_ref(),
     ];
@@ -327,7 +335,6 @@ fn birth_steps(
         let c: &Node = &lineage.nodes[child];
         let (flags, signal) =
             if c.sibling { (libc::CLONE_PARENT as u64, 0) } else { (0, libc::SIGCHLD as u64) };
-        lend_timer_slack(steps, default_slack(tasks, c).or(default_slack(tasks, node)));
         let result = clone_op(steps, c.pid, flags, signal, rings[&child]);
         let zombie = matches!(c.role, Role::Task(i) if tasks[i].alive.is_none());
         if zombie && !c.sibling && !c.orphan {
@@ -373,14 +380,6 @@ fn birth_steps(
         }
         Role::Task(i) if tasks[i].alive.is_none() => zombie_steps(steps, &tasks[i]),
         Role::Task(_) | Role::Group | Role::Init => {}
-    }
-}
-
-/// The default timer slack of a node, if it is a task whose images tell it.
-pub(super) fn default_slack(tasks: &[Task], node: &Node) -> Option<u64> {
-    match node.role {
-        Role::Task(i) => tasks[i].alive.as_ref()?.threads[0].default_slack(),
-        _ => None,
     }
 }
 
@@ -771,10 +770,7 @@ impl Builder<'_> {
             | libc::CLONE_SIGHAND
             | libc::CLONE_THREAD
             | libc::CLONE_SYSVSEM) as u64;
-        for (n, (thread, header)) in threads.iter().zip(headers).enumerate() {
-            let all = &self.alive.threads;
-            let own = || all[0].default_slack();
-            lend_timer_slack(&mut self.steps, all[n + 1].default_slack().or_else(own));
+        for (thread, header) in threads.iter().zip(headers) {
             clone_op(&mut self.steps, Some(thread.tid), flags, 0, *header);
         }
         // Each thread reports its first batch; a word that has changed already does not block.

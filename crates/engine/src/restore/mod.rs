@@ -17,6 +17,7 @@ mod copies;
 mod environment;
 mod finish;
 pub(crate) mod lineage;
+mod locks;
 mod namespaces;
 mod page_check;
 mod read;
@@ -148,6 +149,7 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
     let tasks =
         checkpoint.tasks.iter().filter_map(|t| Some((t.pid, t.alive.as_ref()?.fds.as_slice())));
     let epolls = epoll::assign(&opener, tasks).map_err(|p| Error::new(p.to_string()))?;
+    env.locks = locks::read(&images, &checkpoint, &opener)?;
     env.arena = (base, base + ARENA_SPACE);
     let same_vdso = |alive: &Alive| same_vdso(&images, alive, &own);
     env.segments =
@@ -175,10 +177,9 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
         holdings.as_ref(),
     )?;
     let first = (lineage.nodes[0].pid.unwrap_or(1), space.address(plans[0].at));
-    let slack = build::default_slack(&checkpoint.tasks, &lineage.nodes[0]);
-    let template = holdings.as_ref().map(|h| {
-        template::plan(&checkpoint.tasks, &h.tasks, &env, &mut space, &same_vdso, first, slack)
-    });
+    let template = holdings
+        .as_ref()
+        .map(|h| template::plan(&checkpoint.tasks, &h.tasks, &env, &mut space, &same_vdso, first));
     let template = template.transpose()?;
     let arena_len = space.len();
     log::info!(
@@ -225,7 +226,7 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
 }
 
 fn refuse_unsupported(options: &RestoreOptions) -> Result<()> {
-    let later = [(options.file_locks, "--file-locks"), (options.link_remap, "--link-remap")];
+    let later = [(options.link_remap, "--link-remap")];
     match later.iter().find(|(given, _)| *given) {
         Some((_, name)) => Err(Error::new(format!("{name} is not supported yet"))),
         None => Ok(()),
@@ -359,6 +360,7 @@ impl<'a> Run<'a> {
             checking.finish()?;
         }
         opener.settle().map_err(|p| Error::new(p.to_string()))?;
+        self.lock_files(rings, opener)?;
         self.foreign_vdsos()?;
         self.proc_values(warnings);
         log::info!("built after {:?}", self.start.elapsed());

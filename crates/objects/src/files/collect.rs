@@ -24,6 +24,8 @@ pub struct Options {
     pub ghost_limit: u64,
     /// `--link-remap`.
     pub link_remap: bool,
+    /// `--file-locks`.
+    pub file_locks: bool,
     /// `--shell-job`.
     pub shell_job: bool,
     /// `--tcp-established`.
@@ -162,6 +164,8 @@ pub struct Collector {
     pub tty_data: Vec<rewake_image::messages::TtyDataEntry>,
     /// What of pseudoterminals is inside the tree.
     pub(super) ptys: super::pty::Survey,
+    /// File locks.
+    pub locks: super::locks::Survey,
     /// What is known of sockets besides their entries.
     pub sockets: crate::sockets::Survey,
     /// Sets of tasks that hold the same device, inode and flags, ordered by kcmp(2).
@@ -198,6 +202,7 @@ impl Collector {
             ttys: Vec::new(),
             tty_data: Vec::new(),
             ptys: super::pty::Survey::default(),
+            locks: super::locks::Survey::default(),
             sockets: crate::sockets::Survey::default(),
             known: HashMap::new(),
             next_id: 1,
@@ -245,12 +250,18 @@ impl Collector {
     /// # Errors
     /// Why it cannot be saved.
     pub fn descriptor(&mut self, view: &View<'_>) -> Result<(u32, FdTypes), Problem> {
+        // First: surveying a file may open it once more, which a lease does not survive.
+        let locks = super::locks::of(self, view)?;
         let key = (view.stat.st_dev, view.stat.st_ino, view.flags);
         // Taken out so that survey functions may use the collector.
         let mut known = self.known.remove(&key).unwrap_or_default();
         let result = self.look_up(view, &mut known);
         self.known.insert(key, known);
-        result
+        let (id, kind) = result?;
+        if !locks.is_empty() {
+            super::locks::note(self, view, id, locks)?;
+        }
+        Ok((id, kind))
     }
 
     fn look_up(

@@ -55,7 +55,8 @@ pub fn survey(collector: &mut Collector, id: u32, view: &View<'_>) -> Result<(),
             }
             Err(e) => return Err(view.problem(format!("its directory cannot be examined: {e}"))),
         }
-        let flags = if regular { OFlags::RDONLY } else { OFlags::PATH };
+        // Whoever has a lease on it stands still and could not answer.
+        let flags = if regular { OFlags::RDONLY | OFlags::NONBLOCK } else { OFlags::PATH };
         let file = rustix::fs::open(own, flags | OFlags::CLOEXEC, Mode::empty())
             .map_err(|e| view.problem(format!("the deleted file cannot be read: {e}")))?;
         let time = |sec: i64, nsec: u64| Timeval { tv_sec: sec as u64, tv_usec: nsec / 1000 };

@@ -17,6 +17,7 @@ pub mod flight;
 pub mod ghost;
 pub mod inotify;
 pub mod io_uring;
+pub mod locks;
 pub mod open;
 pub mod pidfd;
 pub mod pipe;

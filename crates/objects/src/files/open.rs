@@ -207,6 +207,13 @@ impl<'a> Opener<'a> {
         self.files.get(&id).is_some_and(|f| f.reg.is_some()) && !self.remaps.contains_key(&id)
     }
 
+    /// Path and status flags of file `id`, if it is an ordinary one.
+    #[must_use]
+    pub fn ordinary(&self, id: u32) -> Option<(Vec<u8>, u32)> {
+        let reg = self.files.get(&id).filter(|_| self.is_ordinary(id))?.reg.as_deref()?;
+        Some((regular::absolute(&reg.name), reg.flags))
+    }
+
     /// The entry of file `id`.
     ///
     /// # Errors

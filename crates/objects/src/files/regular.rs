@@ -128,8 +128,8 @@ pub fn of_path(
     let name = if named {
         path.to_vec()
     } else {
-        let fd = rustix::fs::open(open, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
-            .map_err(unreadable)?;
+        let how = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+        let fd = rustix::fs::open(open, how, Mode::empty()).map_err(unreadable)?;
         let view = View {
             pid,
             number: -1,
@@ -183,7 +183,7 @@ pub fn open(opener: &mut Opener<'_>, reg: &RegFileEntry) -> Result<OwnedFd, Prob
 }
 
 /// CRIU writes paths with a leading slash, but accepts them without.
-fn absolute(name: &[u8]) -> Vec<u8> {
+pub(super) fn absolute(name: &[u8]) -> Vec<u8> {
     if name.starts_with(b"/") { name.to_vec() } else { [b"/", name].concat() }
 }
 

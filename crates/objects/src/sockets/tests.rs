@@ -36,6 +36,7 @@ fn options(established: bool, close: bool) -> Options {
     Options {
         ghost_limit: 0,
         link_remap: false,
+        file_locks: false,
         shell_job: false,
         tcp_established: established,
         tcp_close: close,

@@ -65,6 +65,21 @@ fn listener() -> Result<i32, String> {
     make!("SECCOMP_SET_MODE_FILTER", libc::SYS_seccomp, 1, NEW_LISTENER, &raw const program)
 }
 
+/// A lease that another process is breaking: it has tried to open the file.
+fn broken_lease() -> Result<i32, String> {
+    let path = std::env::args().nth(1).unwrap_or_default() + "/leased";
+    std::fs::write(&path, "leased").map_err(|e| e.to_string())?;
+    zoo::block(libc::SIGIO)?;
+    let fd = open(&path)?;
+    make!("F_SETLEASE", libc::SYS_fcntl, fd, libc::F_SETLEASE, libc::F_WRLCK)?;
+    let other = zoo::cstring(&path);
+    let flags = libc::O_RDONLY | libc::O_NONBLOCK;
+    // SAFETY: NUL-terminated.
+    let opened = unsafe { libc::open(other.as_ptr(), flags) };
+    ensure!(opened < 0, "the lease lets others open the file");
+    Ok(fd)
+}
+
 fn make(kind: &str) -> Result<i32, String> {
     match kind {
         "perf_event" => perf_event(),
@@ -107,6 +122,7 @@ fn make(kind: &str) -> Result<i32, String> {
         }
         "fuse" => open("/dev/fuse"),
         "block" => open("/dev/loop0"),
+        "broken_lease" => broken_lease(),
         other => Err(format!("nobody knows the kind {other}")),
     }
 }
