@@ -122,8 +122,9 @@ fn divide(
     let pages = fs::read(from.join(kind::PAGES.file_name(map.pages_id))).unwrap_or_default();
     let mut runs: Vec<Vec<PageRun>> = vec![Vec::new(); writers.len()];
     let mut stores: Vec<Vec<u8>> = vec![Vec::new(); writers.len()];
-    for (run, offset) in map.with_offsets() {
-        let offset = offset.ok_or("a page is not stored")? as usize;
+    for (run, place) in map.with_places() {
+        let place = place.filter(|p| p.store == map.pages_id).ok_or("a page is not stored")?;
+        let offset = place.offset() as usize;
         let mut home = 0;
         for n in 0..run.nr_pages as usize {
             // Pages stay together for a while, as they do in life.
@@ -142,7 +143,7 @@ fn divide(
                     Some(last) if last.end() == vaddr && last.source == source => {
                         last.nr_pages += 1;
                     }
-                    _ => runs.push(PageRun { vaddr, nr_pages: 1, source }),
+                    _ => runs.push(PageRun { vaddr, nr_pages: 1, source, place: None }),
                 }
                 let at = offset + n * PAGE;
                 match level.cmp(&home) {

@@ -146,14 +146,14 @@ fn look(
     runs: &mut Vec<StoredRun>,
 ) -> std::result::Result<Vec<Wanted>, (u64, &'static str)> {
     let mut older: Vec<Wanted> = Vec::new();
-    let mut entries = pagemap.with_offsets().peekable();
+    let mut entries = pagemap.with_places().peekable();
     for &(start, end) in wanted {
         let mut at = start;
         while at < end {
             while entries.peek().is_some_and(|(run, _)| pages(run.vaddr, run.nr_pages).1 <= at) {
                 entries.next();
             }
-            let Some((run, offset)) = entries.peek() else {
+            let Some((run, place)) = entries.peek() else {
                 return Err((at * PAGE_SIZE, "is not there, but a younger image needs it"));
             };
             let (first, last) = pages(run.vaddr, run.nr_pages);
@@ -161,12 +161,12 @@ fn look(
                 return Err((at * PAGE_SIZE, "is not there, but a younger image needs it"));
             }
             let to = last.min(end);
-            match (run.source, offset) {
-                (_, Some(offset)) => runs.push(StoredRun {
+            match (run.source, place) {
+                (_, Some(place)) => runs.push(StoredRun {
                     vaddr: at * PAGE_SIZE,
                     nr_pages: to - at,
-                    store: PageStore { depth, pages_id: pagemap.pages_id },
-                    offset: offset + (at - first) * PAGE_SIZE,
+                    store: PageStore { depth, pages_id: place.store },
+                    offset: place.offset() + (at - first) * PAGE_SIZE,
                 }),
                 (PageSource::Parent, None) => match older.last_mut() {
                     Some(last) if last.1 == at => last.1 = to,
@@ -204,6 +204,7 @@ mod tests {
             vaddr: page * PAGE_SIZE,
             nr_pages,
             source,
+            place: None,
         });
         Pagemap { pages_id: 7, entries: entries.collect() }
     }

@@ -14,7 +14,7 @@ use crate::{
     kind::{self, Id, Kind, KindInfo, Raw},
     manifest::{self, Manifest},
     messages::{ImageMessage, InventoryEntry, IpcMsg, IpcMsgEntry},
-    pagemap::Pagemap,
+    pagemap::{Pagemap, SEVERAL_STORES},
     raw::{IpcMessages, RawEntry, RawImage},
     raw_check::{Raw as RawFile, RawCheck},
     wire,
@@ -61,7 +61,7 @@ impl ImageDir {
         images.inventory =
             inventory.ok_or_else(|| ImageError::NoCheckpoint(images.dir.path.clone()))?;
         match images.inventory.img_version {
-            1 | 2 => Ok(images),
+            1 | 2 | SEVERAL_STORES => Ok(images),
             0 if options.pre_dump => Ok(images),
             0 if images.inventory.pre_dump_mode.is_some() => {
                 Err(ImageError::PreDump(images.dir.path))

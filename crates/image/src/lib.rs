@@ -36,6 +36,6 @@ pub use dir::{ImageDir, OpenOptions, read_file};
 pub use error::{ImageError, Result};
 pub use ghost::{Ghost, GhostChunk};
 pub use kind::{Id, Kind};
-pub use pagemap::{PageRun, PageSource, Pagemap};
+pub use pagemap::{PageRun, PageSource, Pagemap, SEVERAL_STORES, StorePage};
 pub use raw_check::RawCheck;
 pub use writer::{ImageWriter, RawStream, Stream, write_file};

@@ -10,10 +10,14 @@ use crate::{
 /// The unit in which pagemaps count, in bytes.
 pub const PAGE_SIZE: u64 = 4096;
 
+/// `img_version` of an inventory with whose pagemaps CRIU would go wrong: their pages lie in several page stores, or are
+/// in one for several tasks. CRIU refuses any version that it does not know.
+pub const SEVERAL_STORES: u32 = 1000;
+
 /// A checked pagemap: ascending, page-aligned runs that do not overlap.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pagemap {
-    /// `N` of the `pages-N.img` that holds the stored pages.
+    /// `N` of the `pages-N.img` that holds the stored pages of runs that name no other, in the order of the runs.
     pub pages_id: u32,
     /// Runs of pages. A page in none of them is zero, or as in the mapped file.
     pub entries: Vec<PageRun>,
@@ -28,6 +32,25 @@ pub struct PageRun {
     pub nr_pages: u64,
     /// Where they are.
     pub source: PageSource,
+    /// Where stored pages are, if not behind those of the run before in the pagemap's own page store. Images with such a
+    /// place are of version [`SEVERAL_STORES`].
+    pub place: Option<StorePage>,
+}
+
+/// A page of a page store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StorePage {
+    /// `N` of the `pages-N.img`.
+    pub store: u32,
+    /// Its number in the file; the first is 0.
+    pub page: u64,
+}
+
+impl StorePage {
+    /// Where it begins, in bytes. What [`Pagemap::parse`] gave does not overflow.
+    pub fn offset(self) -> u64 {
+        self.page.wrapping_mul(PAGE_SIZE)
+    }
 }
 
 /// Where the content of pages is.
@@ -84,6 +107,8 @@ impl PageRun {
             in_parent: None,
             flags: Some(self.source.flags()),
             nr_pages: Some(self.nr_pages),
+            store: self.place.map(|place| place.store),
+            store_page: self.place.map(|place| place.page),
         }
     }
 
@@ -97,7 +122,19 @@ impl PageRun {
             invalid("flags", format!("{bits:#x} is no combination of page flags"))
         })?;
         let nr_pages = entry.nr_pages.unwrap_or(entry.compat_nr_pages.into());
-        let run = PageRun { vaddr: entry.vaddr, nr_pages, source };
+        let place = match (entry.store, entry.store_page) {
+            (None, None) => None,
+            (Some(store), Some(page)) if source.is_stored() => {
+                let end = page.checked_add(nr_pages).and_then(|end| end.checked_mul(PAGE_SIZE));
+                if end.is_none_or(|end| end > i64::MAX as u64) {
+                    let what = format!("page {page:#x} is beyond what a pages file can hold");
+                    return Err(invalid("store_page", what));
+                }
+                Some(StorePage { store, page })
+            }
+            _ => return Err(invalid("store", "a place without pages, or half of one".to_owned())),
+        };
+        let run = PageRun { vaddr: entry.vaddr, nr_pages, source, place };
         if !run.vaddr.is_multiple_of(PAGE_SIZE) {
             return Err(invalid("vaddr", format!("{:#x} is not page-aligned", run.vaddr)));
         }
@@ -128,7 +165,7 @@ impl Pagemap {
                 .and_then(|message| PageRun::from_message(&message))
                 .and_then(|run| {
                     follows(entries.last(), &run)?;
-                    if run.source.is_stored() {
+                    if run.source.is_stored() && run.place.is_none() {
                         let bytes = run.nr_pages.checked_mul(PAGE_SIZE);
                         let total = bytes.and_then(|b| stored.checked_add(b));
                         stored =
@@ -147,20 +184,27 @@ impl Pagemap {
         Ok(Some(Pagemap { pages_id: head.pages_id, entries }))
     }
 
-    /// Each run with the offset of its first page in the pages file, if it is stored there.
-    pub fn with_offsets(&self) -> impl Iterator<Item = (PageRun, Option<u64>)> + '_ {
+    /// Each run with the place of its first page, if it is stored.
+    pub fn with_places(&self) -> impl Iterator<Item = (PageRun, Option<StorePage>)> + '_ {
         self.entries.iter().scan(0u64, |next, run| {
-            let offset = run.source.is_stored().then_some(*next);
-            if offset.is_some() {
-                *next += run.bytes();
+            let own = StorePage { store: self.pages_id, page: *next };
+            let place = run.source.is_stored().then(|| run.place.unwrap_or(own));
+            if run.source.is_stored() && run.place.is_none() {
+                *next += run.nr_pages;
             }
-            Some((*run, offset))
+            Some((*run, place))
         })
     }
 
-    /// How many bytes of the pages file the runs take.
+    /// How many bytes of its own pages file the runs take that name no place.
     pub fn stored_bytes(&self) -> u64 {
-        self.entries.iter().filter(|run| run.source.is_stored()).map(PageRun::bytes).sum()
+        let own = self.entries.iter().filter(|run| run.source.is_stored() && run.place.is_none());
+        own.map(PageRun::bytes).sum()
+    }
+
+    /// Does any run name a place?
+    pub fn has_places(&self) -> bool {
+        self.entries.iter().any(|run| run.place.is_some())
     }
 }
 

@@ -195,11 +195,9 @@ fn descriptors_are_in_order() {
     let ours = |desc: &&MessageDesc| desc.name.starts_with("rewake_");
     let theirs: Vec<_> = messages::all().filter(|desc| !ours(desc)).collect();
     assert_eq!(theirs.len(), 158, "message types of CRIU 4.2");
-    assert_eq!(
-        theirs.iter().map(|desc| desc.fields.len()).sum::<usize>(),
-        1045,
-        "fields of CRIU 4.2"
-    );
+    // Fields of ours in messages of theirs start at 1000.
+    let fields = theirs.iter().flat_map(|desc| desc.fields).filter(|field| field.number < 1000);
+    assert_eq!(fields.count(), 1045, "fields of CRIU 4.2");
 }
 
 #[test]

@@ -6,8 +6,8 @@ use std::{fs, os::unix::fs::FileExt};
 
 use common::*;
 use rewake_image::{
-    ImageDir, ImageError, ImageWriter, OpenOptions, PageRun, PageSource, kind, messages::*,
-    read_file, write_file,
+    ImageDir, ImageError, ImageWriter, OpenOptions, PageRun, PageSource, SEVERAL_STORES, StorePage,
+    kind, messages::*, read_file, write_file,
 };
 
 /// A directory with an inventory of this version, written without this crate's writer.
@@ -186,7 +186,7 @@ fn only_regular_files_are_images() {
 fn pagemaps() {
     let dir = TempDir::new();
     let writer = ImageWriter::create(dir.path()).unwrap();
-    let run = |vaddr, nr_pages, source| PageRun { vaddr, nr_pages, source };
+    let run = |vaddr, nr_pages, source| PageRun { vaddr, nr_pages, source, place: None };
     let runs = [
         run(0x1000, 2, PageSource::Stored),
         run(0x3000, 1, PageSource::Parent),
@@ -200,9 +200,34 @@ fn pagemaps() {
     let pagemap = images.read_pagemap(7).unwrap().unwrap();
     assert_eq!((pagemap.pages_id, &pagemap.entries[..]), (1, &runs[..]));
     assert_eq!(pagemap.stored_bytes(), 5 * 4096);
-    let offsets: Vec<_> = pagemap.with_offsets().map(|(_, offset)| offset).collect();
-    assert_eq!(offsets, [Some(0), None, Some(2 * 4096), None]);
+    let places: Vec<_> = pagemap.with_places().map(|(_, place)| place).collect();
+    let own = |page| Some(StorePage { store: 1, page });
+    assert_eq!(places, [own(0), None, own(2), None]);
     assert_eq!(images.read_pagemap_shmem(7).unwrap().unwrap().entries, []);
+}
+
+#[test]
+fn pagemaps_of_several_stores() {
+    let dir = TempDir::new();
+    let writer = ImageWriter::create(dir.path()).unwrap();
+    let run = |vaddr, place| PageRun { vaddr, nr_pages: 2, source: PageSource::Stored, place };
+    let place = |store, page| Some(StorePage { store, page });
+    // A page may be there twice: it is the same for both addresses.
+    let runs =
+        [run(0x1000, None), run(0x3000, place(9, 5)), run(0x5000, None), run(0x8000, place(9, 6))];
+    writer.write_pagemap(7, 1, &runs).unwrap();
+    let version = InventoryEntry { img_version: SEVERAL_STORES, ..inventory() };
+    writer.commit(&version).unwrap();
+    let images = ImageDir::open(dir.path()).unwrap();
+    let pagemap = images.read_pagemap(7).unwrap().unwrap();
+    assert_eq!(pagemap.entries, runs);
+    // What names a place takes none in the pagemap's own store.
+    let places: Vec<_> = pagemap.with_places().map(|(_, place)| place).collect();
+    assert_eq!(places, [place(1, 0), place(9, 5), place(1, 2), place(9, 6)]);
+    assert_eq!(pagemap.stored_bytes(), 4 * 4096);
+    let stored = images.stored_pages(7).unwrap().unwrap();
+    let found: Vec<_> = stored.runs.iter().map(|r| (r.store.pages_id, r.offset)).collect();
+    assert_eq!(found, [(1, 0), (9, 5 * 4096), (1, 2 * 4096), (9, 6 * 4096)]);
 }
 
 #[test]
@@ -222,6 +247,8 @@ fn impossible_pagemaps() {
         flags: Some(flags),
         ..Default::default()
     };
+    let placed =
+        |flags, store, store_page| PagemapEntry { store, store_page, ..entry(0x1000, 1, flags) };
     for (entries, text) in [
         (vec![entry(0x1001, 1, 4)], "entry 1, byte 18: vaddr: 0x1001 is not page-aligned"),
         (vec![entry(0x1000, 0, 4)], "entry 1, byte 18: nr_pages: a run of no pages"),
@@ -238,6 +265,11 @@ fn impossible_pagemaps() {
             vec![entry(0, 1 << 50, 4), entry(1 << 62, 1 << 50, 4)],
             "more pages than a pages file can hold",
         ),
+        (vec![placed(4, Some(2), None)], "store: a place without pages, or half of one"),
+        (vec![placed(4, None, Some(2))], "store: a place without pages, or half of one"),
+        (vec![placed(1, Some(2), Some(2))], "store: a place without pages, or half of one"),
+        (vec![placed(4, Some(2), Some(1 << 51))], "is beyond what a pages file can hold"),
+        (vec![placed(4, Some(2), Some(u64::MAX))], "is beyond what a pages file can hold"),
     ] {
         let error = pagemap_of(&entries).unwrap_err().to_string();
         assert!(error.contains(text), "{error}\nshould have: {text}");

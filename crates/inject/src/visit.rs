@@ -20,6 +20,8 @@ pub struct Visited {
     pub securebits: u32,
     /// `PR_GET_TIMERSLACK`, in nanoseconds.
     pub timer_slack: u64,
+    /// What `PR_SET_TIMERSLACK` goes back to with 0, in nanoseconds; 0 where the kernel does not tell (real-time policies).
+    pub default_timer_slack: u64,
 }
 
 /// A thread that is to be visited: it stands in a ptrace stop with these registers and this signal mask.
@@ -34,7 +36,7 @@ pub struct Host {
 }
 
 /// System calls of the visitor before it tells.
-const QUESTIONS: usize = 5;
+const QUESTIONS: usize = 8;
 
 impl Live {
     /// Asks threads of the process what only they can tell. They stand in a ptrace stop with their registers and masks
@@ -124,11 +126,11 @@ impl Live {
         let (tid, group_stop) = (thread.tid(), thread.group_stop());
         let (mut stopped, answers) = if self.signal != 0 {
             let (stopped, at) = tell::wait_told(tid, self.signal, mask, owed)?;
-            (stopped, (at.rdx, at.r10))
+            (stopped, at)
         } else {
             let stopped = tell::follow(thread, 2 * QUESTIONS, owed)?;
             let at = stopped.registers()?;
-            (stopped.to_event_stop()?, (at.rdx, at.rax))
+            (stopped.to_event_stop()?, at)
         };
         // The mask first: whoever is still in the visitor gets it back anyway.
         ptrace::set_signal_mask(tid, mask).map_err(Error::syscall("restoring the signal mask"))?;
@@ -136,8 +138,13 @@ impl Live {
         stopped.set_group_stop(group_stop);
         // SAFETY: VisitorResult is a struct of integers.
         let result = unsafe { self.map.get(result_at(slot)) };
-        let (securebits, timer_slack) = (answers.0 as u32, answers.1);
-        Ok((stopped, Visited { result, securebits, timer_slack }))
+        let visited = Visited {
+            result,
+            securebits: answers.rdx as u32,
+            timer_slack: answers.r10,
+            default_timer_slack: answers.r8,
+        };
+        Ok((stopped, visited))
     }
 
     /// Writes what each visitor needs to go back alone, in one piece.
@@ -158,6 +165,7 @@ impl Live {
                     resumed.r11,
                     resumed.r13,
                     resumed.rip,
+                    resumed.r8,
                 ],
                 mask: *mask,
                 out: self.ring.header_address() - crate::map::PAGE as u64 + result_at(n) as u64,

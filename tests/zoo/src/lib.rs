@@ -26,7 +26,7 @@ pub mod net;
 pub mod unix;
 
 use std::ffi::CString;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -181,9 +181,12 @@ impl Zoo {
 
     /// Forks a child that runs `body` and exits 0, or leaves its complaint in `fail.PID` and exits 1.
     pub fn fork(&self, body: impl FnOnce(&Zoo) -> Check) -> Result<i32, String> {
+        // The C library sets up a child after its birth (robust list, rseq): nobody is to look before that.
+        let begun = std::io::pipe().ok();
         // SAFETY: zoo programs fork before they start threads; the child only runs `body` and exits.
         match ok(unsafe { libc::fork() } as i64, "fork")? {
             0 => {
+                drop(begun);
                 let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| body(self)));
                 match done {
                     Ok(Ok(())) => exit_now(0),
@@ -192,7 +195,14 @@ impl Zoo {
                 }
                 exit_now(1)
             }
-            child => Ok(child as i32),
+            child => {
+                if let Some((mut its_end, ours)) = begun {
+                    drop(ours);
+                    // End of file once the child has let go of it.
+                    let _ = its_end.read(&mut [0]);
+                }
+                Ok(child as i32)
+            }
         }
     }
 

@@ -341,6 +341,18 @@ global_asm!(
     "mov edi, 30",
     "syscall",
     "mov r10, rax",
+    "mov eax, 157", // prctl(PR_SET_TIMERSLACK, 0): back to the default …
+    "mov edi, 29",
+    "mov esi, 0",
+    "syscall",
+    "mov eax, 157", // … which is asked for (read off r8) …
+    "mov edi, 30",
+    "syscall",
+    "mov r8, rax",
+    "mov eax, 157", // … and left again, by the same hand: whoever dies meanwhile
+    "mov edi, 29",
+    "mov rsi, r10",
+    "syscall",
     "rewake_tell",
     "mov eax, 14", // rt_sigprocmask(SIG_SETMASK, saved, NULL, 8)
     "mov edi, 2",
@@ -355,6 +367,7 @@ global_asm!(
     "mov r10, [r13 + 4*8]",
     "mov rcx, [r13 + 5*8]",
     "mov r11, [r13 + 6*8]",
+    "mov r8, [r13 + 9*8]",
     "jmp [r13 + {TAIL}]",
     ".balign 8",
     "rewake_visitor_slots:",
@@ -435,8 +448,8 @@ global_asm!(
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct VisitorSlot {
-    /// rax, rdi, rsi, rdx, r10, rcx, r11, r13, rip with which the thread goes on.
-    pub registers: [u64; 9],
+    /// rax, rdi, rsi, rdx, r10, rcx, r11, r13, rip, r8 with which the thread goes on.
+    pub registers: [u64; 10],
     /// Its signal mask.
     pub mask: u64,
     /// Address of a [`VisitorResult`].

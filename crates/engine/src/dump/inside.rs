@@ -361,6 +361,8 @@ fn build(
             state.core.sas = Some(signals::alternate_stack(sp, size, flags));
             state.core.pdeath_sig = Some(attributes.pdeath_sig).filter(|s| *s != 0);
             state.extra.timer_slack = Some(attributes.timer_slack);
+            state.extra.default_timer_slack =
+                Some(attributes.default_timer_slack).filter(|s| *s != 0);
         }
         let securebits = state.securebits.unwrap_or(attributes.securebits);
         state.core.creds = Some(credentials::survey(status, securebits));

@@ -151,6 +151,7 @@ impl ThreadState {
         let result = &visited.result;
         self.securebits = Some(visited.securebits);
         self.extra.timer_slack = Some(visited.timer_slack);
+        self.extra.default_timer_slack = Some(visited.default_timer_slack).filter(|s| *s != 0);
         self.info.clear_tid_addr = result.tid_address;
         self.core.sas =
             Some(signals::alternate_stack(result.ss_sp, result.ss_size, result.ss_flags as u32));

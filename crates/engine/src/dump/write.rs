@@ -251,6 +251,7 @@ fn write_task(
             vaddr: run.start,
             nr_pages: run.pages(),
             source: if run.lazy { PageSource::StoredLazy } else { PageSource::Stored },
+            place: None,
         })
         .collect();
     images.write_pagemap(pid, pages_id, &runs)?;

@@ -1,5 +1,6 @@
 //! The first scripts: from the root on, every process clones its children.
 
+use super::build::default_slack;
 use super::lineage::Role;
 use super::undo::Created;
 use super::{PATIENCE, Run, namespaces};
@@ -44,10 +45,27 @@ impl Run<'_> {
             set_tid_size: 1,
             ..CloneArgs::default()
         };
-        let root = self.clone_stub(&args, &rings[0], pid)?;
+        let slack = default_slack(&self.checkpoint.tasks, &self.lineage.nodes[0]);
+        let root = self.with_timer_slack(slack, || self.clone_stub(&args, &rings[0], pid))?;
         created.roots.push(root);
         created.sibling = sibling;
         Ok(root)
+    }
+
+    /// Does something with another timer slack of our own, which is what whoever is cloned has as default.
+    fn with_timer_slack<T>(
+        &self,
+        slack: Option<u64>,
+        work: impl FnOnce() -> Result<T>,
+    ) -> Result<T> {
+        use rustix::thread::{current_timer_slack, set_current_timer_slack};
+        let Some(slack) = slack.and_then(std::num::NonZeroU64::new) else { return work() };
+        let failed = |e: rustix::io::Errno| Error::new(format!("setting our timer slack: {e}"));
+        let before = std::num::NonZeroU64::new(current_timer_slack().map_err(failed)?);
+        set_current_timer_slack(Some(slack)).map_err(failed)?;
+        let result = work();
+        set_current_timer_slack(before).map_err(failed)?;
+        result
     }
 
     /// Clones a stub of our own, in a time namespace if a clock would go backwards.

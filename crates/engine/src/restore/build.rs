@@ -28,7 +28,7 @@ use rewake_objects::files::pty::Controlling;
 use rewake_objects::memory::mm::{self, Held, Layout, Specials};
 use rewake_objects::memory::vma::{self, status};
 use rewake_objects::steps::{Label, Steps};
-use rewake_objects::task::schedule::Inherited;
+use rewake_objects::task::schedule::{Inherited, lend_timer_slack};
 use rewake_objects::task::{attributes, limits, seccomp, signals, timers};
 use std::collections::{BTreeMap, HashMap};
 
@@ -335,6 +335,7 @@ fn birth_steps(
         let c: &Node = &lineage.nodes[child];
         let (flags, signal) =
             if c.sibling { (libc::CLONE_PARENT as u64, 0) } else { (0, libc::SIGCHLD as u64) };
+        lend_timer_slack(steps, default_slack(tasks, c).or(default_slack(tasks, node)));
         let result = clone_op(steps, c.pid, flags, signal, rings[&child]);
         let zombie = matches!(c.role, Role::Task(i) if tasks[i].alive.is_none());
         if zombie && !c.sibling && !c.orphan {
@@ -380,6 +381,14 @@ fn birth_steps(
         }
         Role::Task(i) if tasks[i].alive.is_none() => zombie_steps(steps, &tasks[i]),
         Role::Task(_) | Role::Group | Role::Init => {}
+    }
+}
+
+/// The default timer slack of a node, if it is a task whose images tell it.
+pub(super) fn default_slack(tasks: &[Task], node: &Node) -> Option<u64> {
+    match node.role {
+        Role::Task(i) => tasks[i].alive.as_ref()?.threads[0].default_slack(),
+        _ => None,
     }
 }
 
@@ -770,7 +779,10 @@ impl Builder<'_> {
             | libc::CLONE_SIGHAND
             | libc::CLONE_THREAD
             | libc::CLONE_SYSVSEM) as u64;
-        for (thread, header) in threads.iter().zip(headers) {
+        for (n, (thread, header)) in threads.iter().zip(headers).enumerate() {
+            let all = &self.alive.threads;
+            let own = || all[0].default_slack();
+            lend_timer_slack(&mut self.steps, all[n + 1].default_slack().or_else(own));
             clone_op(&mut self.steps, Some(thread.tid), flags, 0, *header);
         }
         // Each thread reports its first batch; a word that has changed already does not block.

@@ -60,10 +60,6 @@ pub fn gather(
     let mut buffer = Vec::new();
     let status = dir.status(&mut buffer).map_err(|e| failed(&e))?;
     let attr = sched::attributes(0).map_err(|e| failed(&e))?;
-    let slack = dir
-        .read_single("timerslack_ns", &mut buffer)
-        .ok()
-        .and_then(|text| rewake_proc::single::timerslack_ns(text).ok());
     // Without audit there is no file; an unset one is u32::MAX, as in the images.
     let login_uid = dir
         .read_single("loginuid", &mut buffer)
@@ -97,7 +93,6 @@ pub fn gather(
             nice: attr.nice,
             affinity: sched::affinity(0).unwrap_or_default(),
             io_priority: sched::io_priority(0).unwrap_or(0),
-            timer_slack: slack.unwrap_or(50_000),
         },
         personality: personality.unwrap_or(0),
         login_uid,

@@ -177,9 +177,10 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
         holdings.as_ref(),
     )?;
     let first = (lineage.nodes[0].pid.unwrap_or(1), space.address(plans[0].at));
-    let template = holdings
-        .as_ref()
-        .map(|h| template::plan(&checkpoint.tasks, &h.tasks, &env, &mut space, &same_vdso, first));
+    let slack = build::default_slack(&checkpoint.tasks, &lineage.nodes[0]);
+    let template = holdings.as_ref().map(|h| {
+        template::plan(&checkpoint.tasks, &h.tasks, &env, &mut space, &same_vdso, first, slack)
+    });
     let template = template.transpose()?;
     let arena_len = space.len();
     log::info!(

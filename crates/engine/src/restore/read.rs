@@ -27,6 +27,15 @@ pub struct Thread {
     pub seccomp: seccomp::State,
 }
 
+impl Thread {
+    /// The timer slack that it goes back to with 0, if the images tell it.
+    #[must_use]
+    pub fn default_slack(&self) -> Option<u64> {
+        // 0 is nobody's, but would ask for the default of whoever sets it.
+        self.extra.as_ref().and_then(|e| e.default_timer_slack).filter(|slack| *slack != 0)
+    }
+}
+
 /// A living task of the images.
 #[derive(Debug)]
 pub struct Alive {
@@ -166,8 +175,21 @@ pub fn read(images: &ImageDir, options: &RestoreOptions) -> Result<Checkpoint> {
             .try_for_each(|vma| sysv::check(&segments, vma))
             .map_err(|p| Error::of(task.pid, &task.comm, p))?;
     }
-    let clocks = images.read_opt(kind::TIMENS, 0u32)?;
+    let clocks = read_clocks(images, &pstree)?;
     Ok(Checkpoint { tasks, clocks, file_extra: extra.files, segments })
+}
+
+/// The clocks at the dump. CRIU names them after the time namespace of a tree that has its own.
+fn read_clocks(images: &ImageDir, pstree: &[PstreeEntry]) -> Result<Option<TimensEntry>> {
+    if let Some(clocks) = images.read_opt(kind::TIMENS, 0u32)? {
+        return Ok(Some(clocks));
+    }
+    let Some(root) = pstree.first() else { return Ok(None) };
+    let ids = images.read_opt(kind::IDS, root.pid)?;
+    match ids.and_then(|ids| ids.time_ns_id) {
+        Some(id) => Ok(images.read_opt(kind::TIMENS, id)?),
+        None => Ok(None),
+    }
 }
 
 #[derive(Default)]

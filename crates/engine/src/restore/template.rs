@@ -16,6 +16,7 @@ use rewake_agent::layout::Op;
 use rewake_objects::memory::mm::{self, Held, Layout};
 use rewake_objects::memory::vma::status;
 use rewake_objects::steps::{Label, Steps};
+use rewake_objects::task::schedule::lend_timer_slack;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
@@ -116,7 +117,8 @@ pub struct Template {
 }
 
 /// Plans the template of `tasks`, of which it holds `held`. `first` is the pid of the first process of a copy inside its
-/// namespace, and `header` the address of its ring.
+/// namespace, `header` the address of its ring, and
+/// `slack` its default timer slack.
 ///
 /// # Errors
 /// The images ask for something impossible.
@@ -127,6 +129,7 @@ pub fn plan(
     space: &mut Space,
     same_vdso: &dyn Fn(&Alive) -> Result<bool>,
     (first, header): (i32, u64),
+    slack: Option<u64>,
 ) -> Result<Template> {
     let base = space.next_data_address();
     let mut birth = Steps::new(base);
@@ -168,6 +171,7 @@ pub fn plan(
     let mut clone = Steps::new(base);
     // A child of ours, not of the template, which ends when all copies are made.
     let flags = env.namespaces.flags() | libc::CLONE_PARENT as u64;
+    lend_timer_slack(&mut clone, slack);
     build::clone_op(&mut clone, Some(first), flags, 0, header);
     let scripts = [&birth, &steps, &clone];
     let data = scripts.iter().map(|s| s.script.data_len()).max().unwrap_or(0);

@@ -31,5 +31,9 @@ messages! {
         optional uint32 flags = 4 [flags = "pmap.flags"];
         /// Where absent, `compat_nr_pages` counts.
         optional uint64 nr_pages = 5;
+        /// `N` of another `pages-N.img` than the head's, with `store_page`. Not CRIU's: see `img_version` 1000.
+        optional uint32 store = 1000;
+        /// Where in `store` the first page is, counted in pages.
+        optional uint64 store_page = 1001;
     }
 }

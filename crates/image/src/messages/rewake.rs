@@ -68,6 +68,8 @@ messages! {
         /// The interrupted system call may be made again although the image says it ended with `EINTR`, which is what
         /// CRIU would write: number and the address of the instruction.
         repeated uint64 again = 7;
+        /// Timer slack that `PR_SET_TIMERSLACK` goes back to with 0, in nanoseconds.
+        optional uint64 default_timer_slack = 8;
     }
 
     /// Extra state of a file description.

@@ -75,6 +75,7 @@ pub fn write(images: &ImageWriter, source: &Source<'_>, pages_id: u32) -> Result
             vaddr: first,
             nr_pages: (last - first) / PAGE,
             source: PageSource::Stored,
+            place: None,
         });
         at = last;
     }

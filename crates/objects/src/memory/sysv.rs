@@ -504,14 +504,15 @@ fn fill(images: &ImageDir, saved: &Saved, attached: &shm::Attached) -> Result<()
     let pages = images
         .open_raw(&kind::PAGES.file_name(u64::from(pagemap.pages_id)))
         .map_err(|e| failed(&e))?;
-    for (run, offset) in pagemap.with_offsets() {
-        let offset = offset.ok_or_else(|| {
+    for (run, place) in pagemap.with_places() {
+        let place = place.filter(|place| place.store == pagemap.pages_id).ok_or_else(|| {
             failed(&"its pages are in a parent image, which is not supported yet")
         })?;
         if run.end() > saved.entry.size.next_multiple_of(PAGE) {
             return Err(failed(&"the image has pages beyond its end"));
         }
-        read_into(attached, &pages, offset, run.vaddr, run.bytes()).map_err(|e| failed(&e))?;
+        read_into(attached, &pages, place.offset(), run.vaddr, run.bytes())
+            .map_err(|e| failed(&e))?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use rewake_inject::ring::{Data, Results, Script};
 
 const PR_GET_PDEATHSIG: u64 = 2;
 const PR_SET_PDEATHSIG: u64 = 1;
+const PR_SET_TIMERSLACK: u64 = 29;
 const PR_GET_TIMERSLACK: u64 = 30;
 const PR_GET_DUMPABLE: u64 = 3;
 const PR_SET_DUMPABLE: u64 = 4;
@@ -59,6 +60,8 @@ pub struct Attributes {
     pub io_flusher: bool,
     /// `PR_GET_TIMERSLACK` of the leader, in nanoseconds.
     pub timer_slack: u64,
+    /// What `PR_SET_TIMERSLACK` goes back to with 0; 0 where the kernel does not tell.
+    pub default_timer_slack: u64,
 }
 
 /// Adds the questions.
@@ -77,7 +80,11 @@ pub fn ask(script: &mut Script) -> Asked {
     prctl(script, &[PR_GET_TSC, data.address + 48]);
     prctl(script, &[PR_GET_MDWE, 0, 0, 0, 0]);
     prctl(script, &[PR_GET_IO_FLUSHER, 0, 0, 0, 0]);
+    let slack = prctl(script, &[PR_GET_TIMERSLACK]);
+    // The default is only told by going back to it. The batch ends with the slack as it was even if its controller dies.
+    prctl(script, &[PR_SET_TIMERSLACK, 0]);
     prctl(script, &[PR_GET_TIMERSLACK]);
+    script.push(Op::new(libc::SYS_prctl, &[PR_SET_TIMERSLACK, 0]).arg_result(1, slack as u32, 0));
     Asked { data, first }
 }
 
@@ -99,6 +106,7 @@ pub fn read(results: &Results, asked: Asked) -> Attributes {
         mdwe: results.or_zero(first + 10) as u32,
         io_flusher: results.or_zero(first + 11) != 0,
         timer_slack: results.or_zero(first + 12) as u64,
+        default_timer_slack: results.or_zero(first + 14) as u64,
     }
 }
 

@@ -91,12 +91,24 @@ pub fn restore(
             Op::new(libc::SYS_ioprio_set, &[1, 0, u64::from(io)]),
         );
     }
-    if let Some(slack) = extra.timer_slack.filter(|s| *s != had.timer_slack) {
-        steps.must(
-            Label::Text("setting timer slack"),
-            Op::new(libc::SYS_prctl, &[libc::PR_SET_TIMERSLACK as u64, slack, 0, 0, 0]),
-        );
+    // Whatever it inherited: it has lent others their defaults since.
+    if let Some(slack) = extra.timer_slack {
+        set_timer_slack(steps, slack);
     }
+}
+
+/// Before a task or thread is cloned: its default slack is what its creator's slack is at that moment.
+pub fn lend_timer_slack(steps: &mut Steps, slack: Option<u64>) {
+    if let Some(slack) = slack {
+        set_timer_slack(steps, slack);
+    }
+}
+
+fn set_timer_slack(steps: &mut Steps, slack: u64) {
+    steps.must(
+        Label::Text("setting timer slack"),
+        Op::new(libc::SYS_prctl, &[libc::PR_SET_TIMERSLACK as u64, slack, 0, 0, 0]),
+    );
 }
 
 /// What a new task inherits from the controller.
@@ -110,6 +122,4 @@ pub struct Inherited {
     pub affinity: Vec<u64>,
     /// I/O priority.
     pub io_priority: u32,
-    /// Timer slack in nanoseconds.
-    pub timer_slack: u64,
 }
