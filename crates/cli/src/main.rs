@@ -31,6 +31,10 @@ fn main() -> ExitCode {
     if rest.first().is_some_and(|word| word == "crit") {
         return rewake_crit::main(rest.into_iter().skip(1));
     }
+    // The program runs itself so, to hold on to what is tracked between two commands.
+    if rest.first().is_some_and(|word| word == "keeper") {
+        return rewake_engine::keeper();
+    }
     let program = if base == OsStr::new("criu") { "criu" } else { "rewake" };
     console::set_program(program);
     run(program, rest).unwrap_or_else(|error| refuse(program, &error))
@@ -86,6 +90,8 @@ fn run(program: &str, argv: Vec<OsString>) -> Result<ExitCode, ArgError> {
     };
     let code = match job {
         Job::Dump(job) => commands::dump::run(*job, &place),
+        Job::PreDump(job) => commands::pre_dump::run(*job, &place),
+        Job::Dedup => commands::dedup::run(&place),
         Job::Restore(job) => commands::restore::run(*job, &place),
         Job::Check(job) => commands::check::kernel(&job),
         Job::CheckTree(job) => commands::check::tree(*job, &place),

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod crew;
+mod dedup;
 mod dump;
 mod error;
 pub mod features;
@@ -11,16 +12,19 @@ mod own;
 mod report;
 mod restore;
 mod resume;
+mod track;
 mod unlock;
 
-pub use dump::{check_tree, dump};
+pub use dedup::dedup;
+pub use dump::{check_tree, dump, pre_dump};
 pub use error::Error;
 pub use options::{
-    Action, DumpOptions, FinalState, Hooks, LockMethod, NoHooks, OutsideUnix, Pid, RestoreOptions,
-    TcpPolicy,
+    Action, DumpOptions, FinalState, Hooks, LockMethod, NoHooks, OutsideUnix, Pid, PreDumpMode,
+    RestoreOptions, TcpPolicy,
 };
 pub use report::{DumpReport, Obstacle, RestoreReport};
 pub use restore::restore;
 pub use resume::resume;
 pub use rewake_objects::sockets::host;
+pub use track::keeper::main as keeper;
 pub use unlock::{Locks, unlock};

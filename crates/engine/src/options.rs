@@ -124,6 +124,24 @@ pub struct DumpOptions {
     pub network_lock: LockMethod,
     /// `--ext-unix-sk`, `--external unix[INODE]`: unix sockets outside the tree that may be left out.
     pub outside_unix: OutsideUnix,
+    /// `--track-mem`: track memory from now on, for the next dump.
+    pub track_mem: bool,
+    /// `--prev-images-dir`, relative to the images directory.
+    pub parent: Option<PathBuf>,
+    /// `--auto-dedup`: pages that these images have are punched out of the parents.
+    pub auto_dedup: bool,
+    /// `--pre-dump-mode`, which only the inventory of a pre-dump tells.
+    pub pre_dump_mode: PreDumpMode,
+}
+
+/// How a pre-dump is said to have read memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum PreDumpMode {
+    /// `splice`.
+    #[default]
+    Splice,
+    /// `read`.
+    Read,
 }
 
 /// Options of a restore.

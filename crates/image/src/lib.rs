@@ -4,6 +4,7 @@
 //! - [`ImageDir`] reads a checkpoint, [`ImageWriter`] writes one that appears whole or not at all;
 //! - [`pagemap`] and [`ghost`] are the files that need more than a list of messages;
 //! - [`raw`] and [`wire`] are the layers beneath: framing, and the checks on a message before it is decoded;
+//! - [`dedup()`] frees parents of what a checkpoint stores itself;
 //! - [`addresses`] gives the sockets of a checkpoint other addresses;
 //! - [`dynamic`] treats messages as data, for crit.
 //!
@@ -14,6 +15,7 @@
 
 pub mod addresses;
 mod chain;
+mod dedup;
 pub mod descriptor;
 mod dir;
 pub mod dynamic;
@@ -32,6 +34,7 @@ pub mod wire;
 mod writer;
 
 pub use chain::{PageStore, StoredPages, StoredRun};
+pub use dedup::dedup;
 pub use dir::{ImageDir, OpenOptions, read_file};
 pub use error::{ImageError, Result};
 pub use ghost::{Ghost, GhostChunk};

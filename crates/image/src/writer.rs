@@ -8,7 +8,10 @@ use std::{
     marker::PhantomData,
     os::fd::OwnedFd,
     path::Path,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use rustix::{
@@ -28,6 +31,8 @@ use crate::{
 
 /// What the names of hidden files and directories start with.
 pub(crate) const HIDDEN: &str = ".rewake-";
+/// The link to the directory with the pages that did not change.
+pub(crate) const PARENT: &str = "parent";
 /// The inventory before it gets its name.
 const NEW_INVENTORY: &str = ".rewake-inventory";
 /// How much a [`Stream`] gathers before it writes.
@@ -43,6 +48,8 @@ pub struct ImageWriter {
     /// The hidden directory that is written to, if the images directory holds an older checkpoint.
     stage: Option<Stage>,
     files: Mutex<Vec<Written>>,
+    /// There is a link to the parent.
+    linked: AtomicBool,
     /// The older checkpoint is gone, and files of this one are where its were.
     replacing: bool,
     finished: bool,
@@ -92,19 +99,37 @@ impl ImageWriter {
             remove_leftover(&dir, name)?;
         }
         let complete = others.iter().any(|name| *name == kind::INVENTORY.file_name(()));
-        let images: Vec<String> = others.into_iter().filter(|name| is_image_file(name)).collect();
+        let is_link = |name: &str| name == PARENT && is_link(&dir, name);
+        let images: Vec<String> =
+            others.into_iter().filter(|name| is_image_file(name) || is_link(name)).collect();
         let stage = if complete {
             Some(Stage::create(&dir, images)?)
         } else {
             images.iter().try_for_each(|name| dir.remove(name))?;
             None
         };
-        Ok(ImageWriter { dir, stage, files: Mutex::default(), replacing: false, finished: false })
+        Ok(ImageWriter {
+            dir,
+            stage,
+            files: Mutex::default(),
+            linked: AtomicBool::new(false),
+            replacing: false,
+            finished: false,
+        })
     }
 
     /// The images directory.
     pub fn path(&self) -> &Path {
         &self.dir.path
+    }
+
+    /// Names the directory that has the pages which this checkpoint leaves to its parent, relative to the images directory.
+    pub fn link_parent(&self, parent: &Path) -> Result<()> {
+        let target = self.target();
+        fs::symlinkat(parent, &target.fd, PARENT)
+            .map_err(|e| ImageError::write("create", &target.path, PARENT, e))?;
+        self.linked.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Writes a file of one message.
@@ -244,7 +269,8 @@ impl ImageWriter {
             stage.old.iter().try_for_each(|name| self.dir.remove(name))?;
             let moved =
                 sums.iter().map(|(name, _)| name.as_str()).filter(|name| *name != inventory_name);
-            moved.chain([manifest::FILE_NAME]).try_for_each(|name| self.rename(name, name))?;
+            let link = self.linked.load(Ordering::Relaxed).then_some(PARENT);
+            moved.chain([manifest::FILE_NAME]).chain(link).try_for_each(|name| self.rename(name, name))?;
         }
         self.rename(NEW_INVENTORY, &inventory_name)?;
         self.finished = true;
@@ -262,7 +288,10 @@ impl ImageWriter {
 
     fn undo(&mut self) -> Result<()> {
         self.finished = true;
-        let files = std::mem::take(&mut *self.files());
+        let mut files = std::mem::take(&mut *self.files());
+        if self.linked.load(Ordering::Relaxed) {
+            files.push(Written { name: PARENT.to_owned(), sum: Sum::Unfinished });
+        }
         let mut result = Ok(());
         for Written { name, .. } in &files {
             result = result.and(self.target().remove(name));
@@ -484,6 +513,11 @@ pub fn write_file<'m, M: ImageMessage + 'm>(
 /// Whether a name is an image's, or the manifest's. Files about a run, such as `stats-dump`, are neither.
 fn is_image_file(name: &str) -> bool {
     name == manifest::FILE_NAME || (name.ends_with(".img") && kind::by_file_name(name).is_some())
+}
+
+fn is_link(dir: &Dir, name: &str) -> bool {
+    fs::statat(&dir.fd, name, AtFlags::SYMLINK_NOFOLLOW)
+        .is_ok_and(|stat| fs::FileType::from_raw_mode(stat.st_mode).is_symlink())
 }
 
 fn check_name(name: &str) -> Result<()> {

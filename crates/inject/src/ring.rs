@@ -197,6 +197,11 @@ impl Ring {
         Ring::data_address(self.remote)
     }
 
+    /// How the agent is roused.
+    pub(crate) fn doorbell(&self) -> &Doorbell {
+        &self.doorbell
+    }
+
     /// Operations that fit.
     #[must_use]
     pub fn capacity(&self) -> usize {

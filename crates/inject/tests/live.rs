@@ -96,6 +96,11 @@ fn an_agent_works_and_leaves_no_trace() {
         assert_eq!(results.value(0), Ok(i64::from(std::process::id())));
         assert_eq!(results.value(1), Err(rewake_sys::Errno::BADF));
         assert_eq!(results.ops.len(), 2, "the batch stops at a failed operation that says so");
+        let made = live.bring("eventfd2", libc::SYS_eventfd2, &[7, 0]).expect("a descriptor");
+        let mut counter = [0; 8];
+        rustix::io::read(&made, &mut counter).expect("it is the eventfd");
+        assert_eq!(u64::from_ne_bytes(counter), 7);
+        assert!(live.bring("close", libc::SYS_close, &[9999]).is_err(), "no descriptor is made");
         let leader = live.cure().expect("cure");
         eprintln!("agent in and out: {:?}", start.elapsed());
         leader.detach(0).expect("detach");

@@ -23,6 +23,7 @@ pub mod sockets;
 pub mod task;
 pub mod tcp;
 pub mod tty;
+pub mod userfaultfd;
 pub mod wait;
 
 pub use call::{Errno, SyscallError};

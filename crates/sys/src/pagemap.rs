@@ -23,6 +23,8 @@ pub const SOFT_DIRTY: u64 = 1 << 7;
 pub const GUARD: u64 = 1 << 8;
 
 const PAGEMAP_SCAN: usize = 0xc060_6610;
+/// `PM_SCAN_WP_MATCHING`.
+const WP_MATCHING: u64 = 1;
 
 /// A run of pages of the same categories.
 #[repr(C)]
@@ -76,13 +78,39 @@ pub fn scan(
     filter: Filter,
     regions: &mut Vec<Region>,
 ) -> Result<()> {
+    walk(pagemap, start, end, filter, 0, regions)
+}
+
+/// As [`scan`], and protects the matching pages from writing: those that are [`WPALLOWED`] are no longer [`WRITTEN`] until
+/// somebody writes to them. Other mappings are passed over.
+///
+/// # Errors
+/// As there.
+pub fn scan_protecting(
+    pagemap: BorrowedFd<'_>,
+    start: u64,
+    end: u64,
+    filter: Filter,
+    regions: &mut Vec<Region>,
+) -> Result<()> {
+    walk(pagemap, start, end, filter, WP_MATCHING, regions)
+}
+
+fn walk(
+    pagemap: BorrowedFd<'_>,
+    start: u64,
+    end: u64,
+    filter: Filter,
+    flags: u64,
+    regions: &mut Vec<Region>,
+) -> Result<()> {
     regions.clear();
     let mut at = start;
     let mut chunk = vec![Region::default(); 1024];
     while at < end {
         let mut arg = ScanArg {
             size: size_of::<ScanArg>() as u64,
-            flags: 0,
+            flags,
             start: at,
             end,
             walk_end: 0,

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use log::Level;
 use rewake_engine::{
-    DumpOptions, FinalState, LockMethod, Locks, OutsideUnix, Pid, RestoreOptions, TcpPolicy,
+    DumpOptions, FinalState, LockMethod, Locks, OutsideUnix, Pid, PreDumpMode, RestoreOptions,
+    TcpPolicy,
 };
 
 use rewake_image::addresses::Template;
@@ -89,6 +90,10 @@ pub struct CheckJob {
 pub enum Job {
     /// Save a tree.
     Dump(Box<DumpJob>),
+    /// Save memory while the tree runs.
+    PreDump(Box<DumpJob>),
+    /// Free older images of what younger ones have.
+    Dedup,
     /// Bring a tree back.
     Restore(Box<RestoreJob>),
     /// Check the kernel.
@@ -128,6 +133,10 @@ struct Values {
     outside_unix: OutsideUnix,
     external_unix: bool,
     inherited_sockets: Vec<(u32, i32)>,
+    track_mem: bool,
+    parent: Option<PathBuf>,
+    auto_dedup: bool,
+    pre_dump_mode: PreDumpMode,
     link_remap: bool,
     ghost_limit: Option<u64>,
     shell_job: bool,
@@ -227,6 +236,8 @@ fn admit(
 fn word(command: Command) -> &'static str {
     match command {
         Command::Dump => "dump",
+        Command::PreDump => "pre-dump",
+        Command::Dedup => "dedup",
         Command::Restore => "restore",
         Command::Check | Command::CheckTree => "check",
         Command::Resume => "resume",
@@ -277,6 +288,14 @@ impl Values {
                 let template = Template::new(text().to_string_lossy());
                 template.rule(0).map_err(|e| Kind::BadRule(e.to_string()))?;
                 self.addresses.push(template);
+            }
+            "track-mem" => self.track_mem = on,
+            "prev-images-dir" => self.parent = Some(path()),
+            "auto-dedup" => self.auto_dedup = on,
+            "pre-dump-mode" => {
+                let mode = one_of(arg, &["splice", "read"]).ok_or_else(|| bad("splice or read"))?;
+                self.pre_dump_mode =
+                    if mode == "read" { PreDumpMode::Read } else { PreDumpMode::Splice };
             }
             "no-verify" => self.no_verify = true,
             "new-pidns" => self.new_pidns = true,
@@ -382,6 +401,8 @@ impl Values {
     ) -> Result<Job, ArgError> {
         match command {
             Command::Dump => Ok(Job::Dump(Box::new(self.dump("dump")?))),
+            Command::PreDump => Ok(Job::PreDump(Box::new(self.dump("pre-dump")?))),
+            Command::Dedup => Ok(Job::Dedup),
             Command::CheckTree => Ok(Job::CheckTree(Box::new(self.dump("check")?))),
             Command::Restore => self.restore(notes).map(|job| Job::Restore(Box::new(job))),
             Command::Check => Ok(Job::Check(CheckJob {
@@ -431,6 +452,10 @@ impl Values {
                 tcp: self.tcp,
                 network_lock: self.network_lock,
                 outside_unix: self.outside_unix.clone(),
+                track_mem: self.track_mem,
+                parent: self.parent.clone(),
+                auto_dedup: self.auto_dedup,
+                pre_dump_mode: self.pre_dump_mode,
             },
             display_stats: self.display_stats,
             scripts: self.scripts.clone(),

@@ -196,7 +196,13 @@ impl Opt {
             }),
             Command::Restore => Some(self.restore),
             Command::Check => Some(self.check),
-            Command::Resume => Some(self.resume),
+            Command::PreDump => Some(match self.long {
+                "pre-dump-mode" => Built,
+                "leave-running" | "leave-stopped" => NoEffect("the tree always runs on"),
+                "lazy-pages" => Wrong("cannot be used with pre-dump"),
+                _ => self.dump,
+            }),
+            Command::Resume | Command::Dedup => Some(self.resume),
             Command::Unlock => Some(self.unlock),
             _ => None,
         }
@@ -298,9 +304,9 @@ pub static OPTIONS: [Opt; 90] = [
     Opt::value("lsm-profile", "TYPE:NAME", Cgroups, "security profile of the restored tree").restore(NotYet),
     Opt::value("lsm-mount-context", "CONTEXT", Cgroups, "SELinux context of restored mounts").restore(NotYet),
     // Memory
-    Opt::switch("track-mem", Memory, "track memory changes for the next dump").dump(NotYet),
-    Opt::value("prev-images-dir", "DIR", Memory, "images of the previous dump, relative to those of this one").dump(NotYet),
-    Opt::switch("auto-dedup", Memory, "punch pages out of older images").both(NotYet),
+    Opt::switch("track-mem", Memory, "track memory changes for the next dump").dump(Built),
+    Opt::value("prev-images-dir", "DIR", Memory, "images of the previous dump, relative to those of this one").dump(Built),
+    Opt::switch("auto-dedup", Memory, "punch pages out of older images").dump(Built).restore(NotYet),
     Opt::value("pre-dump-mode", "MODE", Memory, "splice (default) or read"),
     Opt::switch("page-server", Memory, "send pages to a page server").dump(NotYet),
     Opt::value("address", "ADDR", Memory, "address of the server").dump(NotYet),
@@ -326,6 +332,10 @@ pub static OPTIONS: [Opt; 90] = [
 pub enum Command {
     /// Save a tree.
     Dump,
+    /// Save memory while the tree runs.
+    PreDump,
+    /// Free older images of what younger ones have.
+    Dedup,
     /// Bring a tree back.
     Restore,
     /// Check the kernel.
@@ -369,7 +379,7 @@ pub static COMMANDS: [(&str, Command, &str, &str); 17] = [
         "give the sockets in images other addresses",
     ),
     ("crit", Command::Crit, "COMMAND ...", "look into images (rewake crit --help)"),
-    ("pre-dump", Command::NotBuilt("pre-dump"), "-t PID", "save memory while the tree runs"),
+    ("pre-dump", Command::PreDump, "-t PID [-D DIR]", "save memory while the tree runs"),
     ("page-server", Command::NotBuilt("page-server"), "", "receive pages from a dump elsewhere"),
     (
         "lazy-pages",
@@ -379,7 +389,7 @@ pub static COMMANDS: [(&str, Command, &str, &str); 17] = [
     ),
     ("service", Command::NotBuilt("service"), "", "serve requests on a socket"),
     ("swrk", Command::NotBuilt("swrk"), "FD", "serve one client on FD"),
-    ("dedup", Command::NotBuilt("dedup"), "", "punch pages out of older images"),
+    ("dedup", Command::Dedup, "[-D DIR]", "punch pages out of the images that DIR/parent leads to"),
     ("cpuinfo", Command::NotBuilt("cpuinfo"), "dump|check", "write or compare CPU features"),
     ("exec", Command::Removed("exec"), "", ""),
 ];

@@ -1,8 +1,10 @@
 //! The commands, each from its options to its exit code.
 
 pub mod check;
+pub mod dedup;
 pub mod dump;
 pub mod images;
+pub mod pre_dump;
 pub mod restore;
 pub mod resume;
 pub mod unlock;

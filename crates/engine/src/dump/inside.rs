@@ -194,12 +194,35 @@ fn ask_all(held: &mut [Held], seen: &[Visible], witnesses: &super::Witnesses) ->
         .map(|(held, seen)| Traced::of(held, &seen.outside, &mut xsave))
         .collect::<Result<Vec<_>>>()?;
     let mut asked: Vec<Option<FirstBatch>> = seen.iter().map(|_| None).collect();
+    let results = inject(held, seen, &traced, asked.iter_mut(), |asked, script, outside| {
+        *asked = Some(FirstBatch::ask(script, outside));
+    });
+    let mut told = Vec::with_capacity(held.len());
+    for ((((held, seen), traced), results), asked) in
+        held.iter_mut().zip(seen).zip(traced).zip(results).zip(asked)
+    {
+        let results = results.map_err(|e| cannot_inject(&held.task, e))?;
+        // The closure ran: the batch was executed.
+        let asked = asked.ok_or_else(|| crate::Error::new("an agent ran without a script"))?;
+        told.push(ask_on(held, &seen.outside, witnesses, traced, &asked, &results)?);
+    }
+    Ok(told)
+}
+
+/// Puts agents into tasks, each with a first batch that `ask` makes with one of `with`.
+fn inject<'w, W: 'w>(
+    held: &mut [Held],
+    seen: &[Visible],
+    traced: &[Traced],
+    with: impl Iterator<Item = &'w mut W>,
+    ask: impl Fn(&mut W, &mut Script, &Outside) + Copy,
+) -> Vec<rewake_inject::Result<Results>> {
     let entries = held
         .iter_mut()
         .zip(seen)
-        .zip(&traced)
-        .zip(&mut asked)
-        .map(|(((held, seen), traced), asked)| Entry {
+        .zip(traced)
+        .zip(with)
+        .map(|(((held, seen), traced), with)| Entry {
             leader: held.threads.remove(0),
             target: Target {
                 pidfd: seen.pidfd.as_fd(),
@@ -207,9 +230,9 @@ fn ask_all(held: &mut [Held], seen: &[Visible], witnesses: &super::Witnesses) ->
                 candidates: &traced.rooms,
                 signal: traced.signal,
             },
-            first: |base| {
+            first: move |base| {
                 let mut script = Script::new(base);
-                *asked = Some(FirstBatch::ask(&mut script, &seen.outside));
+                ask(with, &mut script, &seen.outside);
                 script
             },
         })
@@ -223,16 +246,28 @@ fn ask_all(held: &mut [Held], seen: &[Visible], witnesses: &super::Witnesses) ->
             results
         }));
     }
-    let mut told = Vec::with_capacity(held.len());
-    for ((((held, seen), traced), results), asked) in
-        held.iter_mut().zip(seen).zip(traced).zip(results).zip(asked)
-    {
-        let results = results.map_err(|e| cannot_inject(&held.task, e))?;
-        // The closure ran: the batch was executed.
-        let asked = asked.ok_or_else(|| crate::Error::new("an agent ran without a script"))?;
-        told.push(ask_on(held, &seen.outside, witnesses, traced, &asked, &results)?);
+    results
+}
+
+/// Puts agents into tasks, where they stay, and asks nothing.
+///
+/// # Errors
+/// As [`survey`].
+pub fn enter(held: &mut [Held], seen: &[Visible]) -> Result<()> {
+    let mut xsave = vec![0u8; registers::XSAVE_MAX];
+    let traced = held
+        .iter()
+        .zip(seen)
+        .map(|(held, seen)| Traced::of(held, &seen.outside, &mut xsave))
+        .collect::<Result<Vec<_>>>()?;
+    let mut nothing = vec![(); held.len()];
+    let results = inject(held, seen, &traced, nothing.iter_mut(), |(), script, _| {
+        script.push(Op::new(libc::SYS_getpid, &[]));
+    });
+    for (held, result) in held.iter().zip(results) {
+        result.map_err(|e| cannot_inject(&held.task, e))?;
     }
-    Ok(told)
+    Ok(())
 }
 
 fn cannot_inject(task: &Task, e: rewake_inject::Error) -> crate::Error {

@@ -6,6 +6,7 @@
 mod files;
 mod inside;
 mod outside;
+mod pre;
 mod thread;
 mod write;
 
@@ -14,6 +15,7 @@ use crate::freeze::{Held, Life, Shard, Task, Tree};
 use crate::options::{Action, DumpOptions, FinalState, Hooks};
 use crate::report::{DumpReport, Obstacle};
 use crate::restore::lineage::{Lineage, Member};
+use crate::track::{self, Tracked, Tracks, keeper};
 use files::Files;
 use inside::{Inside, Visible};
 use outside::Outside;
@@ -22,11 +24,12 @@ use rewake_inject::guard::Guard;
 use rewake_inject::witness::Witness;
 use rewake_objects::files::collect::{Collector, Contents, Options};
 use rewake_objects::files::locks;
-use rewake_objects::memory::sysv;
+use rewake_objects::memory::{sysv, tracking};
 use rewake_objects::problem::text;
 use rewake_objects::sockets::lock::{self, Lock, Method};
 use rewake_objects::task::seccomp::Chains;
 use rewake_sys::sched::Pin;
+use rewake_sys::userfaultfd::Userfaultfd;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -39,6 +42,8 @@ struct Alive {
     files: Files,
 }
 
+pub use pre::pre_dump;
+
 /// A task, surveyed.
 #[derive(Debug)]
 struct TaskSurvey {
@@ -46,6 +51,8 @@ struct TaskSurvey {
     ppid: i32,
     pgid: i32,
     sid: i32,
+    /// When it started, in clock ticks.
+    start: u64,
     comm: Vec<u8>,
     life: Life,
     /// `None` for a zombie.
@@ -59,6 +66,8 @@ struct Surveyed {
     files: Collector,
     filters: Chains,
     obstacles: Vec<Obstacle>,
+    /// What is tracked only now.
+    tracked: Vec<Tracked>,
 }
 
 impl Surveyed {
@@ -78,6 +87,21 @@ struct Own {
     namespaces: Vec<Vec<u8>>,
     vdso: Vec<u8>,
     witnesses: Witnesses,
+    tracks: Arc<Tracks>,
+    /// What was tracked until now counts.
+    counts: bool,
+}
+
+impl Own {
+    fn new(tracks: Arc<Tracks>) -> Result<Own> {
+        Ok(Own {
+            namespaces: outside::own_namespaces(),
+            vdso: crate::own::AddressSpace::read()?.vdso,
+            witnesses: Witnesses::default(),
+            counts: tracks.begin(),
+            tracks,
+        })
+    }
 }
 
 /// Whom tasks may look at that are in no Landlock domain, by user and group id.
@@ -102,13 +126,25 @@ fn deadline(options: &DumpOptions) -> Option<Instant> {
 
 /// Freezes the tree and surveys it. With `cure` the agents are taken out again at once. If the agent of a dump that was
 /// killed is still on its way out of a task, lets it go first.
-fn freeze_and_survey(options: &DumpOptions, cure: bool) -> Result<(Tree, Surveyed, Instant)> {
+fn freeze_and_survey(
+    options: &DumpOptions,
+    cure: bool,
+    tracks: &Arc<Tracks>,
+) -> Result<(Tree, Surveyed, Instant)> {
+    patiently(options, |tree| survey(tree, options, cure, tracks))
+}
+
+/// Freezes the tree and does `work` with it, again if that fails for a reason that passes.
+fn patiently<T>(
+    options: &DumpOptions,
+    work: impl Fn(&mut Tree) -> Result<T>,
+) -> Result<(Tree, T, Instant)> {
     let give_up = Instant::now() + Duration::from_secs(5);
     loop {
         let mut tree = Tree::freeze(options.root, deadline(options))?;
         let frozen = Instant::now();
-        match survey(&mut tree, options, cure) {
-            Ok(surveyed) => return Ok((tree, surveyed, frozen)),
+        match work(&mut tree) {
+            Ok(done) => return Ok((tree, done, frozen)),
             Err(e) if e.transient && Instant::now() < give_up => log::debug!("{e}; trying again"),
             Err(e) => return Err(e),
         }
@@ -118,13 +154,14 @@ fn freeze_and_survey(options: &DumpOptions, cure: bool) -> Result<(Tree, Surveye
 }
 
 /// Surveys a frozen tree. With `cure` the agents are taken out again at once.
-fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<Surveyed> {
+fn survey(
+    tree: &mut Tree,
+    options: &DumpOptions,
+    cure: bool,
+    tracks: &Arc<Tracks>,
+) -> Result<Surveyed> {
     files::refuse_sharing(&tree.tasks)?;
-    let own = Arc::new(Own {
-        namespaces: outside::own_namespaces(),
-        vdso: crate::own::AddressSpace::read()?.vdso,
-        witnesses: Witnesses::default(),
-    });
+    let own = Arc::new(Own::new(tracks.clone())?);
     let mut collector = Collector::new(Options {
         ghost_limit: options.ghost_limit,
         link_remap: options.link_remap,
@@ -162,15 +199,22 @@ fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<Surveyed
     }
     let mut tasks = Vec::with_capacity(tree.tasks.len());
     let mut filters = Chains::default();
+    let mut tracked = Vec::new();
     for task in &tree.tasks {
         let alive = match seen.remove(&task.pid()) {
-            Some(Seen { visible: Visible { mut outside, pidfd }, mut inside }) => {
+            Some(Seen { visible: Visible { mut outside, pidfd }, mut inside, uffd }) => {
                 let mut problems = std::mem::take(&mut outside.problems);
                 problems.append(&mut inside.problems);
                 inside.number_filters(&mut filters);
                 let files =
                     files::survey(&mut collector, task, &outside, &inside, &pidfd, &mut problems)?;
                 obstacles.extend(problems.into_iter().map(|p| p.of(task.pid(), task.comm())));
+                tracked.extend(uffd.map(|uffd| Tracked {
+                    pid: task.pid(),
+                    start: task.stat.starttime,
+                    uffd,
+                    pidfd,
+                }));
                 Some(Alive { outside, inside, files })
             }
             None => None,
@@ -180,6 +224,7 @@ fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<Surveyed
             ppid: task.stat.ppid,
             pgid: task.stat.pgrp,
             sid: task.stat.session,
+            start: task.stat.starttime,
             comm: task.comm().to_vec(),
             life: task.life,
             alive,
@@ -194,13 +239,15 @@ fn survey(tree: &mut Tree, options: &DumpOptions, cure: bool) -> Result<Surveyed
         let comm = tasks.iter().find(|t| t.pid == pid).map_or(&b""[..], |t| &t.comm);
         obstacles.push(problem.of(pid, comm));
     }
-    Ok(Surveyed { tasks, files: collector, filters, obstacles })
+    Ok(Surveyed { tasks, files: collector, filters, obstacles, tracked })
 }
 
 /// A living task, as its tracer thread saw it.
 struct Seen {
     visible: Visible,
     inside: Inside,
+    /// Made to track its memory from now on.
+    uffd: Option<Userfaultfd>,
 }
 
 /// Divides tasks into those that are asked at the same time: while one does what its agent wants, the tracer is busy with
@@ -233,6 +280,7 @@ fn survey_wave(
         visible.push(seen);
     }
     let mut insides = Vec::with_capacity(held.len());
+    let mut uffds = Vec::with_capacity(held.len());
     while !held.is_empty() {
         // If we are killed, an agent finds its way out under the filters of its task, which may forbid it: there it stays
         // no longer than it must.
@@ -245,16 +293,41 @@ fn survey_wave(
             &own.witnesses,
             pin.as_deref_mut(),
         )?);
+        for (held, visible) in now.iter().zip(&visible[done..]) {
+            uffds.push(track(held, &visible.outside, own));
+        }
         if cure || filtered[done] {
             now.iter_mut().for_each(Held::cure);
         }
-        for (held, visible) in now.iter().zip(&mut visible[done..]) {
-            visible.outside.survey_pages(&held.task)?;
+        for ((held, visible), uffd) in now.iter().zip(&mut visible[done..]).zip(&uffds[done..]) {
+            let tracking = own.tracks.of(&held.task, uffd.as_ref(), own.counts);
+            visible.outside.survey_pages(&held.task, tracking)?;
         }
         held = later;
     }
-    let seen = visible.into_iter().zip(insides);
-    Ok(seen.map(|(visible, inside)| Seen { visible, inside }).collect())
+    let seen = visible.into_iter().zip(insides).zip(uffds);
+    Ok(seen.map(|((visible, inside), uffd)| Seen { visible, inside, uffd }).collect())
+}
+
+/// Makes a userfaultfd in a task that has an agent inside, if its memory is to be tracked and is not yet. It is no reason
+/// to fail if that cannot be.
+fn track(held: &Held, outside: &Outside, own: &Own) -> Option<Userfaultfd> {
+    if !own.tracks.wants(&held.task, outside.is_watched()) {
+        return None;
+    }
+    let why = match &held.agent {
+        _ if tracking::has_pinned_memory(&outside.vmas) => {
+            "its asynchronous I/O (io_uring, AIO) writes to memory without being noticed".to_owned()
+        }
+        Some(agent) => match track::make(agent) {
+            Ok(uffd) => return Some(uffd),
+            Err(e) => e,
+        },
+        None => "it has no agent".to_owned(),
+    };
+    let (pid, comm) = (held.task.pid(), text(held.task.comm()));
+    log::warn!("process {pid} ({comm}): its memory is not tracked: {why}");
+    None
 }
 
 /// Looks at a task from outside.
@@ -342,7 +415,7 @@ fn lineage(tree: &Tree, options: &DumpOptions) -> Option<Obstacle> {
 /// The survey itself could not be made (no such process, no permission…).
 pub fn check_tree(options: &DumpOptions) -> Result<Vec<Obstacle>> {
     refuse_ourselves(options.root)?;
-    let (mut tree, surveyed, _) = freeze_and_survey(options, true)?;
+    let (mut tree, surveyed, _) = freeze_and_survey(options, true, &Arc::default())?;
     tree.release();
     Ok(surveyed.obstacles)
 }
@@ -370,17 +443,35 @@ pub fn dump(options: &DumpOptions, hooks: &mut dyn Hooks) -> Result<DumpReport> 
     refuse_unsupported(options)?;
     refuse_ourselves(options.root)?;
     let images = ImageWriter::create(&options.images_dir)?;
+    let dies = options.final_state == FinalState::Dead;
+    let mut tracks =
+        Tracks::take(&options.images_dir, options.parent.as_deref(), options.track_mem && !dies)?;
+    let warnings = std::mem::take(&mut tracks.warnings);
+    let tracks = Arc::new(tracks);
+    let mut report = try_dump(options, hooks, images, &tracks)
+        .inspect_err(|_| tracks.put_back(&options.images_dir))?;
+    report.warnings.splice(..0, warnings);
+    Ok(report)
+}
+
+fn try_dump(
+    options: &DumpOptions,
+    hooks: &mut dyn Hooks,
+    images: ImageWriter,
+    tracks: &Arc<Tracks>,
+) -> Result<DumpReport> {
     hooks.run(Action::PreDump, Some(options.root)).map_err(Error::new)?;
     if options.tcp.established && options.network_lock != Method::Skip {
         remove_stale_locks();
     }
     let start = Instant::now();
     let dies = options.final_state == FinalState::Dead;
-    let (mut tree, surveyed, frozen) = freeze_and_survey(options, !dies)?;
+    let (mut tree, surveyed, frozen) = freeze_and_survey(options, !dies, tracks)?;
     log::info!("{} tasks frozen in {:?}", tree.tasks.len(), frozen - start);
     let surveyed_at = Instant::now();
     log::info!("surveyed in {:?}", surveyed_at - frozen);
-    let result = finish_images(images, options, hooks, surveyed);
+    let warnings = not_tracked(&tree, &surveyed, tracks);
+    let result = finish_images(images, options, hooks, surveyed, tracks);
     let Finished { mut report, written_at, mut lock, mut sockets } = match result {
         Ok(done) => done,
         Err(e) => {
@@ -388,6 +479,7 @@ pub fn dump(options: &DumpOptions, hooks: &mut dyn Hooks) -> Result<DumpReport> 
             return Err(e);
         }
     };
+    report.warnings.splice(..0, warnings);
     report.memdump_time = surveyed_at - frozen;
     report.memwrite_time = written_at - surveyed_at;
     report.freezing_time = frozen - start;
@@ -471,6 +563,7 @@ fn finish_images(
     options: &DumpOptions,
     hooks: &mut dyn Hooks,
     mut surveyed: Surveyed,
+    tracks: &Tracks,
 ) -> Result<Finished> {
     if !surveyed.obstacles.is_empty() {
         return Err(Error::refused(surveyed.obstacles));
@@ -478,10 +571,14 @@ fn finish_images(
     let run_id = run_id()?;
     let lock = lock_and_read(&mut surveyed, options, &run_id)?;
     let counters = write::Counters::default();
+    if let Some(parent) = &tracks.parent {
+        images.link_parent(parent)?;
+    }
     write::write(&images, &surveyed, &counters)?;
     let written_at = Instant::now();
     let mut report = DumpReport {
         pages_scanned: counters.scanned.into_inner(),
+        pages_skipped_parent: counters.skipped.into_inner(),
         pages_written: counters.written.into_inner(),
         shpages_scanned: counters.shared_scanned.into_inner(),
         shpages_written: counters.shared_written.into_inner(),
@@ -495,11 +592,32 @@ fn finish_images(
         }
         _ => Method::Skip,
     };
-    images.commit(&write::inventory(options.tcp.close, method.number(), run_id))?;
+    let mut inventory = write::inventory(options.tcp.close, method.number(), run_id);
+    inventory.dump_uptime = options.track_mem.then(write::uptime);
+    let alive: Vec<_> = surveyed.tasks.iter().map(|t| (t.pid, t.start)).collect();
+    let tracked = tracks.protect.then(|| tracks.all(&surveyed.tracked, &alive));
+    let keeper = tracked.map(|all| keeper::begin(&options.images_dir, &all)).transpose()?;
+    images.commit(&inventory)?;
+    if let Some(Err(e)) = keeper.map(|keeper| keeper.stay(&options.images_dir)) {
+        report.warnings.push(e.to_string());
+    }
+    if options.auto_dedup {
+        report.warnings.extend(crate::dedup::after_dump(&options.images_dir));
+    }
     if let Err(e) = hooks.run(Action::PostDump, Some(options.root)) {
         report.post_dump_failed = Some(e);
     }
     Ok(Finished { report, written_at, lock, sockets: surveyed.files.sockets })
+}
+
+/// Says of which tasks nothing is known, though memory was tracked.
+fn not_tracked(tree: &Tree, surveyed: &Surveyed, tracks: &Tracks) -> Vec<String> {
+    let alive = surveyed.tasks.iter().map(|t| t.alive.as_ref());
+    tree.tasks
+        .iter()
+        .zip(alive)
+        .filter_map(|(task, alive)| tracks.warning_of(task, alive?.outside.is_watched()))
+        .collect()
 }
 
 /// Removes the locks of dumps that were killed. A frozen tree would look like a stopped one, so this comes first.

@@ -5,6 +5,7 @@ use crate::freeze::Task;
 use rewake_image::messages::VmaEntry;
 use rewake_objects::Problem;
 use rewake_objects::memory::pages::{self, Run};
+use rewake_objects::memory::tracking::{self, Tracking};
 use rewake_objects::memory::vma::{self, Backing, Vma, status};
 use rewake_proc::read::ProcDir;
 use rewake_proc::status::Status;
@@ -88,6 +89,7 @@ pub fn survey(task: &Task, own_namespaces: &[Vec<u8>], own_vdso: &[u8]) -> Resul
     let vmas = vma::survey(text, &mut problems).of(pid, comm)?;
     let pagemap = File::from(dir.open_file("pagemap", OFlags::RDONLY).of(pid, comm)?);
     let memory = Arc::new(File::from(dir.open_file("mem", OFlags::RDWR).of(pid, comm)?));
+    tracking::judge(&pagemap, &vmas, &mut problems);
     let guards = pages::guards(&pagemap, &vmas).of(pid, comm)?;
     let vdso = read_vdso(&memory, &vmas, own_vdso);
     let auxv = dir.read("auxv", &mut buffer).of(pid, comm)?.to_vec();
@@ -158,13 +160,19 @@ impl Outside {
         self.vmas.iter().any(|v| v.backing == Backing::Memfd(b"rewake".to_vec()))
     }
 
+    /// Is any of its memory registered with a userfaultfd for write protection?
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        self.vmas.iter().any(|v| v.watched)
+    }
+
     /// Looks which pages hold data: after everything that may still touch memory.
     ///
     /// # Errors
     /// The task is gone.
-    pub fn survey_pages(&mut self, task: &Task) -> Result<()> {
+    pub fn survey_pages(&mut self, task: &Task, tracking: Tracking<'_>) -> Result<()> {
         let (pid, comm) = (task.pid(), task.comm());
-        self.runs = pages::survey(&self.pagemap, &self.vmas).of(pid, comm)?;
+        self.runs = tracking::survey(&self.pagemap, &self.vmas, tracking).of(pid, comm)?;
         Ok(())
     }
 }

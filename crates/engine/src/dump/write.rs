@@ -1,9 +1,11 @@
 //! Writing the images of a surveyed tree.
 
+use super::outside::Outside;
 use super::{Surveyed, TaskSurvey};
 use crate::crew::{cpus, spread};
 use crate::error::{Context, Error, Result};
 use crate::freeze::Life;
+use crate::options::PreDumpMode;
 use rewake_image::messages::{
     CoreEntry, InventoryEntry, Lsmtype, March, PluginsEntry, PstreeEntry, RewakeEntry,
     RewakeTaskEntry, TaskCoreEntry, TaskKobjIdsEntry, TimensEntry, Timespec,
@@ -29,6 +31,8 @@ pub struct Counters {
     pub scanned: AtomicU64,
     /// Private pages written.
     pub written: AtomicU64,
+    /// Private pages left to the parent images.
+    pub skipped: AtomicU64,
     /// Shared pages looked at.
     pub shared_scanned: AtomicU64,
     /// Shared pages written.
@@ -60,22 +64,30 @@ fn root_ids() -> TaskKobjIdsEntry {
 pub fn write(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -> Result<()> {
     write_pstree(images, surveyed)?;
     write_files(images, surveyed, counters)?;
-    // Tasks are independent: as many at a time as there are CPUs.
+    each(surveyed.tasks.len(), |at, buffer| {
+        write_task(images, surveyed, &surveyed.tasks[at], at, counters, buffer)
+    })
+}
+
+/// Does `job` for each number below `count`. Tasks are independent: as many at a time as there are CPUs.
+pub fn each(count: usize, job: impl Fn(usize, &mut Vec<u8>) -> Result<()> + Sync) -> Result<()> {
     let next = AtomicUsize::new(0);
-    let workers = cpus().min(surveyed.tasks.len().max(1));
+    let workers = cpus().min(count.max(1));
     let work = || -> Result<()> {
         let mut buffer = Vec::new();
         loop {
             let at = next.fetch_add(1, Ordering::Relaxed);
-            let Some(task) = surveyed.tasks.get(at) else { return Ok(()) };
-            write_task(images, surveyed, task, at, counters, &mut buffer)?;
+            if at >= count {
+                return Ok(());
+            }
+            job(at, &mut buffer)?;
         }
     };
     if workers == 1 {
         return work();
     }
     std::thread::scope(|scope| {
-        let others: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
+        let others: Vec<_> = (1..workers).map(|_| scope.spawn(&work)).collect();
         let mut result = work();
         for other in others {
             let other = other
@@ -243,27 +255,61 @@ fn write_task(
     images.write_one(kind::FS, pid, &alive.files.fs)?;
     images.write_all(kind::FDINFO, object, &alive.files.fds)?;
     let pages_id = surveyed.first_pages_id() + at as u32;
-    let runs: Vec<PageRun> = alive
-        .outside
+    let memory = Memory { pid: task.pid, comm: &task.comm, outside: &alive.outside, runs: false };
+    write_memory(images, &memory, pages_id, counters, buffer)
+}
+
+/// The private memory of a task.
+#[derive(Debug, Clone, Copy)]
+pub struct Memory<'a> {
+    /// Its pid.
+    pub pid: i32,
+    /// Its command.
+    pub comm: &'a [u8],
+    /// Its memory, and which pages of it.
+    pub outside: &'a Outside,
+    /// The task runs: what is gone meanwhile is written as zeros.
+    pub runs: bool,
+}
+
+/// Writes a task's pagemap and pages.
+///
+/// # Errors
+/// Memory cannot be read, or the images cannot be written.
+pub fn write_memory(
+    images: &ImageWriter,
+    memory: &Memory<'_>,
+    pages_id: u32,
+    counters: &Counters,
+    buffer: &mut Vec<u8>,
+) -> Result<()> {
+    let Memory { pid, comm, outside, .. } = *memory;
+    let runs: Vec<PageRun> = outside
         .runs
         .iter()
         .map(|run| PageRun {
             vaddr: run.start,
             nr_pages: run.pages(),
-            source: if run.lazy { PageSource::StoredLazy } else { PageSource::Stored },
+            source: match (run.parent, run.lazy) {
+                (true, _) => PageSource::Parent,
+                (false, true) => PageSource::StoredLazy,
+                (false, false) => PageSource::Stored,
+            },
             place: None,
         })
         .collect();
-    images.write_pagemap(pid, pages_id, &runs)?;
+    images.write_pagemap(pid as u32, pages_id, &runs)?;
     let mut pages = images.raw_stream(&kind::PAGES.file_name(pages_id))?;
-    let written: u64 = runs.iter().map(|r| r.nr_pages).sum();
+    let stored = |run: &&PageRun| run.source.is_stored();
+    let written: u64 = runs.iter().filter(stored).map(|r| r.nr_pages).sum();
+    let skipped: u64 = runs.iter().map(|r| r.nr_pages).sum::<u64>() - written;
     buffer.resize(BUFFER.min((written * PAGE) as usize).max(PAGE as usize), 0);
-    write_pages(task, &mut pages, buffer).of(task.pid, &task.comm)?;
+    write_pages(memory, &mut pages, buffer).of(pid, comm)?;
     pages.finish();
-    let scanned: u64 =
-        alive.outside.vmas.iter().map(|v| (v.entry.end - v.entry.start) / PAGE).sum();
+    let scanned: u64 = outside.vmas.iter().map(|v| (v.entry.end - v.entry.start) / PAGE).sum();
     counters.scanned.fetch_add(scanned, Ordering::Relaxed);
     counters.written.fetch_add(written, Ordering::Relaxed);
+    counters.skipped.fetch_add(skipped, Ordering::Relaxed);
     Ok(())
 }
 
@@ -281,22 +327,27 @@ fn write_cores(images: &ImageWriter, cores: &[(i32, CoreEntry)]) -> Result<()> {
 
 /// Copies the pages; those of the vdso as they were before the agent's entry was put there.
 fn write_pages(
-    task: &TaskSurvey,
+    memory: &Memory<'_>,
     to: &mut impl Write,
     buffer: &mut [u8],
 ) -> std::result::Result<(), pages::CopyError> {
-    let Some(alive) = &task.alive else { return Ok(()) };
-    let outside = &alive.outside;
+    let outside = memory.outside;
     let vdso = outside
         .vmas
         .iter()
         .find(|v| v.entry.status & status::VDSO != 0)
         .map_or(0..0, |v| v.entry.start..v.entry.end);
     let is_vdso = |run: &pages::Run| vdso.contains(&run.start);
-    let mut rest = outside.runs.as_slice();
+    let stored: Vec<pages::Run> = outside.runs.iter().filter(|r| !r.parent).copied().collect();
+    let mut rest = stored.as_slice();
     while !rest.is_empty() {
         let plain = rest.iter().position(is_vdso).unwrap_or(rest.len());
-        pages::copy(task.pid, &outside.memory, &rest[..plain], to, buffer)?;
+        let source = pages::Source {
+            pid: memory.pid,
+            memory: &outside.memory,
+            gone_is_zero: memory.runs,
+        };
+        pages::copy(&source, &rest[..plain], to, buffer)?;
         rest = &rest[plain..];
         if let [run, after @ ..] = rest {
             let offset = (run.start - vdso.start) as usize;
@@ -314,6 +365,28 @@ fn write_pages(
         }
     }
     Ok(())
+}
+
+/// The machine's uptime in microseconds: processes that start later have not been seen by this dump.
+#[must_use]
+pub fn uptime() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    now.tv_sec.cast_unsigned() * 1_000_000 + now.tv_nsec.cast_unsigned() / 1000
+}
+
+/// The inventory of a pre-dump.
+#[must_use]
+pub fn pre_dump_inventory(mode: PreDumpMode) -> InventoryEntry {
+    InventoryEntry {
+        img_version: 0,
+        dump_uptime: Some(uptime()),
+        pre_dump_mode: Some(match mode {
+            PreDumpMode::Splice => 1,
+            PreDumpMode::Read => 2,
+        }),
+        plugins_entry: Some(PluginsEntry::default()),
+        ..InventoryEntry::default()
+    }
 }
 
 /// The inventory, which is written last.

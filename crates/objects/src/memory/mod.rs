@@ -2,6 +2,7 @@
 //!
 //! * [`vma`]: mappings, from `/proc/PID/smaps` to image entries and back to mmap(2).
 //! * [`pages`]: which private pages hold data, and copying them out.
+//! * [`tracking`]: which of them were written since an earlier look.
 //! * [`shared`]: shared anonymous memory and memfds.
 //! * [`sysv`]: System V shared memory segments.
 //! * [`contents`]: what is in both of them.
@@ -13,6 +14,7 @@ pub mod mm;
 pub mod pages;
 pub mod shared;
 pub mod sysv;
+pub mod tracking;
 pub mod vdso;
 pub mod vma;
 

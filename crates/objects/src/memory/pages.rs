@@ -8,7 +8,7 @@ use rewake_sys::pagemap::{self, Filter, Region};
 use rewake_sys::{Errno, SyscallError};
 use std::fs::File;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::FileExt;
 
 /// A run of pages to be saved: `start..end` in bytes.
@@ -22,6 +22,8 @@ pub struct Run {
     pub lazy: bool,
     /// Can it be read with process_vm_readv(2)?
     pub readable: bool,
+    /// Are the pages as the parent images have them?
+    pub parent: bool,
 }
 
 impl Run {
@@ -38,6 +40,26 @@ impl Run {
 /// # Errors
 /// The pagemap cannot be read.
 pub fn survey(pagemap: &File, vmas: &[Vma]) -> Result<Vec<Run>, SyscallError> {
+    let regions = match scan_private(pagemap, vmas, 0, pagemap::scan) {
+        Err(e) if e.errno == Errno::NOTTY || e.errno == Errno::INVAL => {
+            scan_by_words(pagemap, vmas)?
+        }
+        regions => regions?,
+    };
+    Ok(intersect(&regions, vmas))
+}
+
+/// How to look through a pagemap: [`pagemap::scan`] or one of its kin.
+type Scan =
+    fn(BorrowedFd<'_>, u64, u64, Filter, &mut Vec<Region>) -> rewake_sys::call::Result<()>;
+
+/// Looks for pages that hold private data, with `scan`, which reports the categories `report` of them.
+pub(super) fn scan_private(
+    pagemap: &File,
+    vmas: &[Vma],
+    report: u64,
+    scan: Scan,
+) -> Result<Vec<Region>, SyscallError> {
     let (Some(first), Some(last)) =
         (vmas.first(), vmas.iter().rev().find(|v| has_private_pages(&v.entry)))
     else {
@@ -48,20 +70,14 @@ pub fn survey(pagemap: &File, vmas: &[Vma]) -> Result<Vec<Run>, SyscallError> {
         inverted: categories,
         all: categories,
         any: pagemap::PRESENT | pagemap::SWAPPED,
-        report: 0,
+        report,
     };
     let plain = pagemap::FILE | pagemap::PFNZERO;
     let (start, end) = (first.entry.start, last.entry.end);
-    let mut scan = |filter| pagemap::scan(pagemap.as_fd(), start, end, filter, &mut regions);
+    let mut scan = |filter| scan(pagemap.as_fd(), start, end, filter, &mut regions);
     // Kernels before 6.15 know no guard ranges.
-    match scan(not(plain | pagemap::GUARD)).or_else(|_| scan(not(plain))) {
-        Ok(()) => {}
-        Err(e) if e.errno == Errno::NOTTY || e.errno == Errno::INVAL => {
-            regions = scan_by_words(pagemap, vmas)?;
-        }
-        Err(e) => return Err(e),
-    }
-    Ok(intersect(&regions, vmas))
+    scan(not(plain | pagemap::GUARD)).or_else(|_| scan(not(plain)))?;
+    Ok(regions)
 }
 
 /// Guard ranges (`MADV_GUARD_INSTALL`) inside `vmas`, as the image's pseudo mappings. Empty on kernels that do not tell.
@@ -91,7 +107,7 @@ pub fn guards(pagemap: &File, vmas: &[Vma]) -> Result<Vec<VmaEntry>, SyscallErro
 
 /// Cuts `regions` (ascending) at the borders of `vmas` (ascending). The vdso is taken whole: its pages are the
 /// kernel's, but a restored task needs them as they were.
-fn intersect(regions: &[Region], vmas: &[Vma]) -> Vec<Run> {
+pub(super) fn intersect(regions: &[Region], vmas: &[Vma]) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::with_capacity(regions.len());
     let mut next = 0;
     for vma in vmas.iter().filter(|v| has_private_pages(&v.entry)) {
@@ -104,7 +120,7 @@ fn intersect(regions: &[Region], vmas: &[Vma]) -> Vec<Run> {
             {
                 last.end = end;
             }
-            _ => runs.push(Run { start, end, lazy, readable: vma.readable }),
+            _ => runs.push(Run { start, end, lazy, readable: vma.readable, parent: false }),
         };
         if vma.entry.status & status::VDSO != 0 {
             push(start, end);
@@ -170,14 +186,23 @@ pub enum CopyError {
     Write(#[source] io::Error),
 }
 
-/// Copies the pages of `runs` of process `pid`, in order, to `to`. `memory` is `/proc/PID/mem`, for what the task itself
-/// could not read; `buffer` is scratch space.
+/// Whose pages are copied.
+#[derive(Debug, Clone, Copy)]
+pub struct Source<'a> {
+    /// The process.
+    pub pid: i32,
+    /// `/proc/PID/mem`, for what the task itself could not read.
+    pub memory: &'a File,
+    /// The process runs: pages that are gone are taken for zeros, instead of being an error.
+    pub gone_is_zero: bool,
+}
+
+/// Copies the pages of `runs`, in order, to `to`. `buffer` is scratch space.
 ///
 /// # Errors
 /// [`CopyError`].
 pub fn copy(
-    pid: i32,
-    memory: &File,
+    source: &Source<'_>,
     runs: &[Run],
     to: &mut impl io::Write,
     buffer: &mut [u8],
@@ -188,12 +213,9 @@ pub fn copy(
         let mut at = run.start;
         while at < run.end {
             if !run.readable {
-                flush(pid, memory, &mut queue, &mut queued, to, buffer)?;
+                flush(source, &mut queue, &mut queued, to, buffer)?;
                 let len = ((run.end - at) as usize).min(buffer.len());
-                memory.read_exact_at(&mut buffer[..len], at).map_err(|e| CopyError::Read {
-                    address: at,
-                    errno: Errno::from_io_error(&e).unwrap_or(Errno::IO),
-                })?;
+                read_by_force(source, at, &mut buffer[..len])?;
                 to.write_all(&buffer[..len]).map_err(CopyError::Write)?;
                 at += len as u64;
                 continue;
@@ -203,16 +225,30 @@ pub fn copy(
             queued += len;
             at += len as u64;
             if queued == buffer.len() || queue.len() == 1024 {
-                flush(pid, memory, &mut queue, &mut queued, to, buffer)?;
+                flush(source, &mut queue, &mut queued, to, buffer)?;
             }
         }
     }
-    flush(pid, memory, &mut queue, &mut queued, to, buffer)
+    flush(source, &mut queue, &mut queued, to, buffer)
+}
+
+/// Reads through `/proc/PID/mem`, whatever the protection.
+fn read_by_force(source: &Source<'_>, address: u64, to: &mut [u8]) -> Result<(), CopyError> {
+    let Err(e) = source.memory.read_exact_at(to, address) else { return Ok(()) };
+    if source.gone_is_zero {
+        let pages = (address..).step_by(PAGE as usize).zip(to.chunks_mut(PAGE as usize));
+        for (address, page) in pages {
+            if source.memory.read_exact_at(page, address).is_err() {
+                page.fill(0);
+            }
+        }
+        return Ok(());
+    }
+    Err(CopyError::Read { address, errno: Errno::from_io_error(&e).unwrap_or(Errno::IO) })
 }
 
 fn flush(
-    pid: i32,
-    memory: &File,
+    source: &Source<'_>,
     queue: &mut Vec<RemoteRange>,
     queued: &mut usize,
     to: &mut impl io::Write,
@@ -222,14 +258,12 @@ fn flush(
         return Ok(());
     }
     let wanted = &mut buffer[..*queued];
-    let got = read_remote(pid, queue, wanted).unwrap_or(0);
+    let got = read_remote(source.pid, queue, wanted).unwrap_or(0);
     if got < *queued {
         // Something in there cannot be read this way (a protection key, a page that appeared meanwhile): by force.
         let mut filled = 0;
         for &(address, len) in queue.iter() {
-            memory.read_exact_at(&mut wanted[filled..filled + len], address).map_err(|e| {
-                CopyError::Read { address, errno: Errno::from_io_error(&e).unwrap_or(Errno::IO) }
-            })?;
+            read_by_force(source, address, &mut wanted[filled..filled + len])?;
             filled += len;
         }
     }
@@ -253,6 +287,7 @@ mod tests {
             readable: true,
             lock_on_fault: false,
             may_have_guards: false,
+            watched: false,
         }
     }
 

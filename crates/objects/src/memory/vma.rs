@@ -49,7 +49,12 @@ pub struct Vma {
     pub lock_on_fault: bool,
     /// May guard ranges lie in it?
     pub may_have_guards: bool,
+    /// Is it registered with a userfaultfd for write protection, and nothing else? See [`super::tracking`].
+    pub watched: bool,
 }
+
+/// Why a mapping of a program's own userfaultfd is refused.
+pub const REGISTERED: &str = "it is registered with a userfaultfd, which cannot be saved";
 
 /// `MAP_DROPPABLE` (since Linux 6.11), in the place of `MAP_PRIVATE`: the kernel may throw the pages away.
 pub const MAP_DROPPABLE: u32 = 8;
@@ -139,11 +144,8 @@ fn classify(map: &Map<'_>, flags: VmFlags) -> Result<Vma, Problem> {
         _ if flags.contains(VmFlags::SEALED) => {
             return refuse("it is sealed (mseal); a sealed mapping could not be built again");
         }
-        _ if flags.contains(VmFlags::UFFD_MISSING)
-            || flags.contains(VmFlags::UFFD_WP)
-            || flags.contains(VmFlags::UFFD_MINOR) =>
-        {
-            return refuse("it is registered with a userfaultfd, which cannot be saved");
+        _ if flags.contains(VmFlags::UFFD_MISSING) || flags.contains(VmFlags::UFFD_MINOR) => {
+            return refuse(REGISTERED);
         }
         _ if flags.contains(VmFlags::PFNMAP) || flags.contains(VmFlags::IO) => {
             return refuse("it maps device memory");
@@ -221,6 +223,7 @@ fn classify(map: &Map<'_>, flags: VmFlags) -> Result<Vma, Problem> {
         readable: map.read,
         lock_on_fault: flags.contains(VmFlags::LOCKONFAULT),
         may_have_guards: flags.contains(VmFlags::MAYBE_GUARD),
+        watched: flags.contains(VmFlags::UFFD_WP),
     })
 }
 

@@ -1,0 +1,136 @@
+//! A pre-dump: memory alone, copied while the tree runs. What is written meanwhile is noticed, and saved by the next one.
+
+use super::inside;
+use super::outside::Outside;
+use super::write::{self, Counters, Memory};
+use super::{Own, look_at, patiently, refuse_ourselves, suspend_seccomp, track, waves};
+use crate::error::{Error, Result};
+use crate::freeze::{Held, Shard, Task, Tree};
+use crate::options::DumpOptions;
+use crate::report::DumpReport;
+use crate::track::{Tracked, Tracks, keeper};
+use rewake_image::ImageWriter;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A task, its memory as it looks from outside, and how it is tracked from now on.
+struct Seen {
+    task: Arc<Task>,
+    outside: Outside,
+    tracked: Option<Tracked>,
+}
+
+/// Saves the memory of the tree of `options.root`, which runs on, and keeps track of it from then on.
+///
+/// # Errors
+/// Anything that stops it; the tree runs on as before, and is not tracked.
+pub fn pre_dump(options: &DumpOptions) -> Result<DumpReport> {
+    refuse_ourselves(options.root)?;
+    let images = ImageWriter::create(&options.images_dir)?;
+    let mut tracks = Tracks::take(&options.images_dir, options.parent.as_deref(), true)?;
+    let mut warnings = std::mem::take(&mut tracks.warnings);
+    let tracks = Arc::new(tracks);
+    let start = Instant::now();
+    let (mut tree, seen, frozen) = patiently(options, |tree| survey(tree, &tracks))?;
+    tree.release();
+    let released = Instant::now();
+    log::info!("{} tasks were stopped for {:?}", tree.tasks.len(), released - start);
+
+    let warning_of = |s: &Seen| tracks.warning_of(&s.task, s.outside.is_watched());
+    warnings.extend(seen.iter().filter_map(warning_of));
+    if let Some(parent) = &tracks.parent {
+        images.link_parent(parent)?;
+    }
+    let counters = Counters::default();
+    write::each(seen.len(), |at, buffer| {
+        let Seen { task, outside, .. } = &seen[at];
+        let memory = Memory { pid: task.pid(), comm: task.comm(), outside, runs: true };
+        write::write_memory(&images, &memory, at as u32 + 1, &counters, buffer)
+    })?;
+    let alive: Vec<_> = seen.iter().map(|s| (s.task.pid(), s.task.stat.starttime)).collect();
+    let (threads, tasks) = (seen.iter().map(|s| s.task.tids.len()).sum(), seen.len());
+    let new: Vec<Tracked> = seen.into_iter().filter_map(|s| s.tracked).collect();
+    let keeper = keeper::begin(&options.images_dir, &tracks.all(&new, &alive))?;
+    images.commit(&write::pre_dump_inventory(options.pre_dump_mode))?;
+    if let Err(e) = keeper.stay(&options.images_dir) {
+        warnings.push(e.to_string());
+    }
+    if options.auto_dedup {
+        warnings.extend(crate::dedup::after_dump(&options.images_dir));
+    }
+    Ok(DumpReport {
+        freezing_time: frozen - start,
+        frozen_time: released - start,
+        memdump_time: released - frozen,
+        memwrite_time: released.elapsed(),
+        pages_scanned: counters.scanned.into_inner(),
+        pages_skipped_parent: counters.skipped.into_inner(),
+        pages_written: counters.written.into_inner(),
+        tasks,
+        threads,
+        warnings,
+        ..DumpReport::default()
+    })
+}
+
+/// Looks at the memory of a frozen tree, and tracks it from here on.
+fn survey(tree: &mut Tree, tracks: &Arc<Tracks>) -> Result<Vec<Seen>> {
+    let own = Arc::new(Own::new(tracks.clone())?);
+    let seen = tree.each(|_| {
+        let own = own.clone();
+        move |shard: &mut Shard| {
+            let Shard { held, pin } = shard;
+            let mut seen = Vec::with_capacity(held.len());
+            for wave in waves(held) {
+                survey_wave(wave, &own, &mut seen)?;
+            }
+            pin.release();
+            Ok::<_, Error>(seen)
+        }
+    })?;
+    Ok(seen.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+}
+
+fn survey_wave(mut held: &mut [Held], own: &Own, seen: &mut Vec<Seen>) -> Result<()> {
+    while !held.is_empty() {
+        // Those that need no agent, or are to have one under no filter, together; as in a dump.
+        let mut visible = Vec::new();
+        let mut alone = false;
+        while let Some(next) = held.get(visible.len()) {
+            let looked = look_at(&next.task, own)?;
+            let wants = own.tracks.wants(&next.task, looked.outside.is_watched());
+            let filtered = wants
+                && suspend_seccomp(&next.task, looked.outside.status.seccomp.unwrap_or(0) != 0)?;
+            if (filtered || !wants) && !visible.is_empty() {
+                break;
+            }
+            visible.push((looked, wants));
+            if filtered || !wants {
+                alone = true;
+                break;
+            }
+        }
+        let (now, later) = held.split_at_mut(visible.len());
+        let (mut visible, wants): (Vec<_>, Vec<_>) = visible.into_iter().unzip();
+        let enters = !alone || wants.first() == Some(&true);
+        if enters {
+            inside::enter(now, &visible)?;
+        }
+        let uffds: Vec<_> =
+            now.iter().zip(&visible).map(|(h, v)| track(h, &v.outside, own)).collect();
+        now.iter_mut().for_each(Held::cure);
+        for ((held, mut visible), uffd) in now.iter().zip(visible.drain(..)).zip(uffds) {
+            let tracking = own.tracks.of(&held.task, uffd.as_ref(), own.counts);
+            visible.outside.survey_pages(&held.task, tracking)?;
+            let tracked = uffd.map(|uffd| Tracked {
+                pid: held.task.pid(),
+                start: held.task.stat.starttime,
+                uffd,
+                pidfd: visible.pidfd,
+            });
+            seen.push(Seen { task: held.task.clone(), outside: visible.outside, tracked });
+        }
+        held = later;
+    }
+    Ok(())
+}

@@ -1,0 +1,79 @@
+//! userfaultfd(2): write protection of another process's memory.
+
+use crate::call::{Result, syscall};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+/// `UFFD_FEATURE_WP_HUGETLBFS_SHMEM`.
+pub const WP_SHARED: u64 = 1 << 12;
+/// `UFFD_FEATURE_WP_UNPOPULATED`.
+pub const WP_UNPOPULATED: u64 = 1 << 13;
+/// `UFFD_FEATURE_WP_ASYNC` (since 6.7).
+pub const WP_ASYNC: u64 = 1 << 15;
+/// `UFFD_USER_MODE_ONLY`: a flag of userfaultfd(2), with which everyone may call it.
+pub const USER_MODE_ONLY: u64 = 1;
+
+const UFFD_API: u64 = 0xaa;
+const UFFDIO_API: usize = 0xc018_aa3f;
+const UFFDIO_REGISTER: usize = 0xc020_aa00;
+const UFFDIO_UNREGISTER: usize = 0x8010_aa01;
+const MODE_WP: u64 = 2;
+
+/// A userfaultfd. Its ranges are those of the process that made it, whoever holds it; when the last holder closes it, they
+/// are as they were before.
+#[derive(Debug)]
+pub struct Userfaultfd(OwnedFd);
+
+impl Userfaultfd {
+    /// Takes over a descriptor made by userfaultfd(2).
+    #[must_use]
+    pub fn from_fd(fd: OwnedFd) -> Userfaultfd {
+        Userfaultfd(fd)
+    }
+
+    /// Asks for `features`, once, before anything else.
+    ///
+    /// # Errors
+    /// `EINVAL` if the kernel lacks one of them.
+    pub fn enable(&self, features: u64) -> Result<()> {
+        let mut api = [UFFD_API, features, 0];
+        // SAFETY: `api` is a live `struct uffdio_api` of three words.
+        unsafe { self.ioctl("UFFDIO_API", UFFDIO_API, api.as_mut_ptr() as usize) }
+    }
+
+    /// Has write protection apply to the mappings in a range.
+    ///
+    /// # Errors
+    /// `EBUSY` if another userfaultfd has one of them; `EPERM`, `EINVAL` for mappings that cannot be; `ENOMEM` if the
+    /// address space is gone.
+    pub fn register(&self, start: u64, end: u64) -> Result<()> {
+        let mut register = [start, end - start, MODE_WP, 0];
+        // SAFETY: a live `struct uffdio_register` of four words; the addresses in it are the other process's.
+        unsafe {
+            self.ioctl("UFFDIO_REGISTER", UFFDIO_REGISTER, register.as_mut_ptr() as usize)
+        }
+    }
+
+    /// Undoes [`Userfaultfd::register`], and takes the protection off the pages.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn unregister(&self, start: u64, end: u64) -> Result<()> {
+        let mut range = [start, end - start];
+        // SAFETY: a live `struct uffdio_range` of two words.
+        unsafe { self.ioctl("UFFDIO_UNREGISTER", UFFDIO_UNREGISTER, range.as_mut_ptr() as usize) }
+    }
+
+    /// # Safety
+    /// `argument` must be the address of what `request` reads and writes.
+    unsafe fn ioctl(&self, call: &'static str, request: usize, argument: usize) -> Result<()> {
+        let fd = self.0.as_raw_fd() as usize;
+        // SAFETY: the caller vouches for the argument.
+        unsafe { syscall(call, libc::SYS_ioctl, [fd, request, argument, 0, 0, 0]) }.map(drop)
+    }
+}
+
+impl AsFd for Userfaultfd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
