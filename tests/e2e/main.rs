@@ -6,7 +6,8 @@
 //! cargo test -p zoo --test e2e -- counter::dead       one flavour of one program: plain (no checkpoint), dead, running,
 //!                                                     running_restored, stopped, stopped_restored, as_criu, new_pidns
 //! cargo test -p zoo --test e2e -- plain               the programs alone: no binary under test needed, it must pass
-//! cargo test -p zoo --test e2e -- refusals            also: files, kill, steps, real, shell_job, tcp, copies, chains
+//! cargo test -p zoo --test e2e -- refusals            also: files, kill, steps, real, shell_job, tcp, copies, chains,
+//!                                                     predumps
 //! cargo test -p zoo --test e2e -- --list
 //! ```
 //! Environment:
@@ -37,6 +38,7 @@ mod flavours;
 mod harness;
 mod kills;
 mod netns;
+mod predumps;
 mod probes;
 mod programs;
 mod real;
@@ -138,6 +140,7 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     trials.extend(unix::trials(tool));
     trials.extend(copies::trials(tool));
     trials.extend(chains::trials(tool, criu));
+    trials.extend(predumps::trials(tool, criu));
     trials
 }
 

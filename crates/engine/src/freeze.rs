@@ -12,7 +12,7 @@ use rewake_sys::sched::Pin;
 use rewake_sys::{ptrace, signal, wait};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// `PF_KTHREAD` of `/proc/PID/stat` flags.
 const KERNEL_THREAD: u32 = 0x0020_0000;
@@ -137,7 +137,7 @@ impl Shard {
         let threads = match seize_all(&dir, &stat, deadline) {
             Ok(threads) => threads,
             // It ended meanwhile: look at it as what it is now.
-            Err(Seize::Gone) if !root => return Ok(None),
+            Err(Seize::Gone) if !root => return ended(pid),
             Err(Seize::Gone) => return Err(gone(&"it ended while it was being stopped")),
             Err(Seize::Failed(e)) => return Err(e),
         };
@@ -180,6 +180,21 @@ fn look(pid: i32, root: bool, buffer: &mut Vec<u8>) -> Result<Option<(ProcDir, S
             .hint("give the pid of a running process with -t")),
         Err(e) => Err(Error::new(format!("process {pid}: {e}"))),
     }
+}
+
+/// A process that ended while it was being stopped: its parent, if that stands still already, has a zombie to wait for.
+fn ended(pid: i32) -> Result<Option<Arc<Task>>> {
+    let until = Instant::now() + Duration::from_secs(1);
+    while let Some((dir, stat)) = look(pid, false, &mut Vec::new())? {
+        if matches!(stat.state, TaskState::Zombie | TaskState::Dead) {
+            return zombie(dir, stat, false).map(Some);
+        }
+        if Instant::now() > until {
+            break;
+        }
+        std::thread::sleep(Duration::from_micros(200));
+    }
+    Ok(None)
 }
 
 fn zombie(dir: ProcDir, stat: Stat, root: bool) -> Result<Arc<Task>> {

@@ -25,7 +25,8 @@ type Holes = BTreeMap<u32, Vec<(u64, u64)>>;
 /// # Errors
 /// Images cannot be read or changed. What was punched until then is no loss.
 pub fn dedup(path: &Path) -> Result<u64> {
-    let young = ImageDir::open_with(path, OpenOptions { pre_dump: true, ..OpenOptions::default() })?;
+    let young =
+        ImageDir::open_with(path, OpenOptions { pre_dump: true, ..OpenOptions::default() })?;
     let parents = chain::ancestors(&young)?;
     if parents.is_empty() {
         return Err(ImageError::Missing(path.join("parent")));
@@ -82,7 +83,8 @@ fn punch(path: &Path, name: &str, ranges: &[(u64, u64)]) -> Result<u64> {
     let dir = Dir::open(path)?;
     let fail = |what, e: std::io::Error| ImageError::io(what, &path.join(name), e);
     let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-    let file = fs::openat(&dir.fd, name, flags, Mode::empty()).map_err(|e| fail("open", e.into()))?;
+    let file =
+        fs::openat(&dir.fd, name, flags, Mode::empty()).map_err(|e| fail("open", e.into()))?;
     let file = File::from(file);
     let before = file.metadata().map_err(|e| fail("examine", e))?;
     let sum = |crc| FileSum { size: before.len(), crc };
@@ -110,10 +112,8 @@ fn punch(path: &Path, name: &str, ranges: &[(u64, u64)]) -> Result<u64> {
 fn set_sum(dir: &Dir, name: &str, sum: FileSum) -> Result<()> {
     let Some((fd, size)) = dir.open_regular(manifest::FILE_NAME)? else { return Ok(()) };
     let old = String::from_utf8_lossy(&dir.read(manifest::FILE_NAME, &fd, size)?).into_owned();
-    Manifest::parse(&old).map_err(|what| ImageError::Damaged {
-        path: dir.path.join(manifest::FILE_NAME),
-        what,
-    })?;
+    Manifest::parse(&old)
+        .map_err(|what| ImageError::Damaged { path: dir.path.join(manifest::FILE_NAME), what })?;
     let new = format!("{HIDDEN}manifest");
     dir.remove(&new)?;
     let fd = dir.create(&new)?;

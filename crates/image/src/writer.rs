@@ -270,7 +270,10 @@ impl ImageWriter {
             let moved =
                 sums.iter().map(|(name, _)| name.as_str()).filter(|name| *name != inventory_name);
             let link = self.linked.load(Ordering::Relaxed).then_some(PARENT);
-            moved.chain([manifest::FILE_NAME]).chain(link).try_for_each(|name| self.rename(name, name))?;
+            moved
+                .chain([manifest::FILE_NAME])
+                .chain(link)
+                .try_for_each(|name| self.rename(name, name))?;
         }
         self.rename(NEW_INVENTORY, &inventory_name)?;
         self.finished = true;

@@ -48,9 +48,7 @@ impl Userfaultfd {
     pub fn register(&self, start: u64, end: u64) -> Result<()> {
         let mut register = [start, end - start, MODE_WP, 0];
         // SAFETY: a live `struct uffdio_register` of four words; the addresses in it are the other process's.
-        unsafe {
-            self.ioctl("UFFDIO_REGISTER", UFFDIO_REGISTER, register.as_mut_ptr() as usize)
-        }
+        unsafe { self.ioctl("UFFDIO_REGISTER", UFFDIO_REGISTER, register.as_mut_ptr() as usize) }
     }
 
     /// Undoes [`Userfaultfd::register`], and takes the protection off the pages.

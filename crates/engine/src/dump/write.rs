@@ -342,11 +342,8 @@ fn write_pages(
     let mut rest = stored.as_slice();
     while !rest.is_empty() {
         let plain = rest.iter().position(is_vdso).unwrap_or(rest.len());
-        let source = pages::Source {
-            pid: memory.pid,
-            memory: &outside.memory,
-            gone_is_zero: memory.runs,
-        };
+        let source =
+            pages::Source { pid: memory.pid, memory: &outside.memory, gone_is_zero: memory.runs };
         pages::copy(&source, &rest[..plain], to, buffer)?;
         rest = &rest[plain..];
         if let [run, after @ ..] = rest {

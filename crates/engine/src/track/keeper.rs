@@ -167,8 +167,9 @@ pub fn begin(dir: &Path, tasks: &[&Tracked]) -> Result<Begun> {
         .stderr(Stdio::null())
         .spawn()
         .map_err(|e| failed("its keeper does not start", &e))?;
-    let dir = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
-        .map_err(|e| failed(&dir.display().to_string(), &e))?;
+    let dir =
+        rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+            .map_err(|e| failed(&dir.display().to_string(), &e))?;
     let ready = send_tasks(own.as_fd(), tasks.iter().copied(), &[dir.as_fd()])
         .and_then(|()| receive(own.as_fd()))
         .map_err(|e| failed("its keeper does not answer", &e))?;

@@ -161,9 +161,8 @@ impl Tracks {
     /// All that is tracked from now on: `new`, and of what was known that which lives (`alive`: pids and start times) and
     /// was not made anew.
     pub fn all<'a>(&'a self, new: &'a [Tracked], alive: &[(i32, u64)]) -> Vec<&'a Tracked> {
-        let lives = |t: &&Tracked| {
-            alive.contains(&(t.pid, t.start)) && !new.iter().any(|n| n.pid == t.pid)
-        };
+        let lives =
+            |t: &&Tracked| alive.contains(&(t.pid, t.start)) && !new.iter().any(|n| n.pid == t.pid);
         self.tasks.values().filter(lives).chain(new).collect()
     }
 
@@ -186,9 +185,8 @@ impl Tracks {
 /// # Errors
 /// Why there is none.
 pub fn make(agent: &Live) -> std::result::Result<Userfaultfd, String> {
-    let fd = agent
-        .bring("userfaultfd", libc::SYS_userfaultfd, &[FLAGS])
-        .map_err(|e| e.to_string())?;
+    let fd =
+        agent.bring("userfaultfd", libc::SYS_userfaultfd, &[FLAGS]).map_err(|e| e.to_string())?;
     let uffd = Userfaultfd::from_fd(fd);
     uffd.enable(FEATURES).map_err(|e| {
         format!("{e}; the kernel has no asynchronous write protection (Linux 6.7 and later do)")

@@ -50,8 +50,7 @@ pub fn survey(pagemap: &File, vmas: &[Vma]) -> Result<Vec<Run>, SyscallError> {
 }
 
 /// How to look through a pagemap: [`pagemap::scan`] or one of its kin.
-type Scan =
-    fn(BorrowedFd<'_>, u64, u64, Filter, &mut Vec<Region>) -> rewake_sys::call::Result<()>;
+type Scan = fn(BorrowedFd<'_>, u64, u64, Filter, &mut Vec<Region>) -> rewake_sys::call::Result<()>;
 
 /// Looks for pages that hold private data, with `scan`, which reports the categories `report` of them.
 pub(super) fn scan_private(

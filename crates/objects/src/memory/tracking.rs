@@ -4,9 +4,9 @@
 //! What the kernel does by itself is what makes this safe. A mapping that is new, moved (mremap(2)) or a child's is not
 //! registered; a page that is new has no protection: both count as written.
 
+use super::PAGE;
 use super::pages::{self, Run};
 use super::vma::{Backing, REGISTERED, Vma, has_private_pages, status};
-use super::PAGE;
 use crate::Problem;
 use rewake_sys::pagemap::{self, Filter, Region, WPALLOWED, WRITTEN};
 use rewake_sys::userfaultfd::{USER_MODE_ONLY, Userfaultfd, WP_ASYNC, WP_SHARED, WP_UNPOPULATED};
