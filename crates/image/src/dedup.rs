@@ -17,62 +17,103 @@ use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
-/// Ranges of bytes to be punched out of pages files, by number.
-type Holes = BTreeMap<u32, Vec<(u64, u64)>>;
+/// Ranges of bytes of a pages file: those that younger images store too, and those that are still needed. Tasks may share
+/// pages in a store.
+#[derive(Debug, Default)]
+struct Ranges {
+    doubled: Vec<(u64, u64)>,
+    needed: Vec<(u64, u64)>,
+}
 
 /// Punches out of the parents of the images in `path` what these store themselves. Returns how many bytes that freed.
 ///
 /// # Errors
 /// Images cannot be read or changed. What was punched until then is no loss.
 pub fn dedup(path: &Path) -> Result<u64> {
-    let young =
-        ImageDir::open_with(path, OpenOptions { pre_dump: true, ..OpenOptions::default() })?;
+    let options = OpenOptions { pre_dump: true, ..OpenOptions::default() };
+    let young = ImageDir::open_with(path, options)?;
     let parents = chain::ancestors(&young)?;
     if parents.is_empty() {
         return Err(ImageError::Missing(path.join("parent")));
     }
     let mut freed = 0;
     for parent in &parents {
-        let mut holes = Holes::new();
-        for name in Dir::open(path)?.names()? {
+        let mut stores: BTreeMap<u32, Ranges> = BTreeMap::new();
+        for name in Dir::open(parent.path())?.names()? {
             let Some((of, id)) = kind::by_file_name(&name) else { continue };
             for kind in [kind::PAGEMAP, kind::SHMEM_PAGEMAP] {
-                if kind.info().name != of.name {
-                    continue;
-                }
-                let pair = (young.pagemap(kind, id)?, parent.pagemap(kind, id)?);
-                if let (Some(young), Some(old)) = pair {
-                    doubled(&young, &old, holes.entry(old.pages_id).or_default());
+                if kind.info().name == of.name
+                    && let Some(old) = parent.pagemap(kind, id)?
+                {
+                    divide(young.pagemap(kind, id)?.as_ref(), &old, &mut stores);
                 }
             }
         }
-        for (pages_id, ranges) in holes {
-            freed += punch(parent.path(), &kind::PAGES.file_name(pages_id), &ranges)?;
+        for (store, Ranges { doubled, needed }) in stores {
+            let holes = without(doubled, needed);
+            freed += punch(parent.path(), &kind::PAGES.file_name(store), &holes)?;
         }
     }
     Ok(freed)
 }
 
-/// Where in the pages file of `old` are pages that `young` stores itself?
-fn doubled(young: &Pagemap, old: &Pagemap, holes: &mut Vec<(u64, u64)>) {
-    let mut own = young.entries.iter().filter(|run| run.source.is_stored()).peekable();
-    for (run, offset) in old.with_offsets() {
-        let Some(offset) = offset else { continue };
+/// Which pages of `old` does `young` store itself, and which not?
+fn divide(young: Option<&Pagemap>, old: &Pagemap, stores: &mut BTreeMap<u32, Ranges>) {
+    let own = young.map_or(&[][..], |young| &young.entries);
+    let mut own = own.iter().filter(|run| run.source.is_stored()).peekable();
+    for (run, place) in old.with_places() {
+        let Some(place) = place else { continue };
+        let ranges = stores.entry(place.store).or_default();
+        let at = |address: u64| place.offset() + (address - run.vaddr);
+        let mut next = run.vaddr;
         while let Some(stored) = own.peek() {
-            let (start, end) = (run.vaddr.max(stored.vaddr), run.end().min(stored.end()));
+            let (start, end) = (next.max(stored.vaddr), run.end().min(stored.end()));
             if start < end {
-                let at = offset + (start - run.vaddr);
-                match holes.last_mut() {
-                    Some(last) if last.1 == at => last.1 = at + (end - start),
-                    _ => holes.push((at, at + (end - start))),
-                }
+                ranges.needed.push((at(next), at(start)));
+                ranges.doubled.push((at(start), at(end)));
+                next = end;
             }
             if stored.end() > run.end() {
                 break;
             }
             own.next();
         }
+        ranges.needed.push((at(next), at(run.end())));
     }
+}
+
+/// Ranges without those parts that others cover; in order, neighbours as one.
+fn without(mut ranges: Vec<(u64, u64)>, mut others: Vec<(u64, u64)>) -> Vec<(u64, u64)> {
+    ranges.sort_unstable();
+    others.retain(|(start, end)| start < end);
+    others.sort_unstable();
+    // Without overlaps, so that ends ascend too.
+    others.dedup_by(|next, last| {
+        let touches = next.0 <= last.1;
+        if touches {
+            last.1 = last.1.max(next.1);
+        }
+        touches
+    });
+    let mut left: Vec<(u64, u64)> = Vec::new();
+    let mut push = |start, end| match left.last_mut() {
+        Some(last) if last.1 >= start => last.1 = last.1.max(end),
+        _ if start < end => left.push((start, end)),
+        _ => {}
+    };
+    for (mut start, end) in ranges {
+        let first = others.partition_point(|other| other.1 <= start);
+        for other in others[first..].iter().take_while(|other| other.0 < end) {
+            if other.0 > start {
+                push(start, other.0);
+            }
+            start = start.max(other.1);
+        }
+        if start < end {
+            push(start, end);
+        }
+    }
+    left
 }
 
 /// Punches holes into a pages file, whose checksum is not told meanwhile.
@@ -132,8 +173,13 @@ mod tests {
             vaddr: page * PAGE_SIZE,
             nr_pages,
             source,
+            place: None,
         });
         Pagemap { pages_id: 1, entries: entries.collect() }
+    }
+
+    fn in_pages(ranges: &[(u64, u64)]) -> Vec<(u64, u64)> {
+        ranges.iter().map(|r| (r.0 / PAGE_SIZE, r.1 / PAGE_SIZE)).collect()
     }
 
     #[test]
@@ -141,10 +187,25 @@ mod tests {
         use PageSource::{Parent, Stored, StoredLazy};
         let young = map(&[(0, 3, Stored), (3, 2, Parent), (5, 10, StoredLazy), (30, 1, Stored)]);
         let old = map(&[(1, 5, Stored), (6, 2, Parent), (8, 1, Stored), (10, 25, StoredLazy)]);
-        let mut holes = Vec::new();
-        doubled(&young, &old, &mut holes);
-        let pages: Vec<_> = holes.iter().map(|h| (h.0 / PAGE_SIZE, h.1 / PAGE_SIZE)).collect();
+        let mut stores = BTreeMap::new();
+        divide(Some(&young), &old, &mut stores);
+        let ranges = stores.remove(&1).unwrap();
         // Pages 1 and 2; 5; 8; 10 to 14; 30. In the store: 0 to 4 are 1 to 5, 5 is 8, 6 is 10.
-        assert_eq!(pages, [(0, 2), (4, 11), (26, 27)]);
+        let holes = without(ranges.doubled, ranges.needed);
+        assert_eq!(in_pages(&holes), [(0, 2), (4, 11), (26, 27)]);
+    }
+
+    #[test]
+    fn a_page_that_another_task_shares_stays() {
+        use PageSource::Stored;
+        let old = map(&[(0, 8, Stored)]);
+        let mut other = map(&[(20, 3, Stored)]);
+        other.pages_id = 2;
+        other.entries[0].place = Some(crate::pagemap::StorePage { store: 1, page: 4 });
+        let mut stores = BTreeMap::new();
+        divide(Some(&map(&[(2, 9, Stored)])), &old, &mut stores);
+        divide(None, &other, &mut stores);
+        let ranges = stores.remove(&1).unwrap();
+        assert_eq!(in_pages(&without(ranges.doubled, ranges.needed)), [(2, 4), (7, 8)]);
     }
 }

@@ -87,7 +87,7 @@ pub fn each(count: usize, job: impl Fn(usize, &mut Vec<u8>) -> Result<()> + Sync
         return work();
     }
     std::thread::scope(|scope| {
-        let others: Vec<_> = (1..workers).map(|_| scope.spawn(&work)).collect();
+        let others: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
         let mut result = work();
         for other in others {
             let other = other
