@@ -312,11 +312,15 @@ fn survey_wave(
 /// Makes a userfaultfd in a task that has an agent inside, if its memory is to be tracked and is not yet. It is no reason
 /// to fail if that cannot be.
 fn track(held: &Held, outside: &Outside, own: &Own) -> Option<Userfaultfd> {
+    let pinned = tracking::has_pinned_memory(&outside.vmas);
+    if pinned {
+        own.tracks.forget(&held.task);
+    }
     if !own.tracks.wants(&held.task, outside.is_watched()) {
         return None;
     }
     let why = match &held.agent {
-        _ if tracking::has_pinned_memory(&outside.vmas) => {
+        _ if pinned => {
             "its asynchronous I/O (io_uring, AIO) writes to memory without being noticed".to_owned()
         }
         Some(agent) => match track::make(agent) {

@@ -10,10 +10,11 @@ use rewake_objects::memory::tracking::{FEATURES, FLAGS, Tracking};
 use rewake_objects::problem::text;
 use rewake_sys::userfaultfd::Userfaultfd;
 use rustix::fd::OwnedFd;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// A process whose memory is tracked.
 #[derive(Debug)]
@@ -56,6 +57,8 @@ pub struct Tracks {
     pub parent: Option<PathBuf>,
     /// Track from now on.
     pub protect: bool,
+    /// Processes that can be tracked no longer.
+    dropped: Mutex<HashSet<i32>>,
     /// The protection may have been renewed already, by an attempt that failed.
     spoiled: AtomicBool,
     /// Things worth knowing.
@@ -118,7 +121,17 @@ impl Tracks {
     /// The process as it is tracked already.
     fn known(&self, task: &Task) -> Option<&Tracked> {
         let tracked = self.tasks.get(&task.pid())?;
-        (tracked.start == task.stat.starttime).then_some(tracked)
+        let same = tracked.start == task.stat.starttime && !self.dropped().contains(&task.pid());
+        same.then_some(tracked)
+    }
+
+    fn dropped(&self) -> MutexGuard<'_, HashSet<i32>> {
+        self.dropped.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This process is tracked no longer.
+    pub fn forget(&self, task: &Task) {
+        self.dropped().insert(task.pid());
     }
 
     /// Is a userfaultfd to be made in this process? `watched`: some of its mappings are registered with one.

@@ -80,8 +80,9 @@ impl World {
         unsafe { self.record.add(region * PAGES + page) }
     }
 
+    #[allow(clippy::mut_from_ref, reason = "memory that only pointers lead to")]
     fn page(&self, region: usize, page: usize) -> &mut [u8] {
-        // SAFETY: within the region.
+        // SAFETY: within the region; no two slices of a page live at the same time.
         unsafe { bytes(self.regions[region].add(page * PAGE), PAGE) }
     }
 
@@ -212,7 +213,7 @@ impl World {
 /// A worker that lives for a while: forked, or another program.
 fn passing(z: &Zoo, world: &mut World, n: usize) -> Result<i32, String> {
     let name = format!("passing{n}");
-    if n % 2 == 0 {
+    if n.is_multiple_of(2) {
         let child = z.fork(|z| {
             world.own = 0..0;
             world.inherit(z, &name)?;
@@ -273,7 +274,7 @@ fn main() {
         let mut n = 0;
         let mut child = passing(z, &mut world, n)?;
         z.ready()?;
-        let mut rounds = 0;
+        let mut rounds = 0u64;
         while !z.checking() {
             for _ in 0..40 {
                 world.step(z)?;
@@ -281,7 +282,7 @@ fn main() {
             // SAFETY: it takes nothing.
             unsafe { libc::usleep(300) };
             rounds += 1;
-            if rounds % 100 == 0 {
+            if rounds.is_multiple_of(100) {
                 // SAFETY: our own child.
                 check(unsafe { libc::kill(child, libc::SIGKILL) }, "kill")?;
                 zoo::wait4(child, 0)?;
