@@ -135,17 +135,15 @@ fn wrong_words_get_the_usage_text() {
 
 #[test]
 fn what_is_not_built_is_refused_by_name() {
-    for command in
-        ["pre-dump -t 1", "page-server", "lazy-pages", "service", "swrk 3", "dedup", "cpuinfo dump"]
-    {
+    for command in ["page-server", "lazy-pages", "service", "swrk 3", "cpuinfo dump"] {
         let name = command.split(' ').next().expect("a word");
         refused(command, 1, &format!("{name} is not supported yet"));
     }
     for args in [
-        "dump -t 1 --track-mem",
         "dump -t 1 --external mnt[]",
         "dump -t 1 --page-server",
-        "dump -t 1 --prev-images-dir x",
+        "pre-dump -t 1 --page-server",
+        "restore --auto-dedup",
         "restore --lazy-pages",
         "restore --inherit-fd fd[3]:x",
         "restore -r /x",

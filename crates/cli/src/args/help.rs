@@ -131,9 +131,9 @@ mod tests {
         let line = |name: &str| {
             text.lines().find(|line| line.contains(name)).unwrap_or_default().to_owned()
         };
-        assert!(line("--[no-]track-mem").contains("not supported yet"));
+        assert!(line("--[no-]page-server").contains("not supported yet"));
         assert!(!line("--tree PID").contains("not supported yet"));
-        assert!(line("  pre-dump").contains("not supported yet"));
+        assert!(line("  page-server").contains("not supported yet"));
     }
 
     #[test]

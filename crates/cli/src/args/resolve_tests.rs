@@ -123,7 +123,7 @@ fn missing_and_surplus_words() {
 
 #[test]
 fn what_is_not_built_is_refused_by_name() {
-    assert_eq!(error("dump -t 1 --track-mem"), "--track-mem of dump is not supported yet");
+    assert_eq!(error("dump -t 1 --page-server"), "--page-server of dump is not supported yet");
     assert_eq!(error("restore --lazy-pages"), "--lazy-pages of restore is not supported yet");
     assert_eq!(error("dump -t 1 --external mnt[x]:y"), "--external mnt[x]:y is not supported yet");
     assert_eq!(
@@ -139,8 +139,8 @@ fn what_is_not_built_is_refused_by_name() {
     assert!(error("check --ms").contains("deprecated"));
     assert!(error("dump -t 1 --manage-cgroups=x").contains("expected none, props"));
     for fine in [
-        "dump -t 1 --no-track-mem",
-        "dump -t 1 --track-mem --no-track-mem",
+        "dump -t 1 --no-page-server",
+        "dump -t 1 --page-server --no-page-server",
         "dump -t 1 --manage-cgroups",
         "dump -t 1 --manage-cgroups=full --manage-cgroups=ignore",
         "dump -t 1 --cpu-cap=none",
@@ -167,12 +167,12 @@ fn foreign_options_are_remarked_on() {
 fn a_configuration_file_may_hold_options_of_other_commands() {
     let mut given = Vec::new();
     let file = std::rc::Rc::new(PathBuf::from("c"));
-    crate::args::config::parse(b"restore-detached\ntrack-mem", &file, &mut given).unwrap();
+    crate::args::config::parse(b"restore-detached\npage-server", &file, &mut given).unwrap();
     let operands = [OsString::from("check")];
     let (common, _) = job(Command::Check, &operands, &given).unwrap();
     assert!(common.notes.is_empty());
     let e = job(Command::Dump, &operands, &given).unwrap_err().to_string();
-    assert_eq!(e, "c:2: --track-mem of dump is not supported yet");
+    assert_eq!(e, "c:2: --page-server of dump is not supported yet");
 }
 
 /// Every option that the table calls built is really applied, and every one that it calls not built is really refused:
@@ -182,6 +182,8 @@ fn the_table_tells_the_truth() {
     for opt in &OPTIONS {
         for command in [
             Command::Dump,
+            Command::PreDump,
+            Command::Dedup,
             Command::Restore,
             Command::Check,
             Command::CheckTree,
@@ -195,6 +197,7 @@ fn the_table_tells_the_truth() {
                     "file-validation" => "filesize",
                     "manage-cgroups" => "ignore",
                     "cpu-cap" => "none",
+                    "pre-dump-mode" => "read",
                     "external" => "unix[1]",
                     "replace-address" => "127.0.0.1=127.0.0.2",
                     "inherit-fd" => "fd[0]:socket:[1]",
