@@ -6,8 +6,8 @@
 //! cargo test -p zoo --test e2e -- counter::dead       one flavour of one program: plain (no checkpoint), dead, running,
 //!                                                     running_restored, stopped, stopped_restored, as_criu, new_pidns
 //! cargo test -p zoo --test e2e -- plain               the programs alone: no binary under test needed, it must pass
-//! cargo test -p zoo --test e2e -- refusals            also: files, kill, steps, real, shell_job, tcp, copies, chains,
-//!                                                     predumps
+//! cargo test -p zoo --test e2e -- refusals            also: commands, files, kill, steps, real, shell_job, tcp, copies,
+//!                                                     chains, predumps
 //! cargo test -p zoo --test e2e -- --list
 //! ```
 //! Environment:
@@ -31,6 +31,7 @@
 )]
 
 mod chains;
+mod commands;
 mod copies;
 mod cross;
 mod files;
@@ -129,6 +130,7 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     }
     trials.extend(refusals::trials(tool));
     trials.extend(files::trials(tool));
+    trials.extend(commands::trials(tool));
     trials.extend(kills::trials(tool));
     trials.extend(steps::trials(tool));
     trials.extend(real::trials(tool));

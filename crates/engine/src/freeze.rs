@@ -170,11 +170,34 @@ impl Drop for Shard {
     }
 }
 
+/// `/proc` answers to the numbers of threads too, which are no trees of their own.
+///
+/// # Errors
+/// It is a thread, and not the first one of its process.
+pub fn refuse_thread(dir: &ProcDir, buffer: &mut Vec<u8>) -> Result<()> {
+    let pid = dir.pid();
+    match dir.status(buffer) {
+        Ok(status) if status.tgid != pid => Err(Error::new(format!(
+            "{pid} is a thread of process {} ({})",
+            status.tgid,
+            text(&status.name)
+        ))
+        .hint(format!("give the process: {}", status.tgid))),
+        // Whoever needs it finds what is wrong.
+        _ => Ok(()),
+    }
+}
+
 /// Looks at a process. `None` if it is gone already.
 fn look(pid: i32, root: bool, buffer: &mut Vec<u8>) -> Result<Option<(ProcDir, Stat)>> {
     let looked = ProcDir::open(pid).and_then(|dir| Ok((dir.stat(buffer)?, dir)));
     match looked {
-        Ok((stat, dir)) => Ok(Some((dir, stat))),
+        Ok((stat, dir)) => {
+            if root {
+                refuse_thread(&dir, buffer)?;
+            }
+            Ok(Some((dir, stat)))
+        }
         Err(e) if e.is_gone() && !root => Ok(None),
         Err(e) if e.is_gone() => Err(Error::new(format!("there is no process {pid}"))
             .hint("give the pid of a running process with -t")),

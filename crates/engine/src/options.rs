@@ -44,13 +44,13 @@ pub enum Action {
     PreRestore,
     /// All tasks are built, nothing runs yet.
     PostRestore,
-    /// Before connections are locked.
+    /// Before connections are locked, in a tree with a network namespace of its own.
     NetworkLock,
-    /// Before connections are unlocked.
+    /// Before connections are unlocked, in a tree with a network namespace of its own.
     NetworkUnlock,
-    /// The root task exists, its namespaces are empty.
+    /// The root task exists, its namespaces are empty. Only if it has any of its own.
     SetupNamespaces,
-    /// Namespaces are filled.
+    /// Namespaces are filled. Only if there are any.
     PostSetupNamespaces,
     /// Right before tasks resume.
     PreResume,
@@ -83,7 +83,8 @@ pub trait Hooks {
     ///
     /// # Errors
     /// A text that says which script failed and how; the dump or restore is then abandoned
-    /// (except for [`Action::PostDump`], after which the images are kept and the tree runs on).
+    /// (except for [`Action::PostDump`], after which the images are kept and the tree runs on, and for
+    /// [`Action::NetworkUnlock`], [`Action::PreResume`] and [`Action::PostResume`], for which it is a warning).
     fn run(&mut self, action: Action, root: Option<Pid>) -> Result<(), String>;
 }
 

@@ -5,10 +5,10 @@
 //! note means that all stopped tasks were stopped by the checkpoint.
 
 use crate::error::{Context, Error, Result};
-use crate::freeze::{Life, Tree};
+use crate::freeze::{Life, Tree, refuse_thread};
 use crate::options::Pid;
 use rewake_objects::problem::text;
-use rewake_proc::read::ProcDir;
+use rewake_proc::read::{ProcDir, ReadError};
 use rewake_proc::stat::{Stat, TaskState};
 use rewake_sys::signal;
 use std::collections::HashSet;
@@ -44,14 +44,20 @@ pub fn stop_tree(tree: &Tree) -> Result<()> {
     Ok(())
 }
 
+fn directory(pid: Pid) -> Result<ProcDir> {
+    ProcDir::open(pid).map_err(|e| gone(pid, &e))
+}
+
+fn gone(pid: Pid, e: &ReadError) -> Error {
+    if e.is_gone() {
+        Error::new(format!("there is no process {pid}"))
+    } else {
+        Error::new(e.to_string())
+    }
+}
+
 fn stat(pid: Pid) -> Result<Stat> {
-    ProcDir::open(pid).and_then(|dir| dir.stat(&mut Vec::new())).map_err(|e| {
-        if e.is_gone() {
-            Error::new(format!("there is no process {pid}"))
-        } else {
-            Error::new(e.to_string())
-        }
-    })
+    directory(pid)?.stat(&mut Vec::new()).map_err(|e| gone(pid, &e))
 }
 
 /// Lets a tree that a checkpoint left Stopped run on. Returns how many tasks were woken.
@@ -59,6 +65,7 @@ fn stat(pid: Pid) -> Result<Stat> {
 /// # Errors
 /// No such process, or the tree is not stopped.
 pub fn resume(root: Pid) -> Result<usize> {
+    refuse_thread(&directory(root)?, &mut Vec::new())?;
     let root_stat = stat(root)?;
     let path = note_path(&root_stat);
     let keep: HashSet<Pid> = std::fs::read_to_string(&path)

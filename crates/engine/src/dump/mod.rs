@@ -426,7 +426,7 @@ pub fn check_tree(options: &DumpOptions) -> Result<Vec<Obstacle>> {
 
 fn refuse_ourselves(root: i32) -> Result<()> {
     let mut pid = std::process::id() as i32;
-    while pid > 1 {
+    while pid > 0 {
         if pid == root {
             return Err(Error::new(format!("process {root} is rewake itself or started it"))
                 .hint("run rewake from outside the tree that is saved"));

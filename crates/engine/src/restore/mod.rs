@@ -338,16 +338,21 @@ impl<'a> Run<'a> {
             self.pids = Pids::inside(first)
                 .map_err(|e| Error::new(format!("the PID namespace of process {first}: {e}")))?;
         }
-        hooks.run(Action::SetupNamespaces, Some(first)).map_err(Error::new)?;
+        let namespaces = self.env.namespaces;
+        if namespaces.any() {
+            hooks.run(Action::SetupNamespaces, Some(first)).map_err(Error::new)?;
+        }
         self.wait_births(rings, created)?;
         let root = self.outer(self.checkpoint.tasks[0].pid)?;
         self.look_from_inside(first, opener)?;
         let forked = self.start.elapsed();
         log::info!("tree created after {forked:?}");
-        hooks.run(Action::PostSetupNamespaces, Some(root)).map_err(Error::new)?;
+        if namespaces.any() {
+            hooks.run(Action::PostSetupNamespaces, Some(root)).map_err(Error::new)?;
+        }
 
         let checking = pages.map(PageCheck::start);
-        let network = self.env.namespaces.net.then(|| namespaces::Network::enter(first));
+        let network = namespaces.net.then(|| namespaces::Network::enter(first));
         let network = network.transpose()?;
         if !self.prepared {
             opener.prepare()?;
@@ -370,7 +375,11 @@ impl<'a> Run<'a> {
             None => self.write_pidfile(&root.to_string())?,
             Some(_) => PidFile::default(),
         };
-        hooks.run(Action::NetworkUnlock, Some(root)).map_err(Error::new)?;
+        if namespaces.net
+            && let Err(e) = hooks.run(Action::NetworkUnlock, Some(root))
+        {
+            warnings.push(e);
+        }
 
         let has_init = self.lineage.root() != 0;
         let init = if has_init { Some(finish::seize_init(first)?) } else { None };
@@ -385,7 +394,9 @@ impl<'a> Run<'a> {
         let init = init.map(|init| self.init_ready(init)).transpose()?;
         let ready = finish::make_ready(seized, &last)?.with_init(init);
         log::info!("ready after {:?}", self.start.elapsed());
-        hooks.run(Action::PreResume, Some(root)).map_err(Error::new)?;
+        if let Err(e) = hooks.run(Action::PreResume, Some(root)) {
+            warnings.push(e);
+        }
         let is_restored = |group: i32| self.checkpoint.tasks.iter().any(|t| t.pgid == group);
         opener.set_going(is_restored)?;
         Ok(Standing { root, ready, forked, pidfile })

@@ -30,6 +30,12 @@ pub struct Namespaces {
 }
 
 impl Namespaces {
+    /// Does the tree get any?
+    #[must_use]
+    pub fn any(self) -> bool {
+        self.pid || self.net
+    }
+
     /// `CLONE_NEW*` flags of the first process.
     #[must_use]
     pub fn flags(self) -> u64 {
