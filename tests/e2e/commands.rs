@@ -2,14 +2,18 @@
 //! said to whoever names the wrong process.
 
 use crate::flavours::{finish, started};
-use crate::harness::{Done, Fail, Fs, NotReady, Run, Tool, execute, kill, set_mode};
+use crate::harness::{
+    Done, Fail, Fs, NotReady, Run, TIMEOUT, Tool, alive, execute, kill, set_mode,
+};
 use crate::programs::by_name;
+use crate::real::{find, start, wait_for};
 use crate::refusals::refused;
 use crate::{trial, view};
 use libtest_mimic::Trial;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 /// All trials about commands.
 pub fn trials(tool: &Tool) -> Vec<Trial> {
@@ -20,6 +24,7 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     };
     add("thread_named", thread_named);
     add("caller_named", caller_named);
+    add("late_parent", late_parent);
     add("scripts", scripts);
     add("scripts_fail", scripts_fail);
     all
@@ -33,18 +38,18 @@ fn run_command(run: &Run, tool: &Tool, args: &[&str]) -> Result<Done, Fail> {
 
 /// A thread's number is no tree: which process it belongs to is said, by every command that takes a pid.
 fn thread_named(tool: &Tool) -> Result<(), NotReady> {
+    if tool.is_criu {
+        return Err(NotReady::Skip("CRIU aborts".into()));
+    }
     let (run, before) = started(&by_name("threads")?, Fs::Disk)?;
     let images = run.images(1)?;
     let tid = view::tasks_of(run.root).into_iter().find(|&t| t != run.root);
     let tid = tid.ok_or_else(|| run.fail("it has no second thread".into()))?.to_string();
     let root = run.root.to_string();
     let images_dir = images.to_string_lossy().into_owned();
-    let mut commands = vec![vec!["dump", "-t", &tid, "-D", &images_dir]];
-    if !tool.is_criu {
-        commands.extend([vec!["check", "-t", &tid], vec!["resume", &tid]]);
-    }
-    for command in commands {
-        let done = run_command(&run, tool, &command)?;
+    let dump = ["dump", "-t", &tid, "-D", &images_dir];
+    for command in [&dump[..], &["check", "-t", &tid], &["resume", &tid]] {
+        let done = run_command(&run, tool, command)?;
         refused(&run, tool, &done, &images.join("none"), &[&tid, "thread", &root])?;
         run.same(&before, &format!("after {}", command[0]), &[])?;
     }
@@ -64,6 +69,54 @@ fn caller_named(tool: &Tool) -> Result<(), NotReady> {
         refused(&run, tool, &done, &images.join("dump.log"), words)?;
     }
     run.check(&before)?;
+    Ok(())
+}
+
+/// Starts a child in a session of its own and never waits for it.
+const LATE: &str = r#"
+setsid sleep 1000 </dev/null >/dev/null 2>&1 &
+echo $! > "$1/pid"
+exec sleep 1000
+"#;
+
+/// A pid whose dead holder is not reaped yet is waited for, and not for ever.
+fn late_parent(tool: &Tool) -> Result<(), NotReady> {
+    if tool.is_criu {
+        return Err(NotReady::Skip("CRIU does not wait".into()));
+    }
+    let (sh, _) = (find("sh")?, find("setsid")?);
+    let start = start(&[&sh, Path::new("-c"), Path::new(LATE), Path::new("late")]);
+    let run = Run::spawn("late_parent", &start, Fs::Disk)?;
+    let pid = wait_for(&run, "pid", |text| text.ends_with('\n'))?;
+    let pid: i32 = pid.trim().parse().map_err(|e| run.fail(format!("pid: {e}")))?;
+    // Until it is the other program, in the session of its own.
+    let until = Instant::now() + TIMEOUT;
+    while fs::read(format!("/proc/{pid}/comm")).unwrap_or_default() != b"sleep\n" {
+        if Instant::now() > until {
+            return Err(run.fail("setsid sleep did not start".into()).into());
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let images = run.images(1)?;
+    let done = run.try_dump(tool, pid, &images, &[])?;
+    if !done.success() {
+        return Err(run.fail(format!("dump failed: {}", done.text)).into());
+    }
+    let done = run.try_restore(tool, &images, &[])?;
+    let parent = run.root.to_string();
+    let words = [&pid.to_string()[..], "reaped by", &parent];
+    refused(&run, tool, &done, &images.join("restore.log"), &words)?;
+    // The parent's end leaves it to us, who reap at once.
+    let done = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(500));
+            kill(run.root, libc::SIGKILL);
+        });
+        run.try_restore(tool, &images, &[])
+    })?;
+    if !done.success() || !alive(pid) {
+        return Err(run.fail(format!("restore failed: {}", done.text)).into());
+    }
     Ok(())
 }
 

@@ -75,7 +75,7 @@ impl Drop for Scripts {
 }
 
 /// Waits until a file of the run holds what is wanted.
-fn wait_for(run: &Run, name: &str, wanted: impl Fn(&str) -> bool) -> Result<String, Fail> {
+pub fn wait_for(run: &Run, name: &str, wanted: impl Fn(&str) -> bool) -> Result<String, Fail> {
     let until = Instant::now() + Duration::from_secs(40);
     loop {
         let text = fs::read_to_string(run.dir.join(name)).unwrap_or_default();

@@ -77,9 +77,9 @@ fn run(program: &str, argv: Vec<OsString>) -> Result<ExitCode, ArgError> {
         _ => {}
     }
 
-    let (given, missing) = config::with_files(words.given, &config::Places::from_env())?;
+    let (given, skipped) = config::with_files(words.given, &config::Places::from_env())?;
     let (mut common, job) = resolve::job(command, &words.operands, &given)?;
-    startup::environment(&mut common.notes, &missing)?;
+    startup::environment(&mut common.notes, skipped)?;
 
     let place = match startup::start(&common) {
         Ok(place) => place,

@@ -20,11 +20,11 @@ pub struct Place {
     pub work_dir: PathBuf,
 }
 
-/// Looks at CRIU's environment variables, and remarks on configuration files that were asked for and do not exist.
+/// Looks at CRIU's environment variables, and passes on the remarks on configuration files that were skipped.
 ///
 /// # Errors
 /// `CRIU_FAULT` asks for something that is not built.
-pub fn environment(notes: &mut Vec<(Level, String)>, missing: &[PathBuf]) -> Result<(), ArgError> {
+pub fn environment(notes: &mut Vec<(Level, String)>, skipped: Vec<String>) -> Result<(), ArgError> {
     let set = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
     if set("CRIU_FAULT") {
         return Err(Kind::NotYet("CRIU_FAULT (fault injection)".into()).argv());
@@ -40,9 +40,7 @@ pub fn environment(notes: &mut Vec<(Level, String)>, missing: &[PathBuf]) -> Res
             notes.push((Level::Info, format!("{name} changes nothing: {why}")));
         }
     }
-    for file in missing {
-        notes.push((Level::Warn, format!("configuration file {} does not exist", file.display())));
-    }
+    notes.extend(skipped.into_iter().map(|remark| (Level::Warn, remark)));
     Ok(())
 }
 

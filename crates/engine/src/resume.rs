@@ -13,6 +13,7 @@ use rewake_proc::stat::{Stat, TaskState};
 use rewake_sys::signal;
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 fn note_path(root: &Stat) -> PathBuf {
     PathBuf::from(format!("/run/rewake/stopped-{}-{}", root.pid, root.starttime))
@@ -42,6 +43,26 @@ pub fn stop_tree(tree: &Tree) -> Result<()> {
         signal::kill(task.pid(), libc::SIGSTOP).of(task.pid(), task.comm())?;
     }
     Ok(())
+}
+
+/// Waits until tasks that are sent a stop signal and let go have stopped, with all their threads, so that whoever looks at
+/// them after the command finds them so. One that a stop cannot reach yet (in an uninterruptible wait) is not waited for
+/// longer than a moment.
+pub fn until_stopped(pids: impl Iterator<Item = Pid>) {
+    let give_up = Instant::now() + Duration::from_secs(1);
+    let mut buffer = Vec::new();
+    for dir in pids.filter_map(|pid| ProcDir::open(pid).ok()) {
+        let mut stands = |tid: i32| {
+            let stat = dir.task(tid).and_then(|thread| thread.stat(&mut buffer));
+            // Gone, dead, or in the hands of a tracer: none of these is waited for.
+            !stat.is_ok_and(|stat| matches!(stat.state, TaskState::Running | TaskState::Sleeping))
+        };
+        for tid in dir.tids().unwrap_or_default() {
+            while !stands(tid) && Instant::now() < give_up {
+                std::thread::sleep(Duration::from_micros(100));
+            }
+        }
+    }
 }
 
 fn directory(pid: Pid) -> Result<ProcDir> {

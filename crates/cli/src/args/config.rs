@@ -2,7 +2,7 @@
 //!
 //! Order: `/etc/criu/default.conf`, `$HOME/.criu/default.conf`, `$CRIU_CONFIG_FILE`, `--config`. The last two words on the
 //! command line that concern them, `--config` and `--no-default-config`, leave out the first two. A file that does not
-//! exist is skipped.
+//! exist is skipped, and so are the first two if they may not be read.
 
 use std::ffi::OsString;
 use std::io;
@@ -37,14 +37,14 @@ impl Places {
 }
 
 /// Reads every file that applies, in order, and puts the command line's options last.
-/// Also returns the files that were asked for by name and do not exist.
+/// Also returns a remark on each that is skipped, unless it is one of the default files and does not exist.
 ///
 /// # Errors
 /// A file that cannot be read, a line that cannot be understood (with file and line).
 pub fn with_files(
     argv: Vec<Given>,
     places: &Places,
-) -> Result<(Vec<Given>, Vec<PathBuf>), ArgError> {
+) -> Result<(Vec<Given>, Vec<String>), ArgError> {
     let asked: Vec<PathBuf> = argv
         .iter()
         .filter(|given| given.opt.long == "config")
@@ -54,34 +54,62 @@ pub fn with_files(
         asked.is_empty() && !argv.iter().any(|given| given.opt.long == "no-default-config");
 
     let mut all = Vec::new();
+    let mut skipped = Vec::new();
+    let skip = |file: &Path, why: &str| format!("configuration file {} {why}", file.display());
     if defaults {
-        read(&places.global, &mut all)?;
-        if let Some(home) = places.home.as_ref().filter(|home| !home.is_empty()) {
-            read(&Path::new(home).join(".criu/default.conf"), &mut all)?;
+        let home = places.home.as_ref().filter(|home| !home.is_empty());
+        let home = home.map(|home| Path::new(home).join(".criu/default.conf"));
+        for file in std::iter::once(&places.global).chain(&home) {
+            match read(file, &mut all) {
+                // A user in the environment of another, as under sudo, is no reason to do nothing.
+                Err(Unread::Failed(e)) if e.kind() == io::ErrorKind::PermissionDenied => {
+                    skipped.push(skip(file, "may not be read and is skipped"));
+                }
+                Err(Unread::Absent) | Ok(()) => {}
+                Err(e) => return Err(e.of(file)),
+            }
         }
     }
-    let mut missing = Vec::new();
     let named = places.env.iter().filter(|file| !file.is_empty()).map(PathBuf::from).chain(asked);
     for file in named {
-        if !read(&file, &mut all)? {
-            missing.push(file);
+        match read(&file, &mut all) {
+            Err(Unread::Absent) => skipped.push(skip(&file, "does not exist")),
+            read => read.map_err(|e| e.of(&file))?,
         }
     }
     all.extend(argv);
-    Ok((all, missing))
+    Ok((all, skipped))
 }
 
-/// Reads one file; `false` if it does not exist.
-fn read(path: &Path, into: &mut Vec<Given>) -> Result<bool, ArgError> {
+/// Why a file did not count.
+enum Unread {
+    /// It does not exist.
+    Absent,
+    /// It could not be read.
+    Failed(io::Error),
+    /// It could not be understood.
+    Bad(ArgError),
+}
+
+impl Unread {
+    fn of(self, path: &Path) -> ArgError {
+        let source = match self {
+            Unread::Bad(error) => return error,
+            Unread::Failed(source) => source,
+            Unread::Absent => io::ErrorKind::NotFound.into(),
+        };
+        Kind::Unreadable { path: path.display().to_string(), source }.argv()
+    }
+}
+
+/// Reads one file.
+fn read(path: &Path, into: &mut Vec<Given>) -> Result<(), Unread> {
     match std::fs::read(path) {
-        Ok(bytes) => {
-            parse(&bytes, &Rc::new(path.to_owned()), into)?;
-            Ok(true)
-        }
+        Ok(bytes) => parse(&bytes, &Rc::new(path.to_owned()), into).map_err(Unread::Bad),
         Err(e) if matches!(e.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            Ok(false)
+            Err(Unread::Absent)
         }
-        Err(source) => Err(Kind::Unreadable { path: path.display().to_string(), source }.argv()),
+        Err(e) => Err(Unread::Failed(e)),
     }
 }
 
@@ -263,17 +291,17 @@ mod tests {
             timeouts.map(|g| g.value.clone().unwrap().into_string().unwrap()).collect()
         };
 
-        let (all, missing) = with_files(argv(&["--timeout", "5"]), &places).unwrap();
+        let (all, skipped) = with_files(argv(&["--timeout", "5"]), &places).unwrap();
         assert_eq!(values(all), ["1", "2", "3", "5"]);
-        assert!(missing.is_empty());
+        assert!(skipped.is_empty());
         let config = format!("--config={}", asked.display());
         let (all, _) = with_files(argv(&[&config, "--timeout=5"]), &places).unwrap();
         assert_eq!(values(all), ["3", "4", "5"]);
         let (all, _) = with_files(argv(&["--no-default-config"]), &places).unwrap();
         assert_eq!(values(all), ["3"]);
-        let (all, missing) = with_files(argv(&["--config=/nonexistent/c"]), &places).unwrap();
+        let (all, skipped) = with_files(argv(&["--config=/nonexistent/c"]), &places).unwrap();
         assert_eq!(values(all), ["3"]);
-        assert_eq!(missing, [PathBuf::from("/nonexistent/c")]);
+        assert_eq!(skipped, ["configuration file /nonexistent/c does not exist"]);
         std::fs::remove_dir_all(&dir).unwrap();
     }
 }

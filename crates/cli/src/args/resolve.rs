@@ -168,7 +168,9 @@ pub fn command(operands: &[OsString], given: &[Given]) -> Result<Command, ArgErr
         Command::NotBuilt(_) | Command::Removed(_) => return Ok(command),
         _ => 1,
     };
-    if let Some(extra) = operands.get(most) {
+    // What follows `--exec-cmd --` is a command of its own; the option is judged where all are.
+    let has_command = given.iter().any(|g| g.opt.long == "exec-cmd");
+    if let Some(extra) = operands.get(most).filter(|_| !has_command) {
         return Err(
             Kind::Usage(format!("'{}' is one word too many", extra.to_string_lossy())).argv()
         );

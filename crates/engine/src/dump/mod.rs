@@ -519,6 +519,10 @@ fn try_dump(
             stop_locked(&tree, lock, &sockets)?;
         }
         tree.release();
+        if stop {
+            let alive = tree.tasks.iter().filter(|task| !task.tids.is_empty());
+            crate::resume::until_stopped(alive.map(|task| task.pid()));
+        }
     }
     report.frozen_time = start.elapsed();
     Ok(report)

@@ -10,6 +10,8 @@ use rewake_inject::ring::Ring;
 use rewake_inject::stub::Kind;
 use rewake_objects::files::open::Opener;
 use rewake_objects::problem::text;
+use rewake_proc::read::{ProcDir, ProcRoot};
+use rewake_proc::stat::TaskState;
 use rewake_sys::Errno;
 use rewake_sys::task::CloneArgs;
 use rustix::fd::{AsFd, OwnedFd};
@@ -179,27 +181,54 @@ impl Run<'_> {
 /// A pid that is taken is told with who has it.
 pub(super) fn clone_error(pid: Pid, errno: Errno) -> Error {
     if errno == Errno::EXIST {
-        let dir = rewake_proc::read::ProcDir::open(pid);
-        let holder = dir.and_then(|d| d.stat(&mut Vec::new())).map_or_else(
-            |_| "as a thread, session or process group of others".to_owned(),
-            |stat| {
-                let dead = if stat.state == rewake_proc::stat::TaskState::Zombie {
-                    ", which is dead and waits to be reaped"
-                } else {
-                    ""
-                };
-                format!("by process {pid} ({}){dead}", text(&stat.comm))
-            },
-        );
-        let nobody = rewake_proc::read::ProcDir::open(pid).is_err();
-        let mut error = Error::new(format!("pid {pid} of the images is taken, {holder}"))
-            .hint("end that process, or use --new-pidns");
-        error.transient = nobody;
-        return error;
+        return taken(pid);
     }
     let error = Error::new(format!("creating process {pid}: {errno}"));
     if errno == Errno::PERM {
         return error.hint("choosing pids needs CAP_CHECKPOINT_RESTORE or CAP_SYS_ADMIN");
     }
     error
+}
+
+fn taken(pid: Pid) -> Error {
+    let stat = |pid| ProcDir::open(pid)?.stat(&mut Vec::new());
+    let error = |holder: String| Error::new(format!("pid {pid} of the images is taken, {holder}"));
+    let end = |error: Error| error.hint("end that process, or use --new-pidns");
+    let Ok(holder) = stat(pid) else {
+        if let Some(member) = member_of(pid) {
+            return end(error(format!("as the session or process group of process {member}")));
+        }
+        // It is one that has just died, and is not in /proc any more.
+        let mut error = end(error("by a process that is not in /proc".to_owned()));
+        error.transient = true;
+        return error;
+    };
+    let comm = text(&holder.comm);
+    let leader = ProcDir::open(pid).and_then(|dir| dir.status(&mut Vec::new())).map(|s| s.tgid);
+    if let Some(leader) = leader.ok().filter(|leader| *leader != pid) {
+        return end(error(format!("by a thread of process {leader} ({comm})")));
+    }
+    if holder.state != TaskState::Zombie {
+        return end(error(format!("by process {pid} ({comm})")));
+    }
+    let parent = stat(holder.ppid).map_or_else(
+        |_| "its parent".to_owned(),
+        |parent| format!("process {} ({})", parent.pid, text(&parent.comm)),
+    );
+    let dead =
+        format!("by process {pid} ({comm}), which is dead and waits to be reaped by {parent}");
+    let mut error = error(dead).hint("have that do it, or use --new-pidns");
+    // It may do so any moment.
+    error.transient = true;
+    error
+}
+
+/// A process in the session or group of this number, with its name.
+fn member_of(group: Pid) -> Option<String> {
+    let proc = ProcRoot::open().ok()?;
+    let mut buffer = Vec::new();
+    let stats = proc.pids().ok()?.into_iter();
+    let mut stats = stats.filter_map(|pid| proc.pid(pid).ok()?.stat(&mut buffer).ok());
+    let member = stats.find(|stat| stat.pgrp == group || stat.session == group)?;
+    Some(format!("{} ({})", member.pid, text(&member.comm)))
 }

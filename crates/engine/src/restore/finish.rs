@@ -332,6 +332,8 @@ pub fn release(trees: Vec<Ready<'_>>, all_stopped: bool) -> Result<()> {
     trees.iter().try_for_each(|tree| tree.stop(all_stopped))?;
     // From the first that is released the others must follow, or all end: should we die in between, the guard sees to it.
     let pids: Vec<i32> = trees.iter().flat_map(Ready::pids).collect();
+    let own = |tree: &Ready<'_>| tree.tasks.iter().map(|(_, pid, _)| *pid).collect::<Vec<_>>();
+    let tasks: Vec<i32> = trees.iter().flat_map(own).collect();
     let guard = if pids.len() > 1 {
         Some(Guard::post(&pids).map_err(|e| Error::new(e.to_string()))?)
     } else {
@@ -340,6 +342,9 @@ pub fn release(trees: Vec<Ready<'_>>, all_stopped: bool) -> Result<()> {
     let result = trees.into_iter().map(Ready::detach).fold(Ok(()), Result::and);
     if let (Ok(()), Some(guard)) = (&result, guard) {
         guard.dismiss().map_err(|e| Error::new(e.to_string()))?;
+    }
+    if result.is_ok() && all_stopped {
+        crate::resume::until_stopped(tasks.into_iter());
     }
     result
 }

@@ -67,16 +67,33 @@ pub fn restore(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<Restor
     let close = options.tcp.close || options.copies.is_some();
     let tcp = TcpPolicy { close, ..options.tcp };
     let options = &RestoreOptions { tcp, ..options.clone() };
-    let give_up = Instant::now() + Duration::from_secs(1);
+    let give_up = Instant::now() + Duration::from_secs(2);
+    let mut hooks = Once { hooks, called: false };
     loop {
-        match attempt(options, hooks) {
-            // A task that has just died keeps its pid for some milliseconds after it is gone from /proc.
+        match attempt(options, &mut hooks) {
+            // A task that has just died keeps its pid until its parent has waited for it, and some milliseconds after
+            // it is gone from /proc.
             Err(e) if e.transient && Instant::now() < give_up => {
                 log::debug!("{e}; trying again");
                 std::thread::sleep(Duration::from_millis(5));
             }
             result => return result,
         }
+    }
+}
+
+/// Hooks to which a second attempt is not told.
+struct Once<'a> {
+    hooks: &'a mut dyn Hooks,
+    called: bool,
+}
+
+impl Hooks for Once<'_> {
+    fn run(&mut self, action: Action, root: Option<Pid>) -> std::result::Result<(), String> {
+        if action == Action::PreRestore && std::mem::replace(&mut self.called, true) {
+            return Ok(());
+        }
+        self.hooks.run(action, root)
     }
 }
 

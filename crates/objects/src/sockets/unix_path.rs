@@ -22,7 +22,8 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
-/// What the directories are called, before the id of the process that made them.
+/// What the directories are called, before a random number. Process ids would not do: restores in different PID namespaces
+/// may work in the same directory. Whoever made one holds a lock on it, and so nobody else takes it for a remainder.
 const PREFIX: &str = ".rewake-sockets-";
 
 /// The file a socket is bound to: owner and mode, whether and where it is still there, and from where it was named.
@@ -155,7 +156,7 @@ struct Waiting {
 #[derive(Debug, Default)]
 pub struct Places {
     /// Our directory in each directory that will get a file.
-    own: HashMap<PathBuf, PathBuf>,
+    own: HashMap<PathBuf, (PathBuf, OwnedFd)>,
     waiting: Vec<Waiting>,
     /// In their places.
     placed: Vec<(PathBuf, Stat)>,
@@ -266,16 +267,26 @@ impl Places {
 
     /// Our directory in `directory`.
     fn own(&mut self, directory: &Path, name: &[u8]) -> Result<PathBuf, Problem> {
-        if let Some(own) = self.own.get(directory) {
+        if let Some((own, _)) = self.own.get(directory) {
             return Ok(own.clone());
         }
-        let failed = |e: std::io::Error| {
+        let failed = |e: Errno| {
             problem(name, format!("its file cannot be made in {}: {e}", directory.display()))
         };
         clean(directory);
-        let own = directory.join(format!("{PREFIX}{}", std::process::id()));
-        std::fs::create_dir(&own).map_err(failed)?;
-        self.own.insert(directory.to_path_buf(), own.clone());
+        let (own, lock) = loop {
+            let mut random = [0; 8];
+            rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())
+                .map_err(failed)?;
+            let own = directory.join(format!("{PREFIX}{:016x}", u64::from_ne_bytes(random)));
+            match rustix::fs::mkdir(&own, Mode::from_raw_mode(0o777)).and_then(|()| locked(&own)) {
+                Ok(lock) => break (own, lock),
+                // Another restore has cleaned it away before it was locked.
+                Err(Errno::EXIST | Errno::NOENT | Errno::WOULDBLOCK) => {}
+                Err(e) => return Err(failed(e)),
+            }
+        };
+        self.own.insert(directory.to_path_buf(), (own.clone(), lock));
         Ok(own)
     }
 
@@ -301,7 +312,7 @@ impl Places {
     }
 
     fn remove_own(&mut self) {
-        for (_, own) in self.own.drain() {
+        for (own, _lock) in self.own.drain().map(|(_, own)| own) {
             if let Err(e) = std::fs::remove_dir_all(&own) {
                 log::warn!("{} cannot be removed: {e}", own.display());
             }
@@ -320,14 +331,24 @@ impl Drop for Places {
     }
 }
 
+/// Opens a directory and locks it, if nobody else has.
+fn locked(path: &Path) -> rustix::io::Result<OwnedFd> {
+    use rustix::fs::{FlockOperation, OFlags, flock};
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(path, flags, Mode::empty())?;
+    flock(&fd, FlockOperation::NonBlockingLockExclusive)?;
+    // It may have been removed while it was not locked.
+    let stat = rustix::fs::fstat(&fd)?;
+    leads_to(path.as_os_str().as_bytes(), &stat).then_some(fd).ok_or(Errno::NOENT)
+}
+
 /// Removes what a restore that was killed has left in `directory`.
 fn clean(directory: &Path) {
     let Ok(names) = std::fs::read_dir(directory) else { return };
     for entry in names.flatten() {
-        let name = entry.file_name();
-        let maker = name.to_str().and_then(|name| name.strip_prefix(PREFIX)?.parse::<u32>().ok());
-        let own = std::process::id();
-        if maker.is_some_and(|pid| pid == own || !Path::new(&format!("/proc/{pid}")).exists()) {
+        if entry.file_name().as_bytes().starts_with(PREFIX.as_bytes())
+            && let Ok(_lock) = locked(&entry.path())
+        {
             let _ = std::fs::remove_dir_all(entry.path());
         }
     }
@@ -396,4 +417,28 @@ fn dress(entry: &UnixSkEntry, path: &Path) -> Result<(), Problem> {
         rustix::fs::chmodat(CWD, path, mode, AtFlags::empty()).map_err(failed)?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_work_in_is_not_cleaned_away() {
+        let base = std::env::temp_dir().join(format!("rewake-clean-{}", std::process::id()));
+        let dir = |name: &str| base.join(format!("{PREFIX}{name}"));
+        for name in ["left", "held", "old-77"] {
+            std::fs::create_dir_all(dir(name).join("inside")).unwrap();
+        }
+        std::fs::create_dir(base.join("other")).unwrap();
+        let held = locked(&dir("held")).unwrap();
+        assert_eq!(locked(&dir("held")).unwrap_err(), Errno::WOULDBLOCK);
+        clean(&base);
+        assert!(!dir("left").exists() && !dir("old-77").exists());
+        assert!(dir("held").join("inside").exists() && base.join("other").exists());
+        drop(held);
+        clean(&base);
+        assert!(!dir("held").exists());
+        std::fs::remove_dir_all(&base).unwrap();
+    }
 }
