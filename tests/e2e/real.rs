@@ -31,6 +31,7 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("dbus_session", dbus_session);
     add("node_server", node_server);
     add("java_server", java_server);
+    add("java_http_server", java_http_server);
     all
 }
 
@@ -253,7 +254,7 @@ fn get(port: u16) -> Result<u64, Fail> {
     last.parse().map_err(|_| format!("the answer is no number: {text:?}"))
 }
 
-/// A server that counts: ten answers, cycles, leave-running dumps; the count never goes back and always goes on.
+/// A server that counts: cycles, dumps with every final state; it answers, and the count never goes back and always goes on.
 fn serve(tool: &Tool, run: &mut Run) -> Result<(), NotReady> {
     let port = wait_for(run, "port", |t| t.trim().parse::<u16>().is_ok())?;
     let port: u16 = port.trim().parse().map_err(|e| format!("port: {e}"))?;
@@ -279,6 +280,13 @@ fn serve(tool: &Tool, run: &mut Run) -> Result<(), NotReady> {
     for n in 5..=6 {
         run.dump(tool, &run.images(n)?, &["--tcp-established", "--leave-running"])?;
         last = more(run, last, "after a --leave-running dump")?;
+    }
+    for n in 7..=8 {
+        run.dump(tool, &run.images(n)?, &["--tcp-established", "--leave-stopped"])?;
+        let pids = view::descendants(run.root);
+        run.all_stopped(&pids, "after a --leave-stopped dump")?;
+        run.resume(tool, &pids)?;
+        last = more(run, last, "after resume")?;
     }
     kill(run.root, libc::SIGTERM);
     let ended = reaper::wait(run.root, run.mark, crate::harness::TIMEOUT);
@@ -444,10 +452,47 @@ public class Server {
 }
 "#;
 
+const JAVA_HTTP: &str = r#"
+import com.sun.net.httpserver.HttpServer;
+import java.net.*;
+import java.nio.file.*;
+import java.util.concurrent.*;
+import java.util.concurrent.atomic.AtomicLong;
+
+// The JDK's own server: a selector (epoll), a pool of threads, a scheduled task.
+public class Server {
+    public static void main(String[] args) throws Exception {
+        AtomicLong count = new AtomicLong();
+        Executors.newScheduledThreadPool(1)
+            .scheduleAtFixedRate(count::incrementAndGet, 0, 3, TimeUnit.MILLISECONDS);
+        Runtime.getRuntime().addShutdownHook(new Thread(() -> Runtime.getRuntime().halt(7)));
+        InetAddress loopback = InetAddress.getByName("127.0.0.1");
+        HttpServer server = HttpServer.create(new InetSocketAddress(loopback, 0), 50);
+        server.setExecutor(Executors.newFixedThreadPool(4));
+        server.createContext("/count", exchange -> {
+            byte[] answer = String.valueOf(count.get()).getBytes();
+            exchange.sendResponseHeaders(200, answer.length);
+            exchange.getResponseBody().write(answer);
+            exchange.close();
+        });
+        server.start();
+        Files.writeString(Path.of(args[0], "port"), String.valueOf(server.getAddress().getPort()));
+    }
+}
+"#;
+
 fn java_server(tool: &Tool) -> Result<(), NotReady> {
+    java(tool, "java_server", JAVA)
+}
+
+fn java_http_server(tool: &Tool) -> Result<(), NotReady> {
+    java(tool, "java_http_server", JAVA_HTTP)
+}
+
+fn java(tool: &Tool, name: &str, source: &str) -> Result<(), NotReady> {
     let (java, javac) = (find("java")?, find("javac")?);
-    let scripts = Scripts::new("java")?;
-    let source = scripts.write("Server.java", JAVA)?;
+    let scripts = Scripts::new(name)?;
+    let source = scripts.write("Server.java", source)?;
     let mut compile = Command::new(javac);
     compile.arg("-d").arg(&scripts.0).arg(source);
     let done = execute_for(compile, &scripts.0, Duration::from_secs(60))?;
@@ -459,6 +504,6 @@ fn java_server(tool: &Tool) -> Result<(), NotReady> {
     start.argv.extend(["-XX:-UsePerfData", "-Xmx64m", "-cp"].map(Into::into));
     start.argv.push(scripts.0.clone().into());
     start.argv.push("Server".into());
-    let mut run = Run::spawn("java_server", &start, Fs::Disk)?;
+    let mut run = Run::spawn(name, &start, Fs::Disk)?;
     serve(tool, &mut run)
 }
