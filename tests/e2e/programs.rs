@@ -376,6 +376,7 @@ pub fn all() -> Vec<Program> {
             .unless_criu_in(&[("to_criu", "it drops O_DIRECTORY from the flags of a directory")]),
         program!(fanotify).unless_criu("it refuses marks on whole file systems"),
         program!(fanotify).named("fanotify_plain").env(&[("ZOO_PLAIN", "1")]),
+        program!(nsfs),
         program!(pidfd).not_in(&[(
             "new_pidns",
             "a dead process that a pidfd is of is made outside the namespace: signals to it fail with EINVAL, not ESRCH",

@@ -13,7 +13,7 @@ use rewake_image::messages::{
 use rewake_image::{ImageWriter, PageRun, PageSource, kind};
 use rewake_objects::Problem;
 use rewake_objects::files::collect::Contents;
-use rewake_objects::files::ghost;
+use rewake_objects::files::{ghost, nsfs};
 use rewake_objects::memory::vma::status;
 use rewake_objects::memory::{PAGE, pages, shared, sysv};
 use std::io::Write;
@@ -46,14 +46,14 @@ fn root_ids() -> TaskKobjIdsEntry {
         files_id: 1,
         fs_id: 1,
         sighand_id: 1,
-        pid_ns_id: Some(1),
-        net_ns_id: Some(2),
-        ipc_ns_id: Some(3),
-        uts_ns_id: Some(4),
-        time_ns_id: Some(5),
-        mnt_ns_id: Some(6),
-        user_ns_id: Some(7),
-        cgroup_ns_id: Some(8),
+        pid_ns_id: nsfs::id("pid"),
+        net_ns_id: nsfs::id("net"),
+        ipc_ns_id: nsfs::id("ipc"),
+        uts_ns_id: nsfs::id("uts"),
+        time_ns_id: nsfs::id("time"),
+        mnt_ns_id: nsfs::id("mnt"),
+        user_ns_id: nsfs::id("user"),
+        cgroup_ns_id: nsfs::id("cgroup"),
     }
 }
 

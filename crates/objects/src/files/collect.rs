@@ -1,8 +1,8 @@
 //! Collecting the file descriptions of a tree: each once, whoever holds it.
 
 use super::{
-    bpf_map, epoll, eventfd, fanotify, fifo, inotify, io_uring, pidfd, pipe, regular, signalfd,
-    timerfd, tty,
+    bpf_map, epoll, eventfd, fanotify, fifo, inotify, io_uring, nsfs, pidfd, pipe, regular,
+    signalfd, timerfd, tty,
 };
 use crate::Problem;
 use crate::problem::text;
@@ -330,6 +330,9 @@ fn survey_kind(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdTyp
             b"inotify" => inotify::survey(collector, view),
             _ => Err(anonymous(view, name)),
         };
+    }
+    if let Some(name) = nsfs::kind(&view.link) {
+        return nsfs::survey(collector, view, name);
     }
     if view.flags & libc::O_PATH as u32 != 0 && view.link.starts_with(b"/") {
         // Only a name, whatever it leads to.

@@ -18,6 +18,7 @@ pub mod ghost;
 pub mod inotify;
 pub mod io_uring;
 pub mod locks;
+pub mod nsfs;
 pub mod open;
 pub mod pidfd;
 pub mod pipe;

@@ -1,7 +1,7 @@
 //! Opening the file descriptions of an image: each once, in the controller.
 
 use super::{
-    bpf_map, epoll, eventfd, fanotify, fifo, ghost, inotify, io_uring, pidfd, pipe, regular,
+    bpf_map, epoll, eventfd, fanotify, fifo, ghost, inotify, io_uring, nsfs, pidfd, pipe, regular,
     signalfd, timerfd, tty, watched,
 };
 use crate::Problem;
@@ -432,6 +432,7 @@ fn open_kind(opener: &mut Opener<'_>, entry: &FileEntry) -> Result<OwnedFd, Prob
         FdTypes::Eventpoll => epoll::open(opener, entry.epfd.as_deref().ok_or_else(absent)?),
         FdTypes::Signalfd => signalfd::open(entry.sgfd.as_deref().ok_or_else(absent)?),
         FdTypes::Timerfd => timerfd::open(entry.tfd.as_deref().ok_or_else(absent)?),
+        FdTypes::Ns => nsfs::open(opener, entry.nsf.as_deref().ok_or_else(absent)?),
         FdTypes::Pidfd => pidfd::open(opener, entry.pidfd.as_deref().ok_or_else(absent)?),
         FdTypes::Inotify => inotify::open(opener, entry.ify.as_deref().ok_or_else(absent)?),
         FdTypes::Bpfmap => bpf_map::open(opener, entry.bpf.as_deref().ok_or_else(absent)?),
