@@ -357,6 +357,7 @@ pub fn all() -> Vec<Program> {
         program!(signalfd),
         program!(inotify),
         program!(inotify_gaps).loses(&["fd 4"]).unless_criu("it does not find the path of a file that was moved or deleted"),
+        program!(aio),
         program!(io_uring).unless_criu("it refuses io_uring"),
         program!(io_uring)
             .named("io_uring_no_array")

@@ -27,6 +27,13 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
             format!("refusals::dump_io_uring_{}", what.trim_start_matches("ZOO_").to_lowercase());
         all.push(trial(name, move || finish(refused_with(&tool, "io_uring", (what, "1"), words))));
     }
+    {
+        let tool = tool.clone();
+        all.push(trial("refusals::dump_aio_of_parent".into(), move || {
+            let words = &["asynchronous i/o context", "fork(2)"];
+            finish(refused_with(&tool, "aio", ("ZOO_FORKED", "1"), words))
+        }));
+    }
     for (kind, words) in KINDS {
         let tool = tool.clone();
         all.push(trial(format!("refusals::dump_{kind}"), move || {

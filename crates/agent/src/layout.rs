@@ -34,6 +34,8 @@ pub const fn deref_flag(i: usize) -> u32 {
     1 << (8 + i)
 }
 
+/// Argument 0 is the address of a `u64` whose value is passed (ids made by `io_setup`).
+pub const FLAG_WIDE: u32 = 1 << 14;
 /// The batch ends here if this operation fails.
 pub const FLAG_STOP: u32 = 1 << 16;
 /// The operation is a clone; the child continues as an agent of its own on the ring whose [`Header`] is at argument 5.
@@ -154,6 +156,14 @@ impl Op {
     pub fn arg_deref(mut self, i: usize, address: u64) -> Op {
         self.flags |= deref_flag(i);
         self.args[i] = address;
+        self
+    }
+
+    /// Passes the `u64` found at `address` as argument 0.
+    #[must_use]
+    pub fn first_from(mut self, address: u64) -> Op {
+        self.flags |= FLAG_WIDE;
+        self.args[0] = address;
         self
     }
 

@@ -26,6 +26,8 @@ pub enum Label {
     Watch(u32, u32),
     /// Locking the file of a descriptor.
     Lock(u32),
+    /// A context of asynchronous I/O, by its address.
+    Aio(u64),
 }
 
 impl std::fmt::Display for Label {
@@ -39,6 +41,7 @@ impl std::fmt::Display for Label {
             Label::Clone(pid) => write!(f, "creating task {pid}"),
             Label::Timer(id) => write!(f, "POSIX timer {id}"),
             Label::Limit(which) => write!(f, "resource limit {which}"),
+            Label::Aio(address) => write!(f, "asynchronous I/O context {address:#x}"),
             Label::Watch(epoll, fd) => {
                 write!(f, "watching descriptor {fd} by epoll descriptor {epoll}")
             }

@@ -91,7 +91,7 @@ global_asm!(
     "mov r10, [rbp + {ARGS} + 24]",
     "mov r8, [rbp + {ARGS} + 32]",
     "mov r9, [rbp + {ARGS} + 40]",
-    "test r14d, 0x3f3f",
+    "test r14d, 0x7f3f",
     "jz 30f",
     // argument by argument: REF (result of another op plus addend), then DEREF (an i32 in memory)
     ".macro rewake_arg bit, reg, low",
@@ -116,6 +116,9 @@ global_asm!(
     "rewake_arg 4, r8, r8d",
     "rewake_arg 5, r9, r9d",
     ".purgem rewake_arg",
+    "test r14d, {WIDE}",
+    "jz 30f",
+    "mov rdi, [rdi]",
     "30:",
     "xor eax, eax",
     "cmp dword ptr [rbp + {NR}], -1",
@@ -157,6 +160,7 @@ global_asm!(
     STOP = const crate::layout::FLAG_STOP,
     CLONE = const crate::layout::FLAG_CLONE,
     STORE = const crate::layout::FLAG_STORE,
+    WIDE = const crate::layout::FLAG_WIDE,
     HANGUP = const crate::layout::FLAG_HANGUP,
 );
 

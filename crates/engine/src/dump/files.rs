@@ -9,7 +9,7 @@ use rewake_objects::Problem;
 use rewake_objects::files::collect::{Collector, View};
 use rewake_objects::files::regular;
 use rewake_objects::memory::vma::Backing;
-use rewake_objects::memory::{mm, shared, sysv};
+use rewake_objects::memory::{aio, mm, shared, sysv};
 use rewake_sys::file;
 use rustix::fd::{AsFd, OwnedFd};
 use std::cell::RefCell;
@@ -95,6 +95,7 @@ pub fn survey(
         })
         .collect();
     layout.vmas.extend_from_slice(&outside.guards);
+    layout.aios = outside.aio.iter().map(aio::Ring::entry).collect();
     let directory = (libc::O_RDONLY | libc::O_DIRECTORY) as u32;
     let fs = FsEntry {
         cwd_id: or_report(path(

@@ -14,6 +14,7 @@ use rewake_inject::ring::{Data, Results, Script};
 use rewake_inject::tell::telling_signal;
 use rewake_inject::visit::Host;
 use rewake_objects::Problem;
+use rewake_objects::memory::aio;
 use rewake_objects::memory::vma::status;
 use rewake_objects::task::attributes::{self, Attributes};
 use rewake_objects::task::{credentials, landlock, limits, registers, seccomp, signals, timers};
@@ -128,6 +129,7 @@ struct FirstBatch {
     attributes: attributes::Asked,
     /// The operation that Landlock may forbid.
     landlock: usize,
+    aio: std::ops::Range<usize>,
     clocks: Data,
     /// Operations that ask for close-on-exec flags, of as many descriptors as there is room for.
     flags: std::ops::Range<usize>,
@@ -136,6 +138,9 @@ struct FirstBatch {
 /// POSIX timers that the first batch asks for.
 const FIRST_TIMERS: usize = 32;
 
+/// Contexts of asynchronous I/O that the first batch asks for; nobody has more.
+const FIRST_CONTEXTS: usize = 32;
+
 impl FirstBatch {
     fn ask(script: &mut Script, outside: &Outside) -> FirstBatch {
         let actions = signals::ask_actions(script);
@@ -143,6 +148,7 @@ impl FirstBatch {
         let limits = limits::ask(script);
         let attributes = attributes::ask(script);
         let landlock = landlock::ask(script, own_pid());
+        let aio = aio::ask(script, &outside.aio[..outside.aio.len().min(FIRST_CONTEXTS)]);
         let clocks = script.space(32);
         for (i, clock) in [libc::CLOCK_MONOTONIC, libc::CLOCK_BOOTTIME].into_iter().enumerate() {
             let to = clocks.address + i as u64 * 16;
@@ -150,7 +156,7 @@ impl FirstBatch {
         }
         let room = rewake_inject::live::OPS - script.ops.len();
         let flags = ask_cloexec(script, &outside.fds[..outside.fds.len().min(room)]);
-        FirstBatch { actions, timers, limits, attributes, landlock, clocks, flags }
+        FirstBatch { actions, timers, limits, attributes, landlock, aio, clocks, flags }
     }
 }
 
@@ -298,6 +304,7 @@ fn ask_on(
         return Err(crate::Error::new(format!("process {pid} has no agent")));
     };
     let Traced { mut states, shared, mut problems, .. } = traced;
+    problems.extend(aio::read(results, asked.aio.clone(), &outside.aio));
     let clocks = asked.clocks;
     let first = outside.timers.len().min(FIRST_TIMERS);
     let mut answers = Answers {

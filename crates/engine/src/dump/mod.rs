@@ -3,6 +3,7 @@
 //! The survey writes nothing and yields plain values ([`Surveyed`]); obstacles are gathered, not stumbled upon, so that
 //! a refusal names them all and `check -t` can print them.
 
+mod aio;
 mod files;
 mod inside;
 mod outside;
@@ -578,11 +579,13 @@ fn finish_images(
     }
     let run_id = run_id()?;
     let lock = lock_and_read(&mut surveyed, options, &run_id)?;
+    aio::wait(&mut surveyed, options.timeout)?;
     let counters = write::Counters::default();
     if let Some(parent) = &tracks.parent {
         images.link_parent(parent)?;
     }
     write::write(&images, &surveyed, &counters)?;
+    aio::check(&mut surveyed)?;
     let written_at = Instant::now();
     let mut report = DumpReport {
         pages_scanned: counters.scanned.into_inner(),

@@ -4,6 +4,7 @@ use crate::error::{Context, Result};
 use crate::freeze::Task;
 use rewake_image::messages::VmaEntry;
 use rewake_objects::Problem;
+use rewake_objects::memory::aio;
 use rewake_objects::memory::pages::{self, Run};
 use rewake_objects::memory::tracking::{self, Tracking};
 use rewake_objects::memory::vma::{self, Backing, Vma, status};
@@ -24,6 +25,8 @@ pub struct Outside {
     pub vmas: Vec<Vma>,
     /// Guard ranges.
     pub guards: Vec<VmaEntry>,
+    /// Contexts of asynchronous I/O.
+    pub aio: Vec<aio::Ring>,
     /// Runs of private pages that hold data; see [`Outside::survey_pages`].
     pub runs: Vec<Run>,
     /// Contents of the vdso, taken before the agent's entry was put into its last page.
@@ -91,6 +94,10 @@ pub fn survey(task: &Task, own_namespaces: &[Vec<u8>], own_vdso: &[u8]) -> Resul
     let memory = Arc::new(File::from(dir.open_file("mem", OFlags::RDWR).of(pid, comm)?));
     tracking::judge(&pagemap, &vmas, &mut problems);
     let guards = pages::guards(&pagemap, &vmas).of(pid, comm)?;
+    let mut aio = Vec::new();
+    for vma in vmas.iter().filter(|v| v.entry.status & status::AIORING != 0) {
+        aio::survey(&vma.entry, &memory).map_or_else(|p| problems.push(p), |ring| aio.push(ring));
+    }
     let vdso = read_vdso(&memory, &vmas, own_vdso);
     let auxv = dir.read("auxv", &mut buffer).of(pid, comm)?.to_vec();
     let mut link = |name: &str| dir.link(name, &mut buffer).map(<[u8]>::to_vec);
@@ -127,6 +134,7 @@ pub fn survey(task: &Task, own_namespaces: &[Vec<u8>], own_vdso: &[u8]) -> Resul
         status,
         vmas,
         guards,
+        aio,
         runs,
         pagemap,
         vdso,

@@ -64,6 +64,10 @@ impl Run<'_> {
                 (Expect::Success | Expect::Value(_), Err(errno)) => {
                     return Err(match label {
                         Label::Clone(child) => clone_error(*child, errno),
+                        Label::Aio(_) if errno == Errno::AGAIN => {
+                            Error::new(format!("{}: {label}: no more contexts may be made", name()))
+                                .hint("raise the limit: sysctl fs.aio-max-nr")
+                        }
                         Label::Vma(..) if errno == Errno::NOMEM => {
                             Error::new(format!("{}: {label}: out of memory", name()))
                         }

@@ -647,7 +647,7 @@ impl Builder<'_> {
         let alive = self.alive;
         let held = |vma: &VmaEntry| self.held.places.contains_key(&vma.start);
         let own = || alive.mm.vmas.iter().filter(|v| mm::is_mapped(v) && !held(v));
-        if own().any(vma::has_private_pages) {
+        if own().any(vma::has_private_pages) || !alive.aio.is_empty() {
             pages(alive).for_each(&mut add);
         }
         for vma in own().filter(|v| is_file(v)) {
@@ -683,6 +683,7 @@ impl Builder<'_> {
             pages: &|store| lent.get(&Handed::Pages(store)).copied(),
             lock_on_fault: self.alive.extra.as_ref().map_or(&[], |e| &e.lock_on_fault),
             held: self.held,
+            aio: &self.alive.aio,
         };
         let alive = self.alive;
         // Before anything is mapped: the kernel does not change the executable while the old one, ours, is mapped, and

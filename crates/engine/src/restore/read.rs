@@ -8,9 +8,10 @@ use rewake_image::messages::{
     RewakeThreadEntry, TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry, TimensEntry,
 };
 use rewake_image::{ImageDir, StoredPages, kind};
-use rewake_objects::memory::{mm, sysv};
+use rewake_objects::memory::{aio, mm, sysv};
 use rewake_objects::task::seccomp::{self, Filters};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::os::unix::fs::FileExt;
 
 /// A thread of the images.
 #[derive(Debug)]
@@ -45,6 +46,8 @@ pub struct Alive {
     pub mm: MmEntry,
     /// Where its private pages are: `pagemap-PID.img` here and in the parents.
     pub pages: Option<StoredPages>,
+    /// Contexts of asynchronous I/O.
+    pub aio: Vec<aio::Saved>,
     /// `fs-PID.img`.
     pub fs: FsEntry,
     /// `fdinfo-N.img`, by descriptor number.
@@ -285,6 +288,12 @@ fn read_task(
     }
     let pages = images.stored_pages(pid)?;
     mm::validate(&memory, pages.as_ref()).map_err(|p| Error::of(task.pid, &task.comm, p))?;
+    let read_ring = |store, to: &mut [u8], at| {
+        let file = images.open_store(store).map_err(std::io::Error::other)?;
+        file.read_exact_at(to, at)
+    };
+    let aio = aio::find(&memory, pages.as_ref(), read_ring)
+        .map_err(|p| Error::of(task.pid, &task.comm, p))?;
     let mut fds = images.read_all(kind::FDINFO, ids.files_id)?;
     fds.sort_by_key(|f| f.fd);
     if let Some(twice) = fds.windows(2).find(|w| w[0].fd == w[1].fd) {
@@ -298,6 +307,7 @@ fn read_task(
         threads,
         mm: memory,
         pages,
+        aio,
         fs: images.read_one(kind::FS, pid)?,
         fds,
         extra: extra.tasks.get(&pid).cloned(),

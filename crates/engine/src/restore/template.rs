@@ -161,6 +161,7 @@ pub fn plan(
             // No segment has copies.
             segment: &|_| 0,
             held,
+            aio: &[],
         };
         mm::hold(&mut steps, &alive.mm, alive.pages.as_ref(), &layout).map_err(of)?;
     }

@@ -1,7 +1,7 @@
 //! The address space as a whole: its layout, and the order in which it is rebuilt.
 
 use super::vma::{self, status};
-use super::{PAGE, TASK_SIZE};
+use super::{PAGE, TASK_SIZE, aio};
 use crate::Problem;
 use crate::steps::{Label, Steps};
 use crate::task::attributes::Attributes;
@@ -104,6 +104,8 @@ pub struct Layout<'a> {
     pub lock_on_fault: &'a [u64],
     /// What the task has already, from the template it was cloned from.
     pub held: &'a Held,
+    /// Contexts of asynchronous I/O.
+    pub aio: &'a [aio::Saved],
 }
 
 /// The mappings of a task that a template holds, filled, when it clones the task: where they start, and where the template
@@ -133,8 +135,8 @@ fn is_for_clones(advice: u64) -> bool {
 #[must_use]
 pub fn is_mapped(entry: &VmaEntry) -> bool {
     // Rings of io_uring are mapped when all else is there.
-    let by_others = status::VSYSCALL | status::GUARD | status::VVAR | status::EXT_PLUGIN;
-    entry.status & by_others == 0
+    let special = status::VSYSCALL | status::GUARD | status::VVAR;
+    entry.status & (special | status::EXT_PLUGIN | status::AIORING) == 0
 }
 
 /// Checks what a hostile image could do harm with: ranges in order, aligned, in user space, pages inside mappings.
@@ -162,7 +164,7 @@ pub fn validate(mm: &MmEntry, pages: Option<&StoredPages>) -> Result<(), Problem
         if vma.pgoff % PAGE != 0 {
             return bad("its file offset is not aligned");
         }
-        let unsupported = status::SOCKET | status::AIORING | status::SHSTK | status::UPROBES;
+        let unsupported = status::SOCKET | status::SHSTK | status::UPROBES;
         if vma.status & unsupported != 0 || vma.flags & libc::MAP_HUGETLB as u32 != 0 {
             return bad("mappings of this kind cannot be restored yet");
         }
@@ -205,6 +207,7 @@ pub fn restore(
     if !held.in_place {
         move_specials(steps, mm, layout)?;
     }
+    aio::restore(steps, layout.aio, layout.pages)?;
     let filled: Vec<bool> = touched(mm, pages);
     let mapped = || mm.vmas.iter().zip(&filled).filter(|(v, _)| is_made(v, layout));
     for (vma, filled) in mapped() {
@@ -478,7 +481,8 @@ fn fill(
     place: impl Fn(&VmaEntry) -> Option<u64>,
 ) -> Result<(), Problem> {
     let is_own_vdso = |vma: &VmaEntry| vma.status & status::VDSO != 0 && layout.same_vdso;
-    let place = |vma: &VmaEntry| if is_own_vdso(vma) { None } else { place(vma) };
+    let by_others = |vma: &VmaEntry| is_own_vdso(vma) || vma.status & status::AIORING != 0;
+    let place = |vma: &VmaEntry| if by_others(vma) { None } else { place(vma) };
     let mut batch: Vec<(u64, u64)> = Vec::new();
     let mut bytes = 0;
     let mut first = (PageStore { depth: 0, pages_id: 0 }, 0);

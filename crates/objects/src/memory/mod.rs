@@ -3,12 +3,14 @@
 //! * [`vma`]: mappings, from `/proc/PID/smaps` to image entries and back to mmap(2).
 //! * [`pages`]: which private pages hold data, and copying them out.
 //! * [`tracking`]: which of them were written since an earlier look.
+//! * [`aio`]: contexts of asynchronous I/O, whose rings are mapped.
 //! * [`shared`]: shared anonymous memory and memfds.
 //! * [`sysv`]: System V shared memory segments.
 //! * [`contents`]: what is in both of them.
 //! * [`mm`]: the address space as a whole: layout (`PR_SET_MM_MAP`), vdso, and the order in which it is rebuilt.
 //! * [`vdso`]: the dumped vdso under another kernel.
 
+pub mod aio;
 pub mod contents;
 pub mod mm;
 pub mod pages;

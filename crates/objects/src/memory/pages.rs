@@ -104,8 +104,8 @@ pub fn guards(pagemap: &File, vmas: &[Vma]) -> Result<Vec<VmaEntry>, SyscallErro
     Ok(guards)
 }
 
-/// Cuts `regions` (ascending) at the borders of `vmas` (ascending). The vdso is taken whole: its pages are the
-/// kernel's, but a restored task needs them as they were.
+/// Cuts `regions` (ascending) at the borders of `vmas` (ascending). The vdso and rings of asynchronous I/O are taken whole:
+/// their pages are the kernel's, but a restored task needs them as they were.
 pub(super) fn intersect(regions: &[Region], vmas: &[Vma]) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::with_capacity(regions.len());
     let mut next = 0;
@@ -121,7 +121,7 @@ pub(super) fn intersect(regions: &[Region], vmas: &[Vma]) -> Vec<Run> {
             }
             _ => runs.push(Run { start, end, lazy, readable: vma.readable, parent: false }),
         };
-        if vma.entry.status & status::VDSO != 0 {
+        if vma.entry.status & (status::VDSO | status::AIORING) != 0 {
             push(start, end);
             continue;
         }

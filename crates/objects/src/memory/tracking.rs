@@ -122,7 +122,8 @@ fn register(with: &Userfaultfd, vmas: &[Vma], new: bool) -> Vec<(u64, u64)> {
 
 /// The vdso is always taken whole.
 fn is_tracked(vma: &Vma) -> bool {
-    has_private_pages(&vma.entry) && vma.entry.status & (status::VDSO | status::VSYSCALL) == 0
+    let kernels = status::VDSO | status::VSYSCALL | status::AIORING;
+    has_private_pages(&vma.entry) && vma.entry.status & kernels == 0
 }
 
 fn watched(vmas: &[Vma]) -> Vec<(u64, u64)> {

@@ -133,9 +133,7 @@ fn classify(map: &Map<'_>, flags: VmFlags) -> Result<Vma, Problem> {
         MapName::Uprobes => {
             return refuse("the page of a user-space probe; detach the probes first");
         }
-        MapName::Aio => {
-            return refuse("asynchronous I/O contexts (io_setup) are not supported yet");
-        }
+        MapName::Aio => st::AIORING,
         MapName::AnonHugepage => return refuse("huge pages (MAP_HUGETLB) are not supported yet"),
         _ if flags.contains(VmFlags::SHADOW_STACK) => {
             return refuse("shadow stacks are not supported yet");
@@ -231,6 +229,9 @@ fn classify(map: &Map<'_>, flags: VmFlags) -> Result<Vma, Problem> {
 #[must_use]
 pub fn has_private_pages(entry: &VmaEntry) -> bool {
     let private = status::ANON_PRIVATE | status::FILE_PRIVATE;
+    if entry.status & status::AIORING != 0 {
+        return true;
+    }
     entry.status & status::REGULAR != 0
         && entry.status & private != 0
         && entry.status & status::VVAR == 0
