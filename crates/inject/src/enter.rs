@@ -2,7 +2,7 @@
 //! of several processes can be made in turns.
 
 use crate::interrupted::{after_rseq, self_resuming};
-use crate::live::{DATA, Live, OPS, UNDO_AT, VISIT_RESULTS, VISIT_RESULTS_AT};
+use crate::live::{DATA, Live, OPS, UNDO_AT, VISIT_RESULTS, VISIT_RESULTS_AT, Way};
 use crate::map::{PAGE, SharedMap};
 use crate::ring::{Doorbell, Ring, Script};
 use crate::tell::{self, Owed};
@@ -136,7 +136,7 @@ impl<'a> Entering<'a> {
     /// From the first gate, where it has made a memfd, on to the second.
     pub(crate) fn map(mut self) -> Result<Mapping<'a>> {
         match self.try_map() {
-            Ok(map) => Ok(Mapping { entering: self, map }),
+            Ok((map, shared)) => Ok(Mapping { entering: self, map, shared }),
             Err(e) => {
                 self.give_up();
                 Err(e)
@@ -150,10 +150,19 @@ impl<'a> Entering<'a> {
         self.owed.pay(self.tid);
     }
 
-    fn try_map(&mut self) -> Result<Arc<SharedMap>> {
+    /// The memory of the ring, and whether the process shares it. It has some of its own where its table of descriptors is
+    /// full: then it is copied, while the process stands still.
+    fn try_map(&mut self) -> Result<(Arc<SharedMap>, bool)> {
         let (leader, regs, number) = self.at_first_gate()?;
-        inside("memfd_create", number)?;
-        let memfd = fetch(self.target.pidfd, number)?;
+        let shared = !self.may_tell_instead(number);
+        let (memfd, flags) = if shared {
+            inside("memfd_create", number)?;
+            (fetch(self.target.pidfd, number)?, libc::MAP_SHARED)
+        } else {
+            let own = rustix::fs::memfd_create("rewake", rustix::fs::MemfdFlags::CLOEXEC)
+                .map_err(Error::errno("making a ring", "memfd_create"))?;
+            (own, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS)
+        };
         rustix::fs::ftruncate(&memfd, map_len() as u64)
             .map_err(Error::errno("sizing the ring", "ftruncate"))?;
         let map = Arc::new(SharedMap::of_file(memfd, map_len())?);
@@ -163,11 +172,18 @@ impl<'a> Entering<'a> {
             rip: self.at(self.boot.map),
             rbx: 0,
             r12: number,
+            r15: flags as u64,
             orig_rax: u64::MAX,
             ..regs
         })?;
         self.go_on(leader)?;
-        Ok(map)
+        Ok((map, shared))
+    }
+
+    /// Did a system call fail because the table of descriptors is full, in a process that can do without: one that has a
+    /// signal to tell by?
+    fn may_tell_instead(&self, result: u64) -> bool {
+        result as i64 == -i64::from(libc::EMFILE) && self.target.signal != 0
     }
 
     fn at(&self, part: usize) -> u64 {
@@ -223,8 +239,8 @@ impl<'a> Entering<'a> {
         Ok((leader, regs, regs.r12))
     }
 
-    /// Waits for the second gate: the ring is mapped (header in rbx) and holds a socket pair.
-    fn at_second_gate(&mut self) -> Result<(Stopped, Registers)> {
+    /// Waits for the second gate: the ring is mapped (header in rbx) and holds a socket pair, if there was room for one.
+    fn at_second_gate(&mut self) -> Result<(Stopped, Registers, bool)> {
         let (leader, regs, mapped, paired) = if let Some(mut leader) = self.stopped.take() {
             // All of it, then the page of code.
             let mut mapped = 0;
@@ -242,8 +258,11 @@ impl<'a> Entering<'a> {
             (leader, regs, regs.r13, regs.r14)
         };
         inside("mmap", mapped)?;
-        inside("socketpair", paired)?;
-        Ok((leader, regs))
+        let full = self.may_tell_instead(paired);
+        if !full {
+            inside("socketpair", paired)?;
+        }
+        Ok((leader, regs, !full))
     }
 }
 
@@ -252,13 +271,15 @@ impl<'a> Entering<'a> {
 pub(crate) struct Mapping<'a> {
     entering: Entering<'a>,
     map: Arc<SharedMap>,
+    shared: bool,
 }
 
 impl Mapping<'_> {
     /// From the second gate into the executor, with a first batch, whose number is returned.
     pub(crate) fn run(self, first: impl FnOnce(u64) -> Script) -> Result<(Live, Script, u32)> {
-        let Mapping { mut entering, map } = self;
-        let (agent, ring, script, number) = match Self::try_run(&mut entering, &map, first) {
+        let Mapping { mut entering, map, shared } = self;
+        let running = Self::try_run(&mut entering, &map, shared, first);
+        let (agent, ring, way, script, number) = match running {
             Ok(running) => running,
             Err(e) => {
                 entering.give_up();
@@ -278,6 +299,7 @@ impl Mapping<'_> {
             signal: entering.target.signal,
             owed: RefCell::new(entering.owed),
             abandoned: Cell::new(false),
+            way,
         };
         Ok((live, script, number))
     }
@@ -285,34 +307,42 @@ impl Mapping<'_> {
     fn try_run(
         entering: &mut Entering<'_>,
         map: &Arc<SharedMap>,
+        shared: bool,
         first: impl FnOnce(u64) -> Script,
-    ) -> Result<(Running, Ring, Script, u32)> {
-        let (leader, regs) = entering.at_second_gate()?;
+    ) -> Result<(Running, Ring, Way, Script, u32)> {
+        let (leader, regs, paired) = entering.at_second_gate()?;
         let header = regs.rbx;
-        // SAFETY: two i32.
-        let sockets: [i32; 2] = unsafe { map.get(PAGE + offset::SOCKETS) };
-        let socket = fetch(entering.target.pidfd, u64::from(sockets[1] as u32))?;
-        let ring = Ring::new(
-            map.clone(),
-            PAGE,
-            Ring::size_for(OPS, DATA),
-            DATA,
-            header,
-            Doorbell::Socket(socket),
-        );
-        let recv = Op::new(libc::SYS_recvfrom, &[0, header + UNUSED, 1, 0, 0, 0]);
+        let (way, sockets, doorbell) = if paired {
+            // SAFETY: two i32.
+            let sockets: [i32; 2] = unsafe { map.get(PAGE + offset::SOCKETS) };
+            let socket = fetch(entering.target.pidfd, u64::from(sockets[1] as u32))?;
+            (Way::Socket, sockets, Doorbell::Socket(socket))
+        } else {
+            (if shared { Way::Stops } else { Way::Copied }, [-1; 2], Doorbell::Tracer)
+        };
+        let ring = Ring::new(map.clone(), PAGE, Ring::size_for(OPS, DATA), DATA, header, doorbell);
+        let (wait, report) = match way {
+            Way::Socket => {
+                let recv = Op::new(libc::SYS_recvfrom, &[0, header + UNUSED, 1, 0, 0, 0]);
+                // MSG_TRUNC is not asked for, so a hang-up is the only way to read nothing.
+                let wait = Op { flags: FLAG_HANGUP | deref_flag(0), ..recv }
+                    .arg_deref(0, header + offset::SOCKETS as u64);
+                let done = header + offset::DONE as u64;
+                (wait, Op::new(libc::SYS_futex, &[done, libc::FUTEX_WAKE as u64, i32::MAX as u64]))
+            }
+            // It tells (it has just done so, with its own number in rdi). If nobody stops it then, nobody is there.
+            Way::Stops | Way::Copied => {
+                let tell = Op::new(libc::SYS_tkill, &[regs.rdi, entering.target.signal as u64]);
+                (Op { flags: FLAG_HANGUP, ..tell }, Op::NOTHING)
+            }
+        };
         ring.initialise(&Header {
             exit: entering.at(entering.boot.leave),
-            undo_count: 1,
+            undo_count: u32::from(paired),
             undo: header + (UNDO_AT - PAGE) as u64,
             sockets,
-            // MSG_TRUNC is not asked for, so a hang-up is the only way to read nothing.
-            wait: Op { flags: FLAG_HANGUP | deref_flag(0), ..recv }
-                .arg_deref(0, header + offset::SOCKETS as u64),
-            report: Op::new(
-                libc::SYS_futex,
-                &[header + offset::DONE as u64, libc::FUTEX_WAKE as u64, i32::MAX as u64],
-            ),
+            wait,
+            report,
             ..Header::EMPTY
         });
         map.put(
@@ -321,12 +351,15 @@ impl Mapping<'_> {
         );
         let script = first(ring.data_base());
         let number = ring.load(&script)?;
+        if way == Way::Copied {
+            crate::live::push(map, &entering.target.memory, header)?;
+        }
         leader.set_registers(&Registers {
             rip: entering.at(entering.boot.run),
             orig_rax: u64::MAX,
             ..regs
         })?;
-        Ok((leader.resume()?, ring, script, number))
+        Ok((leader.resume()?, ring, way, script, number))
     }
 }
 

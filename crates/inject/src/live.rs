@@ -3,6 +3,9 @@
 //! The way in ([`crate::enter`]) is one register write: the bootstrap, written beforehand into unused bytes at the end of
 //! the vdso (or of another executable mapping), makes a memfd and a socket pair, and enters the executor. Whatever happens to the controller, each step falls through to a way back that the bootstrap walks alone, so the process is
 //! never more than its own instructions away from where it was. The process's memory and stack are not touched.
+//!
+//! Where its table of descriptors is full, the agent does without any: it waits by telling ([`crate::tell`]), which stops it
+//! as long as there is a tracer, and its ring is memory of the process, copied to and fro.
 
 use crate::enter::{Entering, Entry, Room, Target, give_up};
 use crate::interrupted::mend_interrupted;
@@ -34,6 +37,41 @@ pub(crate) const VISIT_RESULTS: usize = VISITORS * size_of::<VisitorResult>();
 /// An agent that does not answer a batch of cheap calls for this long never will.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// How an agent is talked to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// Through a socket and shared memory.
+    Socket,
+    /// It stops when it is done, and its memory is shared.
+    Stops,
+    /// It stops when it is done; its memory is its own.
+    Copied,
+}
+
+/// Copies the controller's side of a ring into the process, whose header is at `header`.
+pub(crate) fn push(map: &SharedMap, memory: &File, header: u64) -> Result<()> {
+    let mut bytes = vec![0; map.len()];
+    map.read(0, &mut bytes);
+    memory.write_all_at(&bytes, header - PAGE as u64).map_err(copying("writing the ring"))
+}
+
+fn pull(map: &SharedMap, memory: &File, header: u64) -> Result<()> {
+    let mut bytes = vec![0; map.len()];
+    memory.read_exact_at(&mut bytes, header - PAGE as u64).map_err(copying("reading the ring"))?;
+    map.write(0, &bytes);
+    Ok(())
+}
+
+fn copying(doing: &'static str) -> impl Fn(std::io::Error) -> Error {
+    move |e| Error::Syscall {
+        doing,
+        source: rewake_sys::SyscallError::new(
+            "/proc/PID/mem",
+            rewake_sys::Errno::from_io_error(&e).unwrap_or(rewake_sys::Errno::IO),
+        ),
+    }
+}
+
 /// An agent that waits for batches inside a live process.
 #[derive(Debug)]
 pub struct Live {
@@ -52,6 +90,7 @@ pub struct Live {
     pub(crate) owed: RefCell<Owed>,
     /// A thread was left in the padding, on its way back alone: its code must stay.
     pub(crate) abandoned: Cell<bool>,
+    pub(crate) way: Way,
 }
 
 impl Live {
@@ -124,13 +163,51 @@ impl Live {
     /// The process ended or the agent does not answer. Failed operations are in the results.
     pub fn run(&self, script: &Script) -> Result<Results> {
         let number = self.ring.load(script)?;
-        self.ring.ring()?;
+        match self.way {
+            Way::Socket => self.ring.ring()?,
+            Way::Stops | Way::Copied => self.go_on(Stopped::assume(self.pid))?,
+        }
         self.finish(script, number)
     }
 
     fn finish(&self, script: &Script, number: u32) -> Result<Results> {
-        self.ring.wait(number, |waited| self.look_after(waited))?;
+        match self.way {
+            Way::Socket => self.ring.wait(number, |waited| self.look_after(waited))?,
+            Way::Stops | Way::Copied => self.wait_stopped(number)?,
+        }
         Ok(self.ring.results(script))
+    }
+
+    /// Lets an agent go on that stands where it told.
+    fn go_on(&self, agent: Stopped) -> Result<()> {
+        if self.way == Way::Copied {
+            push(&self.map, &self.memory, self.ring.header_address())?;
+        }
+        // Another stop, for somebody else's signal, is told from its own by that.
+        agent.set_registers(&Registers { orig_rax: u64::MAX, ..agent.registers()? })?;
+        agent.resume().map(drop)
+    }
+
+    /// Waits until the agent has told that batch `number` is done.
+    fn wait_stopped(&self, number: u32) -> Result<()> {
+        loop {
+            let mut owed = self.owed.borrow_mut();
+            let (agent, _) = tell::wait_told(self.pid, self.signal, self.mask, &mut owed)?;
+            drop(owed);
+            self.take_over()?;
+            if self.ring.is_done(number) {
+                return Ok(());
+            }
+            self.go_on(agent)?;
+        }
+    }
+
+    /// Brings what the process has written to our side of the ring, if it does not share it. It stands still.
+    pub(crate) fn take_over(&self) -> Result<()> {
+        match self.way {
+            Way::Copied => pull(&self.map, &self.memory, self.ring.header_address()),
+            Way::Socket | Way::Stops => Ok(()),
+        }
     }
 
     /// Handles stops that come while the agent runs.
@@ -170,12 +247,16 @@ impl Live {
     pub fn cure(self) -> Result<Stopped> {
         let tid = self.agent.tid();
         let mut owed = self.owed.take();
-        self.agent.interrupt()?;
-        let leader = self.agent.wait_stop_noting(|signal| {
-            if signal != self.signal || self.mask & !tell::quiet_mask(signal) != 0 {
-                owed.add(signal);
-            }
-        })?;
+        let leader = if self.way == Way::Socket {
+            self.agent.interrupt()?;
+            self.agent.wait_stop_noting(|signal| {
+                if signal != self.signal || self.mask & !tell::quiet_mask(signal) != 0 {
+                    owed.add(signal);
+                }
+            })?
+        } else {
+            Stopped::assume(tid)
+        };
         // SAFETY: an i32.
         let socket: i32 = unsafe { self.map.get(PAGE + offset::SOCKETS) };
         leader.set_registers(&Registers {

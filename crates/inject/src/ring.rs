@@ -145,6 +145,8 @@ pub enum Doorbell {
     Socket(rustix::fd::OwnedFd),
     /// A futex on the batch number.
     Futex,
+    /// None: it stands in a ptrace stop, and its tracer lets it go on.
+    Tracer,
 }
 
 /// The controller's view of one agent's ring.
@@ -257,6 +259,7 @@ impl Ring {
                 futex::wake(self.map.atomic(self.at + offset::SEQ));
                 Ok(())
             }
+            Doorbell::Tracer => Ok(()),
             Doorbell::Socket(fd) => rustix::net::send(fd, b"!", rustix::net::SendFlags::NOSIGNAL)
                 .map(drop)
                 .map_err(Error::errno("rousing the agent", "send")),

@@ -136,6 +136,7 @@ impl Live {
         ptrace::set_signal_mask(tid, mask).map_err(Error::syscall("restoring the signal mask"))?;
         stopped.set_registers(&regs)?;
         stopped.set_group_stop(group_stop);
+        self.take_over()?;
         // SAFETY: VisitorResult is a struct of integers.
         let result = unsafe { self.map.get(result_at(slot)) };
         let visited = Visited {

@@ -174,7 +174,7 @@ pub const VISITORS: usize = 6;
 // itself ("gate") fall through to the way back; the controller moves rip past them with one PTRACE_SETREGSET. It has the
 // thread stop there by a signal that the thread sends itself ("tell"): one that the process ignores, so that it is
 // nothing at all once the tracer is gone. Signal number 0 sends nothing; then the controller follows the system calls.
-//   r12 memfd   rbx header (mapping + 4096) or 0   r13 result of mmap   r14 result of socketpair
+//   r12 memfd   rbx header (mapping + 4096) or 0   r13 result of mmap   r14 result of socketpair   r15 mmap flags
 global_asm!(
     ".pushsection .rodata.rewake_bootstrap, \"a\", @progbits",
     ".globl rewake_bootstrap_start", ".hidden rewake_bootstrap_start",
@@ -219,11 +219,11 @@ global_asm!(
     "rewake_tell",
     "jmp rewake_bootstrap_undo_memfd", // gate 1: the controller fills the ring first
     "rewake_bootstrap_map:",
-    "mov eax, 9", // mmap(NULL, size, RW, MAP_SHARED, memfd, 0)
+    "mov eax, 9", // mmap(NULL, size, RW, r15: MAP_SHARED, or private and anonymous without a memfd, memfd, 0)
     "xor edi, edi",
     "mov rsi, [rip + rewake_bootstrap_size]",
     "mov edx, 3",
-    "mov r10d, 1",
+    "mov r10d, r15d",
     "mov r8, r12",
     "xor r9d, r9d",
     "syscall",
@@ -231,11 +231,12 @@ global_asm!(
     "cmp rax, -4095",
     "jae 2f",
     "lea rbx, [rax + 4096]",
-    "mov rdi, rax", // mmap(it, 4096, RX, MAP_SHARED | MAP_FIXED, memfd, 0): no page is both, for PR_SET_MDWE
+    "mov qword ptr [rbx + {SOCKETS}], -1", // whatever happens, nobody else's are closed
+    "mov rdi, rax", // mmap(it, 4096, RX, r15 | MAP_FIXED, memfd, 0): no page is both, for PR_SET_MDWE
     "mov eax, 9",
     "mov esi, 4096",
     "mov edx, 5",
-    "mov r10d, 0x11",
+    "lea r10d, [r15 + 0x10]",
     "syscall",
     "mov r13, rax",
     "cmp rax, -4095",
@@ -519,7 +520,7 @@ pub struct Bootstrap {
     pub signal: usize,
     /// First instruction.
     pub entry: usize,
-    /// Where the controller continues after `memfd_create` (rbx = 0, r12 = memfd).
+    /// Where the controller continues after `memfd_create` (rbx = 0, r12 = memfd, r15 = flags of the mapping).
     pub map: usize,
     /// Where the controller continues after `socketpair` (rbx = header, r12 = memfd).
     pub run: usize,

@@ -281,7 +281,7 @@ fn cannot_inject(task: &Task, e: rewake_inject::Error) -> crate::Error {
     match e {
         rewake_inject::Error::Inside { errno: rewake_sys::Errno::MFILE, .. } => {
             crate::Error::new(format!(
-                "process {pid} ({comm}): its table of descriptors is full; such a process cannot be saved yet"
+                "process {pid} ({comm}): its table of descriptors is full, and it handles every signal by which its agent could do without"
             ))
             .hint(format!("let it have some more: prlimit --pid {pid} --nofile=…"))
         }
