@@ -57,6 +57,28 @@ pub fn set_owner(fd: BorrowedFd<'_>, kind: i32, pid: i32) -> Result<()> {
     fcntl("F_SETOWN_EX", fd, F_SETOWN_EX, ex.as_ptr() as usize).map(drop)
 }
 
+/// Sets the owner under other user ids (real, effective): the kernel looks at them when it decides whether it may be
+/// signalled.
+///
+/// # Errors
+/// `ESRCH` if there is no such process, `EPERM` without `CAP_SETUID`.
+pub fn set_owner_as(fd: BorrowedFd<'_>, kind: i32, pid: i32, uids: (u32, u32)) -> Result<()> {
+    let own = (rustix::process::getuid().as_raw(), rustix::process::geteuid().as_raw());
+    if own == uids {
+        return set_owner(fd, kind, pid);
+    }
+    let set = |(uid, euid): (u32, u32)| {
+        let args = [uid as usize, euid as usize, u32::MAX as usize, 0, 0, 0];
+        // SAFETY: numbers only. The raw call concerns the calling thread alone, which keeps its saved user id and with it
+        // the right to go back.
+        unsafe { syscall("setresuid", libc::SYS_setresuid, args) }
+    };
+    set(uids)?;
+    let done = set_owner(fd, kind, pid);
+    set(own)?;
+    done
+}
+
 /// Sets the signal.
 ///
 /// # Errors

@@ -347,7 +347,8 @@ impl<'a> Opener<'a> {
                     _ => self.pids.outer(pid),
                 };
                 let pid = pid.ok_or_else(|| failed(&"there is no such task"))?;
-                file::set_owner(fd, kind, pid).map_err(|e| failed(&e))?;
+                let uids = (owner.uid, owner.euid);
+                file::set_owner_as(fd, kind, pid, uids).map_err(|e| failed(&e))?;
             }
         }
         Ok(())
