@@ -53,6 +53,7 @@ mod tcp;
 mod terminals;
 mod tracer;
 mod unix;
+mod vdso;
 mod view;
 
 use flavours::Flavour;
@@ -140,6 +141,7 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     trials.extend(tcp::trials(tool));
     trials.extend(sockets::trials(tool));
     trials.extend(unix::trials(tool));
+    trials.extend(vdso::trials(tool));
     trials.extend(copies::trials(tool));
     trials.extend(chains::trials(tool, criu));
     trials.extend(predumps::trials(tool, criu));

@@ -53,8 +53,56 @@ type Getcpu = extern "C" fn(*mut u32, *mut u32, usize) -> i32;
 type Time = extern "C" fn(*mut i64) -> i64;
 type Gettimeofday = extern "C" fn(*mut libc::timeval, usize) -> i32;
 
+/// Functions of the vdso, at the addresses they had when the program began.
+#[derive(Clone, Copy)]
+struct Functions {
+    clock: ClockGettime,
+    getcpu: Getcpu,
+    time: Time,
+    day: Gettimeofday,
+}
+
+impl Functions {
+    /// Do they say what system calls say?
+    fn agree(&self) -> zoo::Check {
+        for _ in 0..1000 {
+            for id in [libc::CLOCK_MONOTONIC, libc::CLOCK_REALTIME, libc::CLOCK_BOOTTIME] {
+                let call = || {
+                    let mut t = zoo::timespec(0);
+                    // SAFETY: `t` is a local.
+                    unsafe { libc::syscall(libc::SYS_clock_gettime, id, &raw mut t) };
+                    t.tv_sec * 1_000_000_000 + t.tv_nsec
+                };
+                let mut t = zoo::timespec(0);
+                let before = call();
+                ensure_eq!((self.clock)(id, &mut t), 0, "clock_gettime of the vdso");
+                let (now, after) = (t.tv_sec * 1_000_000_000 + t.tv_nsec, call());
+                ensure!(
+                    before <= now && now <= after,
+                    "clock {id}: the vdso says {now}, between {before} and {after}"
+                );
+            }
+        }
+        let (mut cpu, mut node) = (9999, 0);
+        ensure_eq!((self.getcpu)(&mut cpu, &mut node, 0), 0, "getcpu of the vdso");
+        ensure!(cpu < 4096, "getcpu of the vdso says {cpu}");
+        let mut tv = libc::timeval { tv_sec: 0, tv_usec: 0 };
+        ensure_eq!((self.day)(&mut tv, 0), 0, "gettimeofday of the vdso");
+        let (now, real) =
+            ((self.time)(std::ptr::null_mut()), zoo::clock(libc::CLOCK_REALTIME) / 1_000_000_000);
+        ensure!(
+            (now - real).abs() <= 1 && (tv.tv_sec - real).abs() <= 1,
+            "time {now}, {}, really {real}",
+            tv.tv_sec
+        );
+        Ok(())
+    }
+}
+
 fn main() {
     zoo::run(|z| {
+        // SAFETY: the program ends with this closure.
+        let z: &'static zoo::Zoo = unsafe { &*(z as *const zoo::Zoo) };
         // SAFETY: asks the auxiliary vector.
         let base = unsafe { libc::getauxval(libc::AT_SYSINFO_EHDR) } as usize;
         if base == 0 {
@@ -66,6 +114,36 @@ fn main() {
         let getcpu: Getcpu = unsafe { std::mem::transmute(get("__vdso_getcpu")?) };
         let time: Time = unsafe { std::mem::transmute(get("__vdso_time")?) };
         let day: Gettimeofday = unsafe { std::mem::transmute(get("__vdso_gettimeofday")?) };
+        let functions = Functions { clock, getcpu, time, day };
+        let rounds = z.param("ZOO_ROUNDS", 0);
+        if rounds > 0 {
+            // Nobody is inside while it is saved: each thread calls when it is told to.
+            let turns: Vec<_> = (0..3)
+                .map(|thread| {
+                    std::thread::spawn(move || {
+                        zoo::here();
+                        for round in 0..rounds {
+                            while !z.path(&format!("round.{round}")).exists() {
+                                if z.checking() {
+                                    return functions.agree();
+                                }
+                                zoo::nap(2);
+                            }
+                            functions.agree()?;
+                            z.publish(&format!("agreed.{round}.{thread}"), "");
+                        }
+                        Ok::<(), String>(())
+                    })
+                })
+                .collect();
+            zoo::all_here(3)?;
+            z.ready()?;
+            z.wait_for_check();
+            for turn in turns {
+                turn.join().map_err(|_| "a thread panicked")??;
+            }
+            return functions.agree();
+        }
         let busy = std::thread::spawn(move || {
             let mut last = 0;
             zoo::here();
@@ -81,36 +159,7 @@ fn main() {
         zoo::all_here(1)?;
         z.ready()?;
         z.wait_for_check();
-        for _ in 0..1000 {
-            for id in [libc::CLOCK_MONOTONIC, libc::CLOCK_REALTIME, libc::CLOCK_BOOTTIME] {
-                let call = || {
-                    let mut t = zoo::timespec(0);
-                    // SAFETY: `t` is a local.
-                    unsafe { libc::syscall(libc::SYS_clock_gettime, id, &raw mut t) };
-                    t.tv_sec * 1_000_000_000 + t.tv_nsec
-                };
-                let mut t = zoo::timespec(0);
-                let before = call();
-                ensure_eq!(clock(id, &mut t), 0, "clock_gettime of the vdso");
-                let (now, after) = (t.tv_sec * 1_000_000_000 + t.tv_nsec, call());
-                ensure!(
-                    before <= now && now <= after,
-                    "clock {id}: the vdso says {now}, between {before} and {after}"
-                );
-            }
-        }
-        let (mut cpu, mut node) = (9999, 0);
-        ensure_eq!(getcpu(&mut cpu, &mut node, 0), 0, "getcpu of the vdso");
-        ensure!(cpu < 4096, "getcpu of the vdso says {cpu}");
-        let mut tv = libc::timeval { tv_sec: 0, tv_usec: 0 };
-        ensure_eq!(day(&mut tv, 0), 0, "gettimeofday of the vdso");
-        let (now, real) =
-            (time(std::ptr::null_mut()), zoo::clock(libc::CLOCK_REALTIME) / 1_000_000_000);
-        ensure!(
-            (now - real).abs() <= 1 && (tv.tv_sec - real).abs() <= 1,
-            "time {now}, {}, really {real}",
-            tv.tv_sec
-        );
+        functions.agree()?;
         STOP.store(true, Ordering::Relaxed);
         busy.join().map_err(|_| "the busy thread panicked")??;
         Ok(())
