@@ -257,11 +257,14 @@ pub fn all() -> Vec<Program> {
         program!(vmas),
         program!(brk),
         program!(vdso),
+        program!(vdso).named("vdso_rounds").env(&[("ZOO_ROUNDS", "3")]),
         program!(fpu),
         program!(sleepers),
         program!(sleepers_fds).later(),
         program!(interrupted).running_dumps(20),
         program!(orphan_session)
+            .unless_criu("it hands members of a dead leader's session to init instead of the subreaper in the tree"),
+        program!(sessions)
             .unless_criu("it hands members of a dead leader's session to init instead of the subreaper in the tree"),
         program!(zombies),
         program!(zombies)
@@ -311,10 +314,13 @@ pub fn all() -> Vec<Program> {
         program!(files_regular).criu_loses(&["fd 13"]),
         program!(pipes),
         program!(fifo).later(),
+        program!(owner),
         program!(pipe_packet).unless_criu("it refuses pipes in packet mode"),
+        program!(nofile_full).unless_criu("it needs descriptors of its own inside the task"),
         program!(nofile_full)
-            .unless_criu("it needs descriptors of its own inside the task")
-            .later(),
+            .named("nofile_two_left")
+            .env(&[("ZOO_FREE", "2")])
+            .unless_criu("it needs descriptors of its own inside the task"),
         // CRIU restores a deleted file under a name of its own, and an O_TMPFILE one without the flag.
         program!(files_deleted).options(&["--ghost-limit", "20M"], &[]).loses(&["fd 6", "fd 7"]),
         program!(file_locks).options(LOCKS, LOCKS),

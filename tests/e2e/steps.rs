@@ -31,7 +31,7 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
         }));
     };
     let fail = At::Fail(libc::ENOMEM);
-    for program in ["counter", "sleepers", "tree"] {
+    for program in ["counter", "sleepers", "tree", "nofile_full", "timerslack"] {
         add("killed_dump", dump_running, At::Kill, program);
     }
     for program in ["counter", "tree"] {
@@ -39,6 +39,8 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
         add("failed_dump", dump_dead, fail, program);
         add("failed_restore", restore, fail, program);
     }
+    add("killed_restore", restore, At::Kill, "sessions");
+    add("failed_restore", restore, fail, "sessions");
     for program in ["files_deleted", "epoll"] {
         add("failed_dump", dump_dead, fail, program);
         add("failed_restore", restore, fail, program);

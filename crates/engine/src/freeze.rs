@@ -222,14 +222,14 @@ fn ended(pid: i32) -> Result<Option<Arc<Task>>> {
 
 fn zombie(dir: ProcDir, stat: Stat, root: bool) -> Result<Arc<Task>> {
     let name = format!("process {} ({})", stat.pid, text(&stat.comm));
+    if stat.num_threads > 1 {
+        return Err(Error::new(format!("{name}: its first thread has ended while others run on"))
+            .hint("such a process cannot be saved yet"));
+    }
     if root {
         return Err(Error::new(format!(
             "{name} is dead: a zombie has nothing to save but its exit code"
         )));
-    }
-    if stat.num_threads > 1 {
-        return Err(Error::new(format!("{name}: its first thread has ended while others run on"))
-            .hint("such a process cannot be saved yet"));
     }
     let life = Life::Zombie(stat.exit_code);
     Ok(Arc::new(Task { dir, stat, life, tids: Vec::new() }))

@@ -177,6 +177,12 @@ impl Ring {
         header + DATA_AT as u64
     }
 
+    /// Address at which the operations of a script will lie in a ring with room for `data` bytes.
+    #[must_use]
+    pub fn ops_address(header: u64, data: usize) -> u64 {
+        header + (DATA_AT + data.next_multiple_of(64)) as u64
+    }
+
     /// A ring at offset `at` of `map`, seen by the agent at address `remote`, with room for `data` bytes and operations
     /// in the rest of `len`.
     #[must_use]

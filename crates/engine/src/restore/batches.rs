@@ -280,7 +280,8 @@ impl Run<'_> {
     /// Ends group helpers, then runs the last script of every task.
     pub(super) fn finish(&self, rings: &[Ring], warnings: &mut Vec<String>) -> Result<()> {
         for (i, ring) in rings.iter().enumerate() {
-            if self.lineage.nodes[i].role == Role::Group {
+            // On the longer way they have ended.
+            if self.lineage.nodes[i].role == Role::Group && self.lineage.sequence.is_empty() {
                 let mut script = Script::new(ring.data_base());
                 script.push(rewake_agent::layout::Op::new(libc::SYS_exit_group, &[0]));
                 ring.load(&script)

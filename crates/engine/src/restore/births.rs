@@ -23,7 +23,8 @@ impl Run<'_> {
         let mut rings = Vec::with_capacity(self.plans.len());
         for plan in self.plans {
             let ring = self.arena.ring(plan.at, plan.len, plan.data, Kind::Process);
-            ring.load(&plan.birth.script).map_err(failed)?;
+            let first = plan.sequence.first().unwrap_or(&plan.birth);
+            ring.load(&first.script).map_err(failed)?;
             rings.push(ring);
             let Some(task) = &plan.task else { continue };
             for thread in &task.threads {
@@ -120,6 +121,9 @@ impl Run<'_> {
 
     /// Waits until every node is born, cloners before those they clone.
     pub(super) fn wait_births(&self, rings: &[Ring], created: &mut Created) -> Result<()> {
+        if !self.lineage.sequence.is_empty() {
+            return self.take_turns(rings, created);
+        }
         let transient: Vec<usize> = (0..self.plans.len())
             .filter(|i| match self.lineage.nodes[*i].role {
                 Role::Leader | Role::Orphaner => true,

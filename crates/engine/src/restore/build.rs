@@ -9,7 +9,7 @@
 //! gets the lowest free number.
 
 use super::arena::Space;
-use super::lineage::{Lineage, Node, Role};
+use super::lineage::{Action, Lineage, Node, Role};
 use super::locks::{Locked, lock_steps};
 use super::namespaces::{self, Namespaces};
 use super::read::{Alive, Task};
@@ -18,6 +18,7 @@ use super::terminal::{foreground_steps, terminal_steps};
 use super::thread::{
     seccomp_steps, thread_basics, thread_credentials, thread_last_steps, thread_steps, waits,
 };
+use super::turns;
 use crate::error::{Error, Result};
 use rewake_agent::layout::{FLAG_CLONE, Op};
 use rewake_image::PageStore;
@@ -79,6 +80,8 @@ pub struct Environment {
     pub plain_root: bool,
     /// The terminals of sessions whose leaders are in the tree, by session.
     pub terminals: BTreeMap<i32, Controlling>,
+    /// Process group that stubs inherit.
+    pub group: i32,
     /// What the tree gets for itself.
     pub namespaces: Namespaces,
     /// Sizes of System V shared memory segments by id.
@@ -113,6 +116,9 @@ pub struct NodePlan {
     pub len: usize,
     /// Bytes of data in it.
     pub data: usize,
+    /// On the longer way of the lineage: what it does first, and then when its turn comes, before its birth script, of
+    /// which only the socket is left.
+    pub sequence: Vec<Steps>,
     /// First script.
     pub birth: Steps,
     /// What a living task does besides.
@@ -188,14 +194,21 @@ pub fn plan(
     // Cloners come before those they clone, so backwards every child is planned first.
     for at in (0..lineage.nodes.len()).rev() {
         let header = |node: usize| plans[node].as_ref().map_or(0, |p| space.address(p.at));
-        let rings: HashMap<usize, u64> = lineage.nodes[at]
-            .early
-            .iter()
-            .chain(&lineage.nodes[at].late)
-            .map(|n| (*n, header(*n)))
+        let node = &lineage.nodes[at];
+        let turns = lineage.sequence.iter().filter(|(by, _)| *by == at);
+        let clones = turns.filter_map(|(_, action)| match action {
+            Action::Clone(child) => Some(child),
+            _ => None,
+        });
+        let cloned = node.early.iter().chain(&node.late).chain(clones);
+        let rings: HashMap<usize, u64> = cloned.clone().map(|n| (*n, header(*n))).collect();
+        let parents: HashMap<usize, u64> = cloned
+            .filter_map(|n| Some((*n, plans[*n].as_ref()?)))
+            .map(|(n, plan)| (n, turns::parent_cell(space.address(plan.at), plan.data)))
             .collect();
-        plans[at] =
-            Some(plan_node(tasks, lineage, at, env, space, same_vdso, epolls, &rings, held)?);
+        plans[at] = Some(plan_node(
+            tasks, lineage, at, env, space, same_vdso, epolls, &rings, &parents, held,
+        )?);
     }
     Ok(plans.into_iter().flatten().collect())
 }
@@ -210,6 +223,7 @@ fn plan_node(
     same_vdso: &dyn Fn(&Alive) -> Result<bool>,
     epolls: &HashMap<i32, Vec<epoll::Adder>>,
     rings: &HashMap<usize, u64>,
+    parents: &HashMap<usize, u64>,
     held: Option<&Holdings>,
 ) -> Result<NodePlan> {
     let node = &lineage.nodes[at];
@@ -241,7 +255,10 @@ fn plan_node(
     }
     let base = space.next_data_address();
     let mut birth = Steps::new(base);
-    birth_steps(&mut birth, tasks, lineage, at, env, rings, held.is_some());
+    let sequence = turns::plan(tasks, lineage, at, env, rings, parents, held.is_some(), base);
+    if sequence.is_empty() {
+        birth_steps(&mut birth, tasks, lineage, at, env, rings, held.is_some());
+    }
     let mut task = None;
     if let (Some(index), Some(alive)) = (index, alive) {
         let number = socket_number(alive, env)?;
@@ -301,10 +318,11 @@ fn plan_node(
         task.as_ref().map(|t| &t.finish),
         init.as_ref(),
     ];
-    let data = scripts.iter().flatten().map(|s| s.script.data_len()).max().unwrap_or(0);
-    let ops = scripts.iter().flatten().map(|s| s.script.ops.len()).max().unwrap_or(0);
+    let scripts = || scripts.iter().flatten().copied().chain(&sequence);
+    let data = scripts().map(|s| s.script.data_len()).max().unwrap_or(0);
+    let ops = scripts().map(|s| s.script.ops.len()).max().unwrap_or(0);
     let (ring, len, data) = space.take(data, ops.max(8));
-    Ok(NodePlan { at: ring, len, data, birth, task, init })
+    Ok(NodePlan { at: ring, len, data, sequence, birth, task, init })
 }
 
 fn birth_steps(
@@ -317,16 +335,7 @@ fn birth_steps(
     from_template: bool,
 ) {
     let node = &lineage.nodes[at];
-    if !node.orphan {
-        die_with(steps, parent_of(lineage, at, env));
-    }
-    if at == 0 {
-        env.namespaces.enter(steps);
-        // A template is stripped already.
-        if !from_template {
-            strip_steps(steps, env);
-        }
-    }
+    opening_steps(steps, lineage, at, env, from_template);
     if node.subreaper {
         let reaper = op(libc::SYS_prctl, &[PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0]);
         steps.must(Label::Text("becoming a subreaper"), reaper);
@@ -360,14 +369,7 @@ fn birth_steps(
         clone(steps, *child);
     }
     if node.setsid {
-        steps.must(Label::Text("making a session"), op(libc::SYS_setsid, &[]));
-        // Only children that are born later inherit it.
-        if let Role::Task(i) = node.role
-            && tasks[i].alive.is_some()
-            && let Some(terminal) = env.terminals.get(&tasks[i].pid)
-        {
-            terminal_steps(steps, terminal);
-        }
+        session_steps(steps, tasks, node, env);
     }
     if node.own_group {
         steps.must(Label::Text("making a process group"), op(libc::SYS_setpgid, &[0, 0]));
@@ -381,6 +383,39 @@ fn birth_steps(
         }
         Role::Task(i) if tasks[i].alive.is_none() => zombie_steps(steps, &tasks[i]),
         Role::Task(_) | Role::Group | Role::Init => {}
+    }
+}
+
+/// What every node does first.
+pub(super) fn opening_steps(
+    steps: &mut Steps,
+    lineage: &Lineage,
+    at: usize,
+    env: &Environment,
+    from_template: bool,
+) {
+    if !lineage.nodes[at].orphan {
+        // On the longer way, a parent whose number is not known beforehand tells it (`turns`).
+        let told = (!lineage.sequence.is_empty()).then_some(0);
+        die_with(steps, parent_of(lineage, at, env).or(told));
+    }
+    if at == 0 {
+        env.namespaces.enter(steps);
+        // A template is stripped already.
+        if !from_template {
+            strip_steps(steps, env);
+        }
+    }
+}
+
+/// Makes a session, with its terminal: only children that are born later inherit it.
+pub(super) fn session_steps(steps: &mut Steps, tasks: &[Task], node: &Node, env: &Environment) {
+    steps.must(Label::Text("making a session"), op(libc::SYS_setsid, &[]));
+    if let Role::Task(i) = node.role
+        && tasks[i].alive.is_some()
+        && let Some(terminal) = env.terminals.get(&tasks[i].pid)
+    {
+        terminal_steps(steps, terminal);
     }
 }
 
@@ -446,7 +481,7 @@ pub fn unmap_all_but(steps: &mut Steps, mut keep: Vec<(u64, u64)>, end: u64) {
 }
 
 /// A zombie dies again as it died.
-fn zombie_steps(steps: &mut Steps, task: &Task) {
+pub(super) fn zombie_steps(steps: &mut Steps, task: &Task) {
     name_steps(steps, &task.comm);
     let wait_status = task.tc.exit_code;
     let signal = wait_status & 0x7f;
@@ -514,6 +549,13 @@ fn socket_number(alive: &Alive, env: &Environment) -> Result<i32> {
         if taken == number {
             number = number.saturating_sub(1);
         }
+    }
+    if alive.fds.iter().any(|f| f.fd == number) {
+        return Err(Error::new(format!(
+            "every descriptor below the limit of {limit} open files that this command may raise to is one of the images', and \
+             one more is needed while they are put in place"
+        ))
+        .hint("raise the hard limit of open files by one (ulimit -Hn)"));
     }
     let above = alive.fds.last().map_or(0, |f| f.fd);
     if above >= limit {

@@ -107,6 +107,7 @@ pub fn gather(
             (false, false) => status.pid,
         },
         plain_root,
+        group: task::own_group().unwrap_or(0),
         namespaces,
         segments: HashMap::new(),
         locks: HashMap::new(),

@@ -8,9 +8,16 @@
 //! 4. the leader is gone: a helper with the leader's pid makes the session, clones with `CLONE_PARENT`, and exits.
 //!
 //! A group whose leader is gone is led by a helper until all members have joined.
+//!
+//! Trees that this does not explain are made one step after the other, by a longer way ([`creation`]).
+
+mod creation;
+#[cfg(test)]
+mod history;
+mod paper;
 
 use crate::error::{Error, Result};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// What lineage needs to know of a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +74,31 @@ pub struct Node {
     pub late: Vec<usize>,
 }
 
+/// A step on the longer way ([`Lineage::sequence`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Action {
+    /// Clones this node.
+    Clone(usize),
+    /// Makes a session.
+    Session,
+    /// Makes a process group.
+    Group,
+    /// Joins this process group; 0: that of whoever restores, in which the root was born.
+    Join(i32),
+    /// Becomes a subreaper, or ceases to be one.
+    Reaper(bool),
+    /// Ends the helper that cloned it, and falls to its parent.
+    Fall,
+    /// A helper exits.
+    Exit,
+    /// Reaps a helper that it cloned.
+    Reap,
+    /// A zombie dies as it died.
+    Die,
+    /// Waits until this child is a zombie.
+    Await(i32),
+}
+
 /// The whole plan; node 0 is the root.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Lineage {
@@ -76,6 +108,26 @@ pub struct Lineage {
     pub joins: Vec<(usize, i32)>,
     /// Zombies that their parent (a task, by index) puts into a group then: the zombie's pid, and the group.
     pub joined: Vec<(usize, i32, i32)>,
+    /// The longer way: who does what, one after the other, instead of what the nodes and the fields above say. Empty where
+    /// the quick way will do.
+    pub sequence: Vec<(usize, Action)>,
+}
+
+impl Node {
+    fn new(role: Role, pid: Option<i32>) -> Node {
+        Node {
+            role,
+            pid,
+            cloner: None,
+            sibling: false,
+            orphan: false,
+            setsid: false,
+            own_group: false,
+            subreaper: false,
+            early: Vec::new(),
+            late: Vec::new(),
+        }
+    }
 }
 
 impl Lineage {
@@ -84,7 +136,30 @@ impl Lineage {
     /// # Errors
     /// A session cannot be made again; or the root is not a session's leader and `shell_job` is not given.
     pub fn plan(members: &[Member], shell_job: bool, init: bool) -> Result<Lineage> {
-        Planner::new(members)?.plan(shell_job, init)
+        let quick = Planner::new(members)?;
+        quick.refuse_foreign_root(shell_job)?;
+        let quick = quick.plan(init);
+        if let Ok(plan) = quick.as_ref()
+            && paper::comes_out(members, plan)
+        {
+            return quick;
+        }
+        let longer = creation::explain(members, init).filter(|p| paper::comes_out(members, p));
+        longer.ok_or_else(|| {
+            quick.err().unwrap_or_else(|| {
+                Error::new("no way is found to make sessions and process groups as they are")
+            })
+        })
+    }
+
+    /// Gives helpers whose number does not matter one that is not in use.
+    pub fn number_helpers(&mut self, used: &HashSet<i32>) {
+        /// The kernel itself goes back to here when it has given all numbers.
+        const FIRST: i32 = 300;
+        let mut unused = (FIRST..).filter(|n| !used.contains(n));
+        for node in self.nodes.iter_mut().filter(|n| n.pid.is_none()) {
+            node.pid = unused.next();
+        }
     }
 
     /// The node of the tree's root: the first, or the one after its init.
@@ -92,6 +167,11 @@ impl Lineage {
     pub fn root(&self) -> usize {
         self.nodes.iter().position(|n| n.role == Role::Task(0)).unwrap_or(0)
     }
+}
+
+/// The number of a session, if it could be seen from the PID namespace in which the tree was saved.
+fn seen(session: i32) -> Option<i32> {
+    Some(session).filter(|s| *s != 0)
 }
 
 struct Planner<'a> {
@@ -120,7 +200,7 @@ impl<'a> Planner<'a> {
         })
     }
 
-    fn plan(mut self, shell_job: bool, init: bool) -> Result<Lineage> {
+    fn refuse_foreign_root(&self, shell_job: bool) -> Result<()> {
         let root = self.members[0];
         if root.sid != root.pid && !shell_job {
             return Err(Error::new(format!(
@@ -129,6 +209,11 @@ impl<'a> Planner<'a> {
             ))
             .hint("use --shell-job: the tree then joins the session of this command"));
         }
+        Ok(())
+    }
+
+    fn plan(mut self, init: bool) -> Result<Lineage> {
+        let root = self.members[0];
         if init {
             // The root of a job stays in the session of this command, so its init may not leave it either.
             let setsid = root.sid == root.pid;
@@ -194,31 +279,19 @@ impl<'a> Planner<'a> {
     fn node(&self, i: usize, cloner: Option<usize>) -> Node {
         let m = self.members[i];
         Node {
-            role: Role::Task(i),
-            pid: Some(m.pid),
             cloner,
-            sibling: false,
-            orphan: false,
             setsid: m.sid == m.pid,
             own_group: m.sid != m.pid && m.pgid == m.pid,
-            subreaper: false,
-            early: Vec::new(),
-            late: Vec::new(),
+            ..Node::new(Role::Task(i), Some(m.pid))
         }
     }
 
     fn helper(role: Role, pid: Option<i32>, cloner: Option<usize>) -> Node {
         Node {
-            role,
-            pid,
             cloner,
-            sibling: false,
-            orphan: false,
             setsid: role == Role::Leader,
             own_group: role == Role::Group,
-            subreaper: false,
-            early: Vec::new(),
-            late: Vec::new(),
+            ..Node::new(role, pid)
         }
     }
 
@@ -275,7 +348,7 @@ impl<'a> Planner<'a> {
                     ));
                 }
                 None => {
-                    let helper = self.push(Self::helper(Role::Leader, Some(sid), Some(by)), true);
+                    let helper = self.push(Self::helper(Role::Leader, seen(sid), Some(by)), true);
                     self.leaders.insert(sid, helper);
                     helper
                 }
@@ -446,6 +519,15 @@ mod tests {
         let lineage = check(&[m(100, 0, 100, 100), m(105, 100, 104, 104), m(106, 105, 104, 104)]);
         let leader = lineage.nodes.iter().find(|n| n.role == Role::Leader).expect("a stand-in");
         assert_eq!(leader.pid, Some(104));
+    }
+
+    #[test]
+    fn a_session_that_could_not_be_seen() {
+        // 101 was there before the root made a session; the session is that of somebody outside the PID namespace.
+        let tree = [m(100, 0, 100, 100), m(101, 100, 0, 0)];
+        let lineage = Lineage::plan(&tree, false, false).expect("a plan");
+        let leader = lineage.nodes.iter().find(|n| n.role == Role::Leader).expect("a stand-in");
+        assert_eq!(leader.pid, None);
     }
 
     #[test]

@@ -25,6 +25,7 @@ mod rings;
 mod template;
 mod terminal;
 mod thread;
+mod turns;
 mod undo;
 mod vdsos;
 
@@ -47,6 +48,7 @@ use rewake_objects::files::{epoll, pty};
 use rewake_objects::memory::sysv;
 use rewake_objects::memory::vma::status;
 use rewake_objects::pids::Pids;
+use rewake_objects::problem::text;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 use undo::{Created, PidFile, Subreaper};
@@ -111,7 +113,11 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
     let members = members(&checkpoint);
     // A root that was an init is one again.
     let init = namespaces.pid && members.first().is_some_and(|root| root.pid != 1);
-    let lineage = Lineage::plan(&members, options.shell_job, init)?;
+    let mut lineage = Lineage::plan(&members, options.shell_job, init)?;
+    if namespaces.pid {
+        // Where nobody was before, the kernel would give helpers numbers that members want.
+        lineage.number_helpers(&used_numbers(&checkpoint));
+    }
     let opener_options = open::Options {
         skip_mode_check: options.skip_file_rwx_check,
         shell_job: options.shell_job,
@@ -265,6 +271,31 @@ fn members(checkpoint: &Checkpoint) -> Vec<Member> {
         .collect()
 }
 
+/// Every number that processes, threads, groups and sessions of the images have.
+fn used_numbers(checkpoint: &Checkpoint) -> std::collections::HashSet<i32> {
+    let tasks = checkpoint.tasks.iter();
+    let of = |t: &Task| {
+        let threads = t.alive.iter().flat_map(|alive| alive.threads.iter().map(|t| t.tid));
+        threads.chain([t.pid, t.pgid, t.sid]).collect::<Vec<_>>()
+    };
+    tasks.flat_map(of).collect()
+}
+
+/// A zombie dies as it died, but without a core file, whose name and place are the system's business.
+fn lost_core_flag(task: &Task) -> Option<String> {
+    /// `WCOREFLAG`, beside the signal.
+    const FLAG: u32 = 0x80;
+    let lost =
+        task.alive.is_none() && task.tc.exit_code & 0x7f != 0 && task.tc.exit_code & FLAG != 0;
+    lost.then(|| {
+        format!(
+            "process {} ({}), a zombie: its wait status does not tell any more that it left a core file",
+            task.pid,
+            text(&task.comm)
+        )
+    })
+}
+
 /// Have all tasks the root directory `/`, as we have?
 fn plain_root(checkpoint: &Checkpoint, opener: &Opener<'_>) -> bool {
     let own = rustix::fs::readlink("/proc/self/root", Vec::new());
@@ -355,6 +386,7 @@ impl<'a> Run<'a> {
             self.pids = Pids::inside(first)
                 .map_err(|e| Error::new(format!("the PID namespace of process {first}: {e}")))?;
         }
+        warnings.extend(self.checkpoint.tasks.iter().filter_map(lost_core_flag));
         let namespaces = self.env.namespaces;
         if namespaces.any() {
             hooks.run(Action::SetupNamespaces, Some(first)).map_err(Error::new)?;
