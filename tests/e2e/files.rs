@@ -1,7 +1,7 @@
-//! Files whose state others have a say in: locks.
+//! Files whose state others have a say in: locks, names.
 
 use crate::flavours::{finish, started};
-use crate::harness::{Fs, NotReady, Tool};
+use crate::harness::{Fail, Fs, NotReady, Run, Start, Tool};
 use crate::programs::by_name;
 use crate::refusals::{no_inventory, refused, unharmed};
 use crate::trial;
@@ -16,6 +16,10 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     };
     add("locks_need_their_option", locks_need_their_option);
     add("locks_held_by_others", locks_held_by_others);
+    add("another_build", another_build);
+    add("many_descriptors", many_descriptors);
+    add("link_remap_needs_its_option", link_remap_needs_its_option);
+    add("link_remap_names_stay_until_restored", names_stay_until_restored);
     all
 }
 
@@ -45,5 +49,104 @@ fn locks_held_by_others(tool: &Tool) -> Result<(), NotReady> {
     refused(&run, tool, &done, &images.join("restore.log"), &["fd 3", "exclusive", &holder])?;
     run.same(&before, "after the refused restore", &[])?;
     run.check(&before)?;
+    Ok(())
+}
+
+fn link_remap_needs_its_option(tool: &Tool) -> Result<(), NotReady> {
+    unharmed(&by_name("link_remap")?, tool, |run, _| {
+        let images = run.images(1)?;
+        let done = run.try_dump(tool, run.root, &images, &[])?;
+        let words = ["link_remap", "fd 3", "gone", "--link-remap"];
+        refused(run, tool, &done, &images.join("dump.log"), &words)?;
+        no_inventory(run, &images)?;
+        has_links(run, 0, "after a refused dump")
+    })
+}
+
+fn has_links(run: &Run, wanted: usize, when: &str) -> Result<(), Fail> {
+    let names = std::fs::read_dir(&run.dir).map_err(|e| e.to_string())?.flatten();
+    let ours = names.filter(|e| e.file_name().as_encoded_bytes().starts_with(b"link_remap"));
+    match ours.count() {
+        count if count == wanted => Ok(()),
+        count => Err(run.fail(format!("{count} names for open files {when}, not {wanted}"))),
+    }
+}
+
+/// The names that a dump makes are needed until a restore has succeeded.
+fn names_stay_until_restored(tool: &Tool) -> Result<(), NotReady> {
+    let program = by_name("link_remap")?;
+    let (mut run, before) = started(&program, Fs::Disk)?;
+    let images = run.images(1)?;
+    run.dump(tool, &images, program.dump_options)?;
+    has_links(&run, 3, "after the dump")?;
+    let script = run.dir.join("fails.sh");
+    std::fs::write(&script, "#!/bin/sh\n[ $CRTOOLS_SCRIPT_ACTION != post-restore ]\n")
+        .map_err(|e| e.to_string())?;
+    crate::harness::set_mode(&script, 0o755)?;
+    let script = script.display().to_string();
+    let done = run.try_restore(tool, &images, &["--action-script", &script])?;
+    refused(&run, tool, &done, &images.join("restore.log"), &["post-restore"])?;
+    has_links(&run, 3, "after a restore that failed")?;
+    run.restore(tool, &images, program.restore_options)?;
+    has_links(&run, 0, "after the restore")?;
+    run.check(&before)?;
+    Ok(())
+}
+
+/// The place of a build id (20 bytes) in an executable.
+fn build_id_at(exe: &[u8]) -> Option<usize> {
+    let head = b"\x04\0\0\0\x14\0\0\0\x03\0\0\0GNU\0";
+    exe.windows(head.len()).position(|w| w == head).map(|at| at + head.len())
+}
+
+/// An executable of the same size and mode takes the place of the program's.
+fn another_build(tool: &Tool) -> Result<(), NotReady> {
+    let program = by_name("counter")?;
+    let exe = crate::harness::base(Fs::Disk).join(format!("rewake-e2e-exe-{}", std::process::id()));
+    let failed = |e: std::io::Error| e.to_string();
+    let mut content = std::fs::read(program.path).map_err(failed)?;
+    let Some(at) = build_id_at(&content) else {
+        return Err(NotReady::Skip("executables have no build ids here".into()));
+    };
+    std::fs::copy(program.path, &exe).map_err(failed)?;
+    let gone = Gone(&exe);
+    let mut run =
+        Run::ready("another_build", &Start::program(&exe.display().to_string()), Fs::Disk)?;
+    let before = run.view()?;
+    let images = run.images(1)?;
+    run.dump(tool, &images, &[])?;
+    let id: String = content[at..at + 20].iter().map(|b| format!("{b:02x}")).collect();
+    content[at] ^= 0xff;
+    std::fs::write(&exe, &content).map_err(failed)?;
+    let done = run.try_restore(tool, &images, &[])?;
+    let words = ["rewake-e2e-exe", "build id", &id, "--file-validation"];
+    refused(&run, tool, &done, &images.join("restore.log"), &words)?;
+    run.gone(&before.pids(), "after a refused restore")?;
+    run.restore(tool, &images, &["--file-validation", "filesize"])?;
+    run.check(&before)?;
+    drop(gone);
+    Ok(())
+}
+
+/// Removes a file in the end.
+struct Gone<'a>(&'a std::path::Path);
+
+impl Drop for Gone<'_> {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(self.0);
+    }
+}
+
+/// 12,000 descriptors in four processes: few enough for the limit of open files that machines without privileges have.
+fn many_descriptors(tool: &Tool) -> Result<(), NotReady> {
+    let mut program = by_name("descriptors")?;
+    program.env = &[("ZOO_CHILDREN", "3"), ("ZOO_EACH", "3000")];
+    let mut run = Run::ready(program.name, &program.start(), Fs::Memory)?;
+    let pids = crate::view::descendants(run.root);
+    let images = run.images(1)?;
+    run.dump(tool, &images, &[])?;
+    run.gone(&pids, "after the dump")?;
+    run.restore(tool, &images, &[])?;
+    run.check(&crate::view::View::default())?;
     Ok(())
 }

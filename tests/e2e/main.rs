@@ -43,6 +43,7 @@ mod predumps;
 mod probes;
 mod programs;
 mod real;
+mod real_files;
 mod reaper;
 mod refusals;
 mod servers;

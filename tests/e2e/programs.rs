@@ -323,6 +323,17 @@ pub fn all() -> Vec<Program> {
             .unless_criu("it needs descriptors of its own inside the task"),
         // CRIU restores a deleted file under a name of its own, and an O_TMPFILE one without the flag.
         program!(files_deleted).options(&["--ghost-limit", "20M"], &[]).loses(&["fd 6", "fd 7"]),
+        // The name of one is taken: it is opened under another for a moment.
+        program!(link_remap)
+            .options(&["--link-remap"], &[])
+            .loses(&["fd 5"])
+            .unless_criu_in(&[("running_restored", "it takes the names away if the tree runs on")]),
+        // Of two directories that had one name, one gets another.
+        program!(deleted_dirs)
+            .options(&["--ghost-limit", "500M"], &[])
+            .loses(&["cwd"])
+            .unless_criu("of two deleted directories that had one name it makes one"),
+        program!(descriptors),
         program!(file_locks).options(LOCKS, LOCKS),
         program!(file_locks)
             .named("file_locks_inherited")
@@ -343,6 +354,13 @@ pub fn all() -> Vec<Program> {
             &[("to_criu", "a number that another trial has taken is an error to it")],
         ),
         program!(devnull),
+        program!(devnull)
+            .named("devnull_evasive")
+            .env(&[("ZOO_EVASIVE", "1")])
+            .options(&["--evasive-devices"], &[])
+            // The name leads to another node.
+            .loses(&["fd 3", "fd 4"])
+            .unless_criu("it wants --link-remap for it all the same"),
         program!(eventfd),
         program!(eventfd)
             .named("eventfd_semaphore")

@@ -2,6 +2,7 @@
 
 use crate::flavours::{finish, unless_later};
 use crate::harness::{Fail, Fs, NotReady, Run, Start, Tool, execute_for, kill};
+use crate::real_files;
 use crate::reaper;
 use crate::trial;
 use crate::view::{self, View};
@@ -28,6 +29,9 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("bash_loop", bash_loop);
     add("python_threads", python_threads);
     add("python_handles", python_handles);
+    add("sqlite_transaction", real_files::sqlite_transaction);
+    add("tail_follow", real_files::tail_follow);
+    add("python_temporary", real_files::python_temporary);
     add("dbus_session", dbus_session);
     add("node_server", node_server);
     add("java_server", java_server);
@@ -53,16 +57,18 @@ pub fn start(argv: &[&Path]) -> Start {
 }
 
 /// A directory for scripts, gone with it.
-struct Scripts(PathBuf);
+pub struct Scripts(PathBuf);
 
 impl Scripts {
-    fn new(name: &str) -> Result<Scripts, Fail> {
+    /// Makes it.
+    pub fn new(name: &str) -> Result<Scripts, Fail> {
         let dir = crate::harness::base(Fs::Disk)
             .join(format!("rewake-e2e-{}-{name}", std::process::id()));
         fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
         Ok(Scripts(dir))
     }
-    fn write(&self, name: &str, text: &str) -> Result<PathBuf, Fail> {
+    /// Puts a script there.
+    pub fn write(&self, name: &str, text: &str) -> Result<PathBuf, Fail> {
         let path = self.0.join(name);
         fs::write(&path, text).map_err(|e| format!("{}: {e}", path.display()))?;
         Ok(path)
@@ -92,7 +98,7 @@ pub fn wait_for(run: &Run, name: &str, wanted: impl Fn(&str) -> bool) -> Result<
 }
 
 /// Dump to death and restore.
-fn cycle(run: &mut Run, tool: &Tool, n: usize, options: &[&str]) -> Result<(), Fail> {
+pub fn cycle(run: &mut Run, tool: &Tool, n: usize, options: &[&str]) -> Result<(), Fail> {
     let images = run.images(n)?;
     // The tree may change until the dump has it; what vanishes on its own is no matter.
     let pids = view::descendants(run.root);

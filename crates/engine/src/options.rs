@@ -115,6 +115,10 @@ pub struct DumpOptions {
     pub file_locks: bool,
     /// `--link-remap`.
     pub link_remap: bool,
+    /// `--file-validation buildid`: executable files must be of the same build.
+    pub build_ids: bool,
+    /// `--evasive-devices`: a device may be opened by any path that leads to one of its number.
+    pub evasive_devices: bool,
     /// `--ghost-limit` in bytes.
     pub ghost_limit: u64,
     /// `--timeout`: limit for freezing and surveying; `None` is no limit.
@@ -174,6 +178,8 @@ pub struct RestoreOptions {
     pub file_locks: bool,
     /// `--link-remap`.
     pub link_remap: bool,
+    /// `--file-validation buildid`: executable files must be of the same build.
+    pub build_ids: bool,
     /// `--skip-file-rwx-check`.
     pub skip_file_rwx_check: bool,
     /// `--cpu-cap`: refuse images that need CPU features this machine lacks (`false` = `--cpu-cap=none`).

@@ -138,6 +138,9 @@ struct Values {
     auto_dedup: bool,
     pre_dump_mode: PreDumpMode,
     link_remap: bool,
+    evasive_devices: bool,
+    /// `--file-validation filesize`
+    sizes_only: bool,
     ghost_limit: Option<u64>,
     shell_job: bool,
     file_locks: bool,
@@ -314,6 +317,7 @@ impl Values {
             "shell-job" => self.shell_job = on,
             "file-locks" => self.file_locks = on,
             "link-remap" => self.link_remap = on,
+            "evasive-devices" => self.evasive_devices = on,
             "ghost-limit" => {
                 let size = values::size(text())
                     .ok_or_else(|| bad("a size in bytes, or with K, M or G"))?;
@@ -322,9 +326,7 @@ impl Values {
             "file-validation" => {
                 let mode = one_of(arg, &["filesize", "buildid"])
                     .ok_or_else(|| bad("filesize or buildid"))?;
-                if mode != "filesize" {
-                    return Err(Kind::NotYet(format!("--file-validation={mode}")));
-                }
+                self.sizes_only = mode == "filesize";
             }
             "skip-file-rwx-check" => self.skip_rwx = on,
             "tcp-established" => self.tcp.established = on,
@@ -449,6 +451,8 @@ impl Values {
                 shell_job: self.shell_job,
                 file_locks: self.file_locks,
                 link_remap: self.link_remap,
+                build_ids: !self.sizes_only,
+                evasive_devices: self.evasive_devices,
                 ghost_limit: self.ghost_limit.unwrap_or(GHOST_LIMIT),
                 timeout: (seconds > 0).then(|| Duration::from_secs(seconds)),
                 tcp: self.tcp,
@@ -498,6 +502,7 @@ impl Values {
                 shell_job: self.shell_job,
                 file_locks: self.file_locks,
                 link_remap: self.link_remap,
+                build_ids: !self.sizes_only,
                 skip_file_rwx_check: self.skip_rwx,
                 check_cpu: mask != 0,
                 pidfile: self.pidfile.clone(),

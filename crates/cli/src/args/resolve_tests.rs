@@ -63,7 +63,9 @@ fn restore_options() {
         "restore -d -S --tcp-established --cpu-cap=none --file-validation filesize --pidfile p",
     );
     assert!(job.options.detached && job.options.sibling && job.options.tcp.established);
-    assert!(!job.options.check_cpu);
+    assert!(!job.options.check_cpu && !job.options.build_ids);
+    assert!(restore("restore --file-validation buildid").options.build_ids);
+    assert!(restore("restore").options.build_ids && dump("dump -t 1").options.build_ids);
     assert_eq!(job.options.pidfile, Some(PathBuf::from("p")));
     assert!(restore("restore").options.check_cpu);
     assert!(restore("restore --daemon").options.detached);
@@ -245,11 +247,7 @@ fn copies_take_what_several_trees_can_have() {
 /// A value that would change nothing is refused by name, not taken and forgotten.
 #[test]
 fn values_that_are_not_built_are_refused() {
-    for line in [
-        "dump -t 1 --file-validation buildid",
-        "restore --file-validation buildid",
-        "dump -t 1 --evasive-devices",
-    ] {
+    for line in ["dump -t 1 --force-irmap", "dump -t 1 --irmap-scan-path /etc"] {
         let refused = run(line).is_err_and(|e| e.contains("not supported yet"));
         assert!(refused, "{line}");
     }

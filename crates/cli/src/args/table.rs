@@ -263,10 +263,10 @@ pub static OPTIONS: [Opt; 90] = [
     Opt::switch("link-remap", Objects, "keep open files whose name is gone alive by extra hard links").both(Built),
     Opt::value("ghost-limit", "SIZE", Objects, "largest deleted file that is stored in the images (default: 1M; K, M, G)").dump(Built),
     Opt::switch("ghost-fiemap", Objects, "find the holes of deleted files with FIEMAP (default: on)").dump(NoEffect("holes are found with SEEK_DATA, which works on every file system")),
-    Opt::switch("evasive-devices", Objects, "take any path to a device that leads to the same device").dump(NotYet),
+    Opt::switch("evasive-devices", Objects, "take any path to a device that leads to the same device").dump(Built),
     Opt::switch("force-irmap", Objects, "look for watched files by a scan of the file system").dump(NotYet),
     Opt::value("irmap-scan-path", "PATH", Objects, "also scan PATH for watched files").dump(NotYet),
-    Opt::value("file-validation", "MODE", Objects, "how a file is known to be the same: filesize (buildid is not supported yet)").both(Built),
+    Opt::value("file-validation", "MODE", Objects, "how a file is known to be the same: buildid (default) or filesize").both(Built),
     Opt::switch("skip-file-rwx-check", Objects, "do not compare the permissions of files").restore(Built),
     Opt::switch("allow-uprobes", Objects, "allow memory with uprobes").both(NotYet),
     // Network

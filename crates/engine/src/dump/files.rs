@@ -52,7 +52,12 @@ pub fn survey(
     let mut layout = mm::survey(&task.stat, &inside.attributes, &outside.auxv);
     let path = |c: &mut Collector, link: &[u8], flags: u32, open: &str| {
         let name = link.strip_suffix(b" (deleted)").unwrap_or(link);
-        regular::of_path(c, pid, name, flags, u64::from(name != link), open)
+        // Several deleted files may have had one name.
+        let identity = match name != link {
+            true => rustix::fs::stat(open).map_or(1, |stat| stat.st_ino),
+            false => 0,
+        };
+        regular::of_path(c, pid, name, flags, identity, open)
     };
     layout.exe_file_id =
         or_report(path(collector, &outside.links.exe, 0, &format!("/proc/{pid}/exe")));

@@ -24,6 +24,7 @@ use rewake_image::ImageWriter;
 use rewake_inject::guard::Guard;
 use rewake_inject::witness::Witness;
 use rewake_objects::files::collect::{Collector, Contents, Options};
+use rewake_objects::files::link_remap::Links;
 use rewake_objects::files::locks;
 use rewake_objects::memory::{sysv, tracking};
 use rewake_objects::problem::text;
@@ -167,6 +168,8 @@ fn survey(
         ghost_limit: options.ghost_limit,
         link_remap: options.link_remap,
         file_locks: options.file_locks,
+        build_ids: options.build_ids,
+        evasive_devices: options.evasive_devices,
         shell_job: options.shell_job,
         tcp_established: options.tcp.established,
         tcp_close: options.tcp.close,
@@ -445,7 +448,6 @@ fn refuse_ourselves(root: i32) -> Result<()> {
 /// # Errors
 /// Anything that stops the dump; the tree then runs on as before.
 pub fn dump(options: &DumpOptions, hooks: &mut dyn Hooks) -> Result<DumpReport> {
-    refuse_unsupported(options)?;
     refuse_ourselves(options.root)?;
     let images = ImageWriter::create(&options.images_dir)?;
     let dies = options.final_state == FinalState::Dead;
@@ -547,16 +549,6 @@ fn stop_locked(
     Ok(())
 }
 
-fn refuse_unsupported(options: &DumpOptions) -> Result<()> {
-    let later = [(options.link_remap, "--link-remap")];
-    for (given, name) in later {
-        if given {
-            return Err(Error::new(format!("{name} is not supported yet")));
-        }
-    }
-    Ok(())
-}
-
 /// What remains to be looked after when the images are complete.
 struct Finished {
     report: DumpReport,
@@ -580,6 +572,7 @@ fn finish_images(
     let run_id = run_id()?;
     let lock = lock_and_read(&mut surveyed, options, &run_id)?;
     aio::wait(&mut surveyed, options.timeout)?;
+    let links = Links::make(&surveyed.files.contents).map_err(|p| Error::new(p.to_string()))?;
     let counters = write::Counters::default();
     if let Some(parent) = &tracks.parent {
         images.link_parent(parent)?;
@@ -609,6 +602,7 @@ fn finish_images(
     let tracked = tracks.protect.then(|| tracks.all(&surveyed.tracked, &alive));
     let keeper = tracked.map(|all| keeper::begin(&options.images_dir, &all)).transpose()?;
     images.commit(&inventory)?;
+    links.keep();
     if let Some(Err(e)) = keeper.map(|keeper| keeper.stay(&options.images_dir)) {
         report.warnings.push(e.to_string());
     }

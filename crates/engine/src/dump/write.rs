@@ -159,6 +159,8 @@ fn write_files(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -
             Contents::Ghost { id, entry, file, size } => {
                 ghost::write(images, *id, entry, file, *size).map_err(of_root)?;
             }
+            // Its name is made already.
+            Contents::Link { .. } => {}
             Contents::Shared(segment) => {
                 pages_id += 1;
                 let written = shared::write(images, segment, pages_id).map_err(of_root)?;

@@ -768,11 +768,16 @@ impl Builder<'_> {
     /// own: moving them from the last to the first never hits one that is still to be moved.
     fn descriptors(&mut self) -> Result<()> {
         let fds = &self.alive.fds;
-        let mut taken: std::collections::BTreeSet<u32> = [self.socket as u32].into();
+        let mut taken: std::collections::HashSet<u32> = [self.socket as u32].into();
+        // Numbers below are taken for good.
+        let mut free = 0;
         for chunk in fds.chunks(A_MESSAGE) {
             receive(&mut self.steps, self.socket, chunk.len());
+            while taken.contains(&free) {
+                free += 1;
+            }
             let landing: Vec<u32> =
-                (0..).filter(|n| !taken.contains(n)).take(chunk.len()).collect();
+                (free..).filter(|n| !taken.contains(n)).take(chunk.len()).collect();
             for (fd, landed) in chunk.iter().zip(landing).rev() {
                 let label = Label::Descriptor(fd.fd);
                 let cloexec = fd.flags & 1 != 0;

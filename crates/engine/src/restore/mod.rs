@@ -64,7 +64,6 @@ const ARENA_SPACE: u64 = 1 << 34;
 /// # Errors
 /// Anything that stops the restore; nothing is left behind then.
 pub fn restore(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreReport> {
-    refuse_unsupported(options)?;
     // A connection can live once.
     let close = options.tcp.close || options.copies.is_some();
     let tcp = TcpPolicy { close, ..options.tcp };
@@ -120,6 +119,7 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
     }
     let opener_options = open::Options {
         skip_mode_check: options.skip_file_rwx_check,
+        build_ids: options.build_ids,
         shell_job: options.shell_job,
         tcp_established: options.tcp.established,
         tcp_close: options.tcp.close,
@@ -247,14 +247,6 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
     created.keep();
     report.warnings.splice(0..0, notes);
     Ok(report)
-}
-
-fn refuse_unsupported(options: &RestoreOptions) -> Result<()> {
-    let later = [(options.link_remap, "--link-remap")];
-    match later.iter().find(|(given, _)| *given) {
-        Some((_, name)) => Err(Error::new(format!("{name} is not supported yet"))),
-        None => Ok(()),
-    }
 }
 
 fn members(checkpoint: &Checkpoint) -> Vec<Member> {

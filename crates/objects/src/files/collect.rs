@@ -26,6 +26,10 @@ pub struct Options {
     pub link_remap: bool,
     /// `--file-locks`.
     pub file_locks: bool,
+    /// `--file-validation buildid`.
+    pub build_ids: bool,
+    /// `--evasive-devices`.
+    pub evasive_devices: bool,
     /// `--shell-job`.
     pub shell_job: bool,
     /// `--tcp-established`.
@@ -113,6 +117,13 @@ pub enum Contents {
         /// Its size in bytes.
         size: u64,
     },
+    /// A file that is given one more name (`--link-remap`).
+    Link {
+        /// The file.
+        file: OwnedFd,
+        /// The name.
+        path: std::path::PathBuf,
+    },
     /// A memfd or shared anonymous memory.
     Shared(crate::memory::shared::Segment),
 }
@@ -148,6 +159,8 @@ pub struct Collector {
     pub(super) by_path: HashMap<(Vec<u8>, u32, u64), u32>,
     /// Ghost ids by device and inode.
     pub(super) ghosts: HashMap<(u64, u64), u64>,
+    /// File ids of the other names of files whose own is gone, by device and inode.
+    pub(super) links: HashMap<(u64, u64), u32>,
     /// Pipes whose contents are taken.
     pub(super) pipes: std::collections::HashSet<u64>,
     /// Pipe ids of FIFOs whose contents are taken, by device and inode.
@@ -194,6 +207,7 @@ impl Collector {
             contents: Vec::new(),
             by_path: HashMap::new(),
             ghosts: HashMap::new(),
+            links: HashMap::new(),
             pipes: std::collections::HashSet::new(),
             fifos: HashMap::new(),
             pids: std::collections::HashSet::new(),

@@ -11,13 +11,8 @@ use rustix::fd::OwnedFd;
 /// Surveys one end of a FIFO.
 ///
 /// # Errors
-/// Its name is gone, or its contents cannot be read.
+/// Its contents cannot be read, or its name is gone though it has others.
 pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdTypes), Problem> {
-    if view.stat.st_nlink == 0 {
-        return Err(view
-            .problem("FIFOs (named pipes) whose name was removed cannot be saved yet")
-            .remedy("remove the name after the dump, or use a pipe"));
-    }
     let id = collector.new_id();
     let (regf_id, _) = regular::survey(collector, view)?;
     let inode = (view.stat.st_dev, view.stat.st_ino);

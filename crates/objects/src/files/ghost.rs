@@ -2,6 +2,7 @@
 //! under a temporary name, which is unlinked as soon as they are open.
 
 use super::collect::{Collector, Contents, View};
+use super::passing::{Names, unused};
 use crate::Problem;
 use crate::problem::text;
 use rewake_image::ghost::Ghost;
@@ -9,8 +10,8 @@ use rewake_image::messages::{
     GhostChunkEntry, GhostFileEntry, RemapFilePathEntry, RemapType, Timeval,
 };
 use rustix::fd::OwnedFd;
-use rustix::fs::{Mode, OFlags};
-use std::ffi::OsStr;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
+use rustix::io::Errno;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -39,22 +40,16 @@ pub fn survey(collector: &mut Collector, id: u32, view: &View<'_>) -> Result<(),
         let own = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&view.as_fd()));
         let kind = stat.st_mode & libc::S_IFMT;
         let regular = kind == libc::S_IFREG;
-        if !regular && kind != libc::S_IFDIR {
+        if kind == libc::S_IFSOCK {
             return Err(view
-                .problem("its name is removed; of such, only regular files and directories can be saved yet")
+                .problem("it is a path (O_PATH) of a socket whose name is removed, which cannot be saved")
                 .remedy("bring the name back, or close it"));
         }
-        let plain = view.link.strip_suffix(b" (deleted)").unwrap_or(&view.link);
-        let directory = Path::new(OsStr::from_bytes(plain)).parent().unwrap_or(Path::new("/"));
-        match rustix::fs::stat(directory) {
-            Ok(_) => {}
-            Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => {
-                return Err(view
-                    .problem("its name is removed, and the directory in which that was too, which cannot be saved yet")
-                    .remedy(format!("make the directory {} again", text(directory.as_os_str().as_bytes()))));
-            }
-            Err(e) => return Err(view.problem(format!("its directory cannot be examined: {e}"))),
-        }
+        let target = (kind == libc::S_IFLNK).then(|| {
+            rustix::fs::readlinkat(view.as_fd(), "", Vec::new())
+                .map(|target| target.into_bytes())
+                .map_err(|e| view.problem(format!("the deleted link cannot be read: {e}")))
+        });
         // Whoever has a lease on it stands still and could not answer.
         let flags = if regular { OFlags::RDONLY | OFlags::NONBLOCK } else { OFlags::PATH };
         let file = rustix::fs::open(own, flags | OFlags::CLOEXEC, Mode::empty())
@@ -66,12 +61,12 @@ pub fn survey(collector: &mut Collector, id: u32, view: &View<'_>) -> Result<(),
             mode: stat.st_mode,
             dev: Some((rustix::fs::major(stat.st_dev) << 20) | rustix::fs::minor(stat.st_dev)),
             ino: Some(stat.st_ino),
-            rdev: None,
+            rdev: matches!(kind, libc::S_IFCHR | libc::S_IFBLK).then(|| old_device(stat.st_rdev)),
             atim: Some(time(stat.st_atime, stat.st_atime_nsec)),
             mtim: Some(time(stat.st_mtime, stat.st_mtime_nsec)),
             chunks: None,
             size: None,
-            symlnk_target: None,
+            symlnk_target: target.transpose()?,
         };
         let size = if regular { stat.st_size as u64 } else { 0 };
         collector.contents.push(Contents::Ghost { id: ghost, entry, file, size });
@@ -86,107 +81,87 @@ pub fn survey(collector: &mut Collector, id: u32, view: &View<'_>) -> Result<(),
     Ok(())
 }
 
-/// A ghost that has a name for a moment; dropping this takes the name away again.
-#[derive(Debug)]
-pub struct Named {
-    path: PathBuf,
-    is_dir: bool,
-    gone: bool,
+/// How images have the number of a device.
+fn old_device(rdev: u64) -> u32 {
+    let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
+    (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12)
 }
 
-impl Named {
-    fn new(path: PathBuf, is_dir: bool) -> Named {
-        Named { path, is_dir, gone: false }
-    }
-
-    fn take_away(&mut self) -> rustix::io::Result<()> {
-        let flags =
-            if self.is_dir { rustix::fs::AtFlags::REMOVEDIR } else { rustix::fs::AtFlags::empty() };
-        rustix::fs::unlinkat(rustix::fs::CWD, &self.path, flags)?;
-        self.gone = true;
-        Ok(())
-    }
+fn device(old: u32) -> u64 {
+    rustix::fs::makedev((old >> 8) & 0xfff, (old & 0xff) | ((old >> 12) & 0xfff00))
 }
 
-impl Drop for Named {
-    fn drop(&mut self) {
-        if !self.gone
-            && let Err(e) = self.take_away()
-        {
-            log::warn!(
-                "the name {} of a restored deleted file stays behind: {e}",
-                self.path.display()
-            );
-        }
-    }
-}
-
-/// A ghost that was made again: kept so that further openers get the same file.
+/// A file without a name of its own: kept so that further openers get the same file.
 #[derive(Debug)]
 pub struct Raised {
     file: OwnedFd,
     is_dir: bool,
-    /// Names it has for the moment: without one left, it could not be given another.
-    names: Vec<Named>,
-}
-
-impl Raised {
-    /// Takes the names away that it has for the moment: who needs it has opened it.
-    ///
-    /// # Errors
-    /// One cannot be removed; it was tried twice.
-    pub fn end(self) -> Result<(), Problem> {
-        let Raised { file, mut names, .. } = self;
-        // First: what ends the last use of a name that it was made without (`O_TMPFILE`) takes watches (inotify(7)) off a
-        // file that has no other name left.
-        drop(file);
-        names.iter_mut().try_for_each(|named| {
-            named
-                .take_away()
-                .map_err(|e| problem(&named.path, "rid of the name it has for a moment", e))
-        })
-    }
+    /// Names it has for the moment.
+    names: Vec<PathBuf>,
 }
 
 fn problem(path: &Path, what: &str, e: impl std::fmt::Display) -> Problem {
     Problem::new(text(path.as_os_str().as_bytes()), format!("a deleted file cannot be {what}: {e}"))
 }
 
-/// Makes the file of `ghost` again beside `path`, without a name.
+/// Makes the file of `ghost` again beside `path`, without a name if that is possible.
 ///
 /// # Errors
-/// The directory is gone or not writable, or the disk is full.
-pub fn raise(ghost: &Ghost, path: &Path) -> Result<Raised, Problem> {
+/// The directory is not writable, or the disk is full.
+pub fn raise(ghost: &Ghost, path: &Path, names: &mut Names) -> Result<Raised, Problem> {
     let entry = &ghost.entry;
-    let kind = entry.mode & libc::S_IFMT;
     let mode = Mode::from_raw_mode(entry.mode & 0o7777);
-    if kind == libc::S_IFDIR {
-        let path = &unused(path);
-        rustix::fs::mkdir(path, mode).map_err(|e| problem(path, "made again", e))?;
-        let names = vec![Named::new(path.to_owned(), true)];
-        let file = rustix::fs::open(
-            path,
-            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )
-        .map_err(|e| problem(path, "made again", e))?;
-        let _ = rustix::fs::fchown(
-            &file,
-            Some(rustix::fs::Uid::from_raw(entry.uid)),
-            Some(rustix::fs::Gid::from_raw(entry.gid)),
-        );
-        return Ok(Raised { file, is_dir: true, names });
+    names.make_parents(path)?;
+    if entry.mode & libc::S_IFMT == libc::S_IFREG {
+        return raise_regular(ghost, path, mode, names);
     }
-    if kind != libc::S_IFREG {
-        return Err(problem(
-            path,
-            "made again",
-            "only regular files and directories can be so far",
-        ));
+    let made = |e| problem(path, "made again", e);
+    let is_dir = entry.mode & libc::S_IFMT == libc::S_IFDIR;
+    // It may be there already, for the sake of what was in it.
+    let there = is_dir && names.take_directory(path);
+    let path = if there { path.to_owned() } else { unused(path) };
+    if !there {
+        make(entry, &path, mode).map_err(made)?;
+        names.add(path.clone(), is_dir);
     }
+    let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let file = rustix::fs::open(&path, flags, Mode::empty()).map_err(made)?;
+    let ids = (rustix::fs::Uid::from_raw(entry.uid), rustix::fs::Gid::from_raw(entry.gid));
+    rustix::fs::chownat(CWD, &path, Some(ids.0), Some(ids.1), AtFlags::SYMLINK_NOFOLLOW)
+        .map_err(|e| problem(&path, "given to its owner", e))?;
+    if entry.mode & libc::S_IFMT != libc::S_IFLNK {
+        rustix::fs::chmodat(CWD, &path, mode, AtFlags::empty())
+            .map_err(|e| problem(&path, "given its mode", e))?;
+    }
+    Ok(Raised { file, is_dir, names: vec![path] })
+}
+
+/// Makes what is no regular file.
+fn make(entry: &GhostFileEntry, path: &Path, mode: Mode) -> Result<(), Errno> {
+    let node = |kind, device| rustix::fs::mknodat(CWD, path, kind, mode, device);
+    let rdev = || device(entry.rdev.unwrap_or(0));
+    match entry.mode & libc::S_IFMT {
+        libc::S_IFDIR => rustix::fs::mkdir(path, mode),
+        libc::S_IFIFO => node(FileType::Fifo, 0),
+        libc::S_IFCHR => node(FileType::CharacterDevice, rdev()),
+        libc::S_IFBLK => node(FileType::BlockDevice, rdev()),
+        libc::S_IFLNK => {
+            rustix::fs::symlink(entry.symlnk_target.as_deref().unwrap_or_default(), path)
+        }
+        _ => Err(Errno::INVAL),
+    }
+}
+
+fn raise_regular(
+    ghost: &Ghost,
+    path: &Path,
+    mode: Mode,
+    names: &mut Names,
+) -> Result<Raised, Problem> {
+    let entry = &ghost.entry;
     let directory = path.parent().unwrap_or(Path::new("/"));
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
-    let mut names = Vec::new();
+    let mut own_names = Vec::new();
     let file = match rustix::fs::open(directory, flags | OFlags::TMPFILE, mode) {
         Ok(file) => file,
         // Not every file system has O_TMPFILE.
@@ -194,7 +169,8 @@ pub fn raise(ghost: &Ghost, path: &Path) -> Result<Raised, Problem> {
             let path = unused(path);
             let file = rustix::fs::open(&path, flags | OFlags::CREATE | OFlags::EXCL, mode)
                 .map_err(|e| problem(&path, "made again", e))?;
-            names.push(Named::new(path, false));
+            names.add(path.clone(), false);
+            own_names.push(path);
             file
         }
     };
@@ -214,7 +190,11 @@ pub fn raise(ghost: &Ghost, path: &Path) -> Result<Raised, Problem> {
             rustix::fs::Timestamps { last_access: time(atim), last_modification: time(mtim) };
         rustix::fs::futimens(&file, &times).map_err(|e| problem(path, "given its times", e))?;
     }
-    Ok(Raised { file: file.into(), is_dir: false, names })
+    // Nobody may execute what is open for writing.
+    let own = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
+    let file = rustix::fs::open(own, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+        .map_err(|e| problem(path, "opened again", e))?;
+    Ok(Raised { file, is_dir: false, names: own_names })
 }
 
 /// Copies the contents; what is in no chunk stays a hole.
@@ -290,36 +270,40 @@ pub fn write(
     out.finish().map_err(|e| failed(&e))
 }
 
-/// `path`, or a name beside it if that is taken by another file now.
-fn unused(path: &Path) -> PathBuf {
-    if rustix::fs::lstat(path).is_err() {
-        return path.to_owned();
+fn is_same(file: &OwnedFd, path: &Path) -> bool {
+    match (rustix::fs::fstat(file), rustix::fs::lstat(path)) {
+        (Ok(a), Ok(b)) => (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino),
+        _ => false,
     }
-    let mut name = path.as_os_str().to_owned();
-    name.push(format!(".{}.ghost", std::process::id()));
-    PathBuf::from(name)
 }
 
 impl Raised {
-    /// Gives the file the name `path`, or one beside it if that is taken, until this is dropped.
+    /// A file that is still there, under another name, as `file` (`O_PATH`).
+    #[must_use]
+    pub fn linked(file: OwnedFd) -> Raised {
+        Raised { file, is_dir: false, names: Vec::new() }
+    }
+
+    /// Gives the file the name `path`, or one beside it if that is taken, until `names` end.
     ///
     /// # Errors
-    /// The directory is gone or not writable.
-    pub fn name(&mut self, path: &Path) -> Result<PathBuf, Problem> {
-        if let Some(named) = self.names.iter().find(|n| self.is_dir || n.path == path) {
-            return Ok(named.path.clone());
+    /// The directory is not writable.
+    pub fn name(&mut self, path: &Path, names: &mut Names) -> Result<PathBuf, Problem> {
+        if let Some(named) = self.names.iter().find(|n| self.is_dir || *n == path) {
+            return Ok(named.clone());
+        }
+        names.make_parents(path)?;
+        // Images may have given it several names, of which another has led to this one already.
+        if names.has(path) && is_same(&self.file, path) {
+            self.names.push(path.to_owned());
+            return Ok(path.to_owned());
         }
         let path = unused(path);
         let own = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&self.file));
-        rustix::fs::linkat(
-            rustix::fs::CWD,
-            own,
-            rustix::fs::CWD,
-            &path,
-            rustix::fs::AtFlags::SYMLINK_FOLLOW,
-        )
-        .map_err(|e| problem(&path, "given its name for a moment", e))?;
-        self.names.push(Named::new(path.clone(), false));
+        rustix::fs::linkat(CWD, own, CWD, &path, AtFlags::SYMLINK_FOLLOW)
+            .map_err(|e| problem(&path, "given its name for a moment", e))?;
+        names.add(path.clone(), false);
+        self.names.push(path.clone());
         Ok(path)
     }
 }

@@ -33,6 +33,8 @@ const INITIAL_PIDNS: u64 = 0xefff_fffc;
 pub struct Survey {
     /// Inode numbers of locked files; `None` if the listing may lack some.
     listed: Option<HashSet<u64>>,
+    /// Inode numbers of files with leases, as far as they are told.
+    leased: HashSet<u64>,
     /// `filelocks.img`.
     pub entries: Vec<FileLockEntry>,
     /// Places in `entries` of locks that descriptions have, by file id, kind and first byte.
@@ -45,13 +47,20 @@ impl Survey {
     /// Reads which files are locked now; the tree has to stand still.
     #[must_use]
     pub fn begin() -> Survey {
-        let listed = listing().map(|locks| {
-            let files = locks.iter().filter_map(|lock| lock.file);
-            files.map(|(_, _, inode)| inode).collect()
-        });
+        let locks = listing();
+        let inode = |lock: &Lock| lock.file.map(|(_, _, inode)| inode);
+        let leases = locks.iter().flatten().filter(|lock| lock.kind == LockKind::Lease);
+        let leased = leases.filter_map(inode).collect();
+        let listed = locks.as_ref().map(|locks| locks.iter().filter_map(inode).collect());
         // Elsewhere the locks of a process that is gone or outside are not listed, though its children have them.
         let all = rustix::fs::stat("/proc/self/ns/pid").is_ok_and(|s| s.st_ino == INITIAL_PIDNS);
-        Survey { listed: listed.filter(|_| all), ..Survey::default() }
+        Survey { listed: listed.filter(|_| all), leased, ..Survey::default() }
+    }
+
+    /// Is there a lease on a file with this number?
+    #[must_use]
+    pub fn is_leased(&self, inode: u64) -> bool {
+        self.leased.contains(&inode)
     }
 
     /// May this file be locked? By its number only: devices are not called the same everywhere.

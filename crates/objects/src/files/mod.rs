@@ -8,6 +8,7 @@
 //! one, write the module and add it to the two registries, `collect::survey_kind` and `open::open_kind`.
 
 pub mod bpf_map;
+pub mod build_id;
 pub mod collect;
 pub mod epoll;
 pub mod eventfd;
@@ -17,9 +18,11 @@ pub mod flight;
 pub mod ghost;
 pub mod inotify;
 pub mod io_uring;
+pub mod link_remap;
 pub mod locks;
 pub mod nsfs;
 pub mod open;
+pub mod passing;
 pub mod pidfd;
 pub mod pipe;
 pub mod pty;

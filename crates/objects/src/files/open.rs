@@ -1,8 +1,8 @@
 //! Opening the file descriptions of an image: each once, in the controller.
 
 use super::{
-    bpf_map, epoll, eventfd, fanotify, fifo, ghost, inotify, io_uring, nsfs, pidfd, pipe, regular,
-    signalfd, timerfd, tty, watched,
+    bpf_map, epoll, eventfd, fanotify, fifo, ghost, inotify, io_uring, link_remap, nsfs, passing,
+    pidfd, pipe, regular, signalfd, timerfd, tty, watched,
 };
 use crate::Problem;
 use crate::pids::Pids;
@@ -20,14 +20,16 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::net::SocketAddr;
-use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
 
 /// What of the restore options concerns descriptors.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// `--skip-file-rwx-check`.
     pub skip_mode_check: bool,
+    /// `--file-validation buildid`.
+    pub build_ids: bool,
     /// `--shell-job`.
     pub shell_job: bool,
     /// `--tcp-established`.
@@ -59,6 +61,12 @@ pub struct Opener<'a> {
     writable: HashMap<u32, OwnedFd>,
     remaps: HashMap<u32, RemapFilePathEntry>,
     ghosts: HashMap<u32, ghost::Raised>,
+    /// Files that were given another name (`--link-remap`), by the file id of that.
+    linked: HashMap<u32, ghost::Raised>,
+    /// Their names, which are to go when the tree is back.
+    links: Vec<PathBuf>,
+    /// Names that files without one have for the moment.
+    passing: passing::Names,
     pub(super) pipe_data: HashMap<u32, (PipeDataEntry, Vec<u8>)>,
     pub(super) pipes: HashMap<u32, pipe::Ends>,
     pub(super) fifo_data: HashMap<u32, (PipeDataEntry, Vec<u8>)>,
@@ -130,6 +138,9 @@ impl<'a> Opener<'a> {
             writable: HashMap::new(),
             remaps: remaps.into_iter().map(|r| (r.orig_id, r)).collect(),
             ghosts: HashMap::new(),
+            linked: HashMap::new(),
+            links: Vec::new(),
+            passing: passing::Names::default(),
             pipe_data: pipe_data.into_iter().map(|(e, data)| (e.pipe_id, (e, data))).collect(),
             pipes: HashMap::new(),
             fifo_data: fifo_data.into_iter().map(|(e, data)| (e.pipe_id, (e, data))).collect(),
@@ -186,8 +197,8 @@ impl<'a> Opener<'a> {
 
     /// Closes everything; what was made in file systems is left, until that is dropped or kept.
     #[must_use]
-    pub fn into_made(self) -> sockets::Made {
-        self.sockets.into_made()
+    pub fn into_made(self) -> Made {
+        Made { sockets: self.sockets.into_made(), links: self.links }
     }
 
     /// Protocols (`IPPROTO_*`) and addresses that one socket alone can have: those that listen, and bound datagram sockets,
@@ -329,7 +340,11 @@ impl<'a> Opener<'a> {
         self.pipes.clear();
         self.fifos.clear();
         // Nobody needs their names any more, and who watches them shall not see how these are taken away.
-        self.ghosts.drain().try_for_each(|(_, ghost)| ghost.end())?;
+        // Files first: what ends the last use of a name that one was made without (`O_TMPFILE`) takes watches (inotify(7))
+        // off a file that has no other name left.
+        self.ghosts.clear();
+        self.linked.clear();
+        self.passing.end()?;
         crate::memory::shared::seal(self)?;
         for (entry, fd) in self.all_opened() {
             // A FIFO's is in the entry of its path.
@@ -377,16 +392,12 @@ impl<'a> Opener<'a> {
         self.opened.iter().filter_map(|(id, fd)| Some((self.files.get(id)?, fd.as_fd())))
     }
 
-    /// If regular file `id` was a deleted one: makes it again and gives it a name, `path` if that is free, which it has
-    /// until everything is open. Returns the name.
+    /// If regular file `id` was one without its name: makes it again, if it was deleted, and gives it a name, `path` if that
+    /// is free, which it has until everything is open.
     ///
     /// # Errors
     /// It cannot be made, or the images tell of a remapping that is not supported.
-    pub fn place_ghost(
-        &mut self,
-        id: u32,
-        path: &[u8],
-    ) -> Result<Option<std::path::PathBuf>, Problem> {
+    pub fn place_ghost(&mut self, id: u32, path: &[u8]) -> Result<Option<Placed>, Problem> {
         let Some(remap) = self.remaps.get(&id) else { return Ok(None) };
         let path = Path::new(OsStr::from_bytes(path));
         // Images of old marked ghosts by the top bit.
@@ -395,22 +406,80 @@ impl<'a> Opener<'a> {
             Some(t) => (t == RemapType::Ghost as i32, remap.remap_id),
         };
         if !is_ghost {
-            return Err(Problem::new(
-                text(path.as_os_str().as_bytes()),
-                "files that were saved under another name (--link-remap) cannot be restored yet",
-            ));
+            let linked = remap.remap_type == Some(RemapType::Linked as i32)
+                || remap.remap_type.is_none() && number != 0;
+            if !linked {
+                return Err(Problem::new(
+                    text(path.as_os_str().as_bytes()),
+                    "files of processes that were dead at the dump (/proc/PID/…) cannot be restored yet",
+                ));
+            }
+            let path = self.place_linked(number, path)?;
+            return Ok(Some(Placed { path, made: false }));
         }
         if !self.ghosts.contains_key(&number) {
             let image = self
                 .images
                 .read_ghost(u64::from(number))
                 .map_err(|e| Problem::new(text(path.as_os_str().as_bytes()), e.to_string()))?;
-            self.ghosts.insert(number, ghost::raise(&image, path)?);
+            self.ghosts.insert(number, ghost::raise(&image, path, &mut self.passing)?);
         }
-        match self.ghosts.get_mut(&number) {
-            Some(ghost) => ghost.name(path).map(Some),
-            None => Ok(None),
+        let Some(ghost) = self.ghosts.get_mut(&number) else { return Ok(None) };
+        let path = ghost.name(path, &mut self.passing)?;
+        Ok(Some(Placed { path, made: true }))
+    }
+
+    /// Gives the file that is kept under the name of regular file `number` the name `path` for the moment.
+    fn place_linked(&mut self, number: u32, path: &Path) -> Result<PathBuf, Problem> {
+        if !self.linked.contains_key(&number) {
+            let entry = self.entry(number)?.reg.as_deref();
+            let entry = entry.ok_or_else(|| {
+                Problem::new(format!("file id {number}"), "it is no regular file with a path")
+            })?;
+            let link = PathBuf::from(std::ffi::OsString::from_vec(regular::absolute(&entry.name)));
+            let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+            let file = rustix::fs::open(&link, flags, Mode::empty()).map_err(|e| {
+                let reason = format!(
+                    "a file was kept under the name {} for the time it is not open, which cannot be opened: {e}",
+                    link.display()
+                );
+                Problem::new(text(path.as_os_str().as_bytes()), reason)
+                    .remedy("bring the file back; each restore takes such names away when it is done")
+            })?;
+            self.linked.insert(number, ghost::Raised::linked(file));
+            if link_remap::is_ours(&link) {
+                self.links.push(link);
+            }
         }
+        match self.linked.get_mut(&number) {
+            Some(file) => file.name(path, &mut self.passing),
+            None => Ok(path.to_owned()),
+        }
+    }
+}
+
+/// A file that had no name, and where it can be opened for the moment.
+#[derive(Debug)]
+pub struct Placed {
+    /// The name.
+    pub path: PathBuf,
+    /// Was it made anew?
+    pub made: bool,
+}
+
+/// What a restore has made in file systems; dropping it removes that.
+#[derive(Debug)]
+pub struct Made {
+    sockets: sockets::Made,
+    /// Names that a dump has made.
+    links: Vec<PathBuf>,
+}
+
+impl Made {
+    /// Lets it stay: the restore has succeeded. What a dump has made for the restore goes.
+    pub fn keep(self) {
+        self.sockets.keep();
+        link_remap::remove(&self.links);
     }
 }
 

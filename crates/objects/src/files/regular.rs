@@ -4,8 +4,8 @@
 //! ([`super::ghost`]).
 
 use super::collect::{Collector, View};
-use super::ghost;
 use super::open::Opener;
+use super::{build_id, ghost, link_remap};
 use crate::Problem;
 use crate::problem::text;
 use rewake_image::messages::{FdTypes, FileEntry, FownEntry, RegFileEntry};
@@ -39,7 +39,13 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
     let id = collector.new_id();
     let name = place(collector, id, &view.link, &view.stat, Some(view))?;
     let flags = view.flags & KEPT;
-    let entry = entry(id, flags, pos, view.owner()?, name, &view.stat);
+    let mut entry = entry(id, flags, pos, view.owner()?, name, &view.stat);
+    // Reading other files would be seen in their times.
+    let readable =
+        flags & libc::O_PATH as u32 == 0 && flags & libc::O_ACCMODE as u32 != libc::O_WRONLY as u32;
+    if collector.options.build_ids && readable && view.stat.st_mode & 0o111 != 0 {
+        add_build_id(&mut entry, || build_id::of(&view.fd));
+    }
     collector.push(entry);
     Ok((id, FdTypes::Reg))
 }
@@ -62,6 +68,19 @@ fn entry(id: u32, flags: u32, pos: u64, fown: FownEntry, name: Vec<u8>, stat: &S
     FileEntry { r#type: FdTypes::Reg as i32, id, reg: Some(Box::new(reg)), ..FileEntry::default() }
 }
 
+/// Has an entry of a regular file tell of which build it is.
+fn add_build_id(entry: &mut FileEntry, read: impl FnOnce() -> Vec<u32>) {
+    let Some(reg) = &mut entry.reg else { return };
+    if reg.mode.is_some_and(|mode| mode & libc::S_IFMT == libc::S_IFREG) {
+        reg.build_id = read();
+    }
+}
+
+/// The entry of a name that nobody has open.
+pub(super) fn entry_of_name(id: u32, name: Vec<u8>, stat: &Stat) -> FileEntry {
+    entry(id, 0, 0, FownEntry::default(), name, stat)
+}
+
 /// Finds the name under which a restore can open the file that the kernel calls `link`, making it a ghost if it has none.
 fn place(
     collector: &mut Collector,
@@ -74,24 +93,58 @@ fn place(
     let plain = link.strip_suffix(b" (deleted)").unwrap_or(link);
     let is_dir = stat.st_mode & libc::S_IFMT == libc::S_IFDIR;
     if stat.st_nlink > 0 && leads_to(link, stat).map_err(|e| Problem::new(object(), e))? {
+        if let Some(view) = view.filter(|view| is_silly(view)) {
+            link_remap::survey(collector, id, view, plain)?;
+        }
         return Ok(link.to_vec());
+    }
+    if collector.options.evasive_devices
+        && let Some(path) = same_device(plain, stat)
+    {
+        return Ok(path);
     }
     if !link.starts_with(b"/") {
         return Err(Problem::new(object(), "it has no path that a restore could open")
             .remedy("close it, or mount its file system where the tree can see it"));
     }
+    let Some(view) = view else {
+        return Err(Problem::new(object(), "the file is deleted"));
+    };
     if stat.st_nlink == 0 || is_dir {
-        let Some(view) = view else {
-            return Err(Problem::new(object(), "the file is deleted"));
-        };
         ghost::survey(collector, id, view)?;
-        return Ok(plain.to_vec());
+    } else {
+        link_remap::survey(collector, id, view, plain)?;
     }
-    Err(Problem::new(
-        object(),
-        "its name is gone or leads to another file now, but the file has other names",
-    )
-    .remedy("restore the name"))
+    Ok(plain.to_vec())
+}
+
+/// Has NFS given a deleted file a name for as long as it is open? That goes with who has it open.
+fn is_silly(view: &View<'_>) -> bool {
+    const NFS_SUPER_MAGIC: i64 = 0x6969;
+    let name = view.link.rsplit(|b| *b == b'/').next().unwrap_or_default();
+    name.starts_with(b".nfs")
+        && rustix::fs::fstatfs(view.as_fd()).is_ok_and(|fs| fs.f_type == NFS_SUPER_MAGIC)
+}
+
+/// A path to the same device, be it another inode: the one it had, or that of its number.
+fn same_device(path: &[u8], stat: &Stat) -> Option<Vec<u8>> {
+    let kind = stat.st_mode & libc::S_IFMT;
+    let class = match kind {
+        libc::S_IFCHR => "char",
+        libc::S_IFBLK => "block",
+        _ => return None,
+    };
+    let is_same = |path: &[u8]| {
+        rustix::fs::stat(path)
+            .is_ok_and(|s| s.st_mode & libc::S_IFMT == kind && s.st_rdev == stat.st_rdev)
+    };
+    if is_same(path) {
+        return Some(path.to_vec());
+    }
+    let (major, minor) = (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev));
+    let path = std::fs::canonicalize(format!("/dev/{class}/{major}:{minor}")).ok()?;
+    let path = path.into_os_string().into_encoded_bytes();
+    is_same(&path).then_some(path)
 }
 
 /// Does `path` lead to the inode of `stat`? Why, if that cannot be told.
@@ -145,7 +198,12 @@ pub fn of_path(
             p
         })?
     };
-    collector.push(entry(id, flags & KEPT, 0, FownEntry::default(), name, &real));
+    let mut entry = entry(id, flags & KEPT, 0, FownEntry::default(), name, &real);
+    // Opening a file would break a lease on it.
+    if collector.options.build_ids && named && !collector.locks.is_leased(real.st_ino) {
+        add_build_id(&mut entry, || build_id::of_path(open.as_bytes()));
+    }
+    collector.push(entry);
     collector.by_path.insert(key, id);
     Ok(id)
 }
@@ -166,13 +224,13 @@ pub fn open(opener: &mut Opener<'_>, reg: &RegFileEntry) -> Result<OwnedFd, Prob
         flags
     };
     let place: &std::path::Path = match &ghost {
-        Some(named) => named,
+        Some(placed) => &placed.path,
         None => std::path::Path::new(std::ffi::OsStr::from_bytes(&path)),
     };
     let fd = opener
         .open_path(place, flags)
         .map_err(|e| Problem::new(text(&path), format!("cannot be opened: {e}")))?;
-    if ghost.is_none() {
+    if ghost.is_none_or(|placed| !placed.made) {
         validate(opener, reg, &path, &fd)?;
     }
     if reg.pos != 0 && reg.pos != u64::MAX && !flags.contains(OFlags::PATH) {
@@ -203,6 +261,20 @@ fn validate(
             stat.st_size
         )));
     }
+    if opener.options.build_ids && !reg.build_id.is_empty() {
+        let now = build_id_of(path, fd);
+        if now != reg.build_id {
+            let then = build_id::shown(&reg.build_id);
+            let now = match now.as_slice() {
+                [] => "none".to_owned(),
+                now => build_id::shown(now),
+            };
+            return Err(changed(format!(
+                "it is another build: its build id is {now}, at the dump it was {then}"
+            ))
+            .remedy("bring back the file as it was at the dump; --file-validation filesize looks at the size only"));
+        }
+    }
     if let Some(mode) = reg.mode.filter(|m| *m != stat.st_mode)
         && !opener.options.skip_mode_check
     {
@@ -213,4 +285,18 @@ fn validate(
         .remedy("bring back the mode, or use --skip-file-rwx-check"));
     }
     Ok(())
+}
+
+/// The build id of an open file, which may not be open for reading.
+fn build_id_of(path: &[u8], fd: &OwnedFd) -> Vec<u32> {
+    use std::os::fd::AsRawFd;
+    match build_id::of(fd) {
+        id if id.is_empty() => {
+            let own = format!("/proc/self/fd/{}", fd.as_raw_fd());
+            let id = build_id::of_path(own.as_bytes());
+            log::debug!("{}: opened once more for its build id", text(path));
+            id
+        }
+        id => id,
+    }
 }

@@ -135,7 +135,7 @@ pub fn judge(collector: &mut Collector) -> Vec<(i32, Problem)> {
 fn number_apart(collector: &mut Collector) {
     let numbers = |contents: &Contents| match contents {
         Contents::Shared(segment) => Some(segment.entry.shmid),
-        Contents::Ghost { .. } => None,
+        Contents::Ghost { .. } | Contents::Link { .. } => None,
     };
     let mut taken: HashSet<u32> = collector.contents.iter().filter_map(numbers).collect();
     taken.extend(collector.sysv.seen.keys());

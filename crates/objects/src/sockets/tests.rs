@@ -37,6 +37,8 @@ fn options(established: bool, close: bool) -> Options {
         ghost_limit: 0,
         link_remap: false,
         file_locks: false,
+        build_ids: false,
+        evasive_devices: false,
         shell_job: false,
         tcp_established: established,
         tcp_close: close,

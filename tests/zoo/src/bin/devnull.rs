@@ -1,10 +1,36 @@
 //! Kernel state: descriptors of memory devices: null, zero, full, random, urandom, with flags and a position.
+//! `ZOO_EVASIVE`: one whose node another of the same device has replaced.
 #![allow(unsafe_code, reason = "raw descriptors")]
 
-use zoo::{cstring, ensure_eq, errno, ok};
+use zoo::{Zoo, check, cstring, ensure_eq, errno, ok};
+
+fn replaced(z: &Zoo) -> zoo::Check {
+    let path = cstring(z.path("null"));
+    // SAFETY: NUL-terminated.
+    let make = || unsafe { libc::mknod(path.as_ptr(), libc::S_IFCHR | 0o666, libc::makedev(1, 3)) };
+    if make() != 0 {
+        z.skip("device nodes cannot be made");
+    }
+    let mut options = std::fs::File::options();
+    let Ok(mut null) = options.read(true).write(true).open(z.path("null")) else {
+        z.skip("devices cannot be opened here");
+    };
+    std::fs::hard_link(z.path("null"), z.path("other")).map_err(|e| e.to_string())?;
+    std::fs::remove_file(z.path("null")).map_err(|e| e.to_string())?;
+    check(make(), "mknod")?;
+    z.ready()?;
+    z.wait_for_check();
+    std::io::Write::write_all(&mut null, b"gone").map_err(|e| e.to_string())?;
+    let rdev = std::os::unix::fs::MetadataExt::rdev(&null.metadata().map_err(|e| e.to_string())?);
+    ensure_eq!(rdev, libc::makedev(1, 3), "the device");
+    Ok(())
+}
 
 fn main() {
     zoo::run(|z| {
+        if z.param("ZOO_EVASIVE", 0) == 1 {
+            return replaced(z);
+        }
         let open = |name: &str, flags: i32| -> Result<i32, String> {
             let path = cstring(name);
             // SAFETY: NUL-terminated.
