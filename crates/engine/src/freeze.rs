@@ -2,14 +2,14 @@
 
 use crate::crew::{Crew, cpus, spread};
 use crate::error::{Context, Error, Result};
-use rewake_inject::interrupted::mend_interrupted;
+use crate::seize::{self, Stopping};
 use rewake_inject::live::Live;
-use rewake_inject::tracee::{Running, Stopped};
+use rewake_inject::tracee::Stopped;
 use rewake_objects::problem::text;
 use rewake_proc::read::ProcDir;
 use rewake_proc::stat::{Stat, TaskState};
 use rewake_sys::sched::Pin;
-use rewake_sys::{ptrace, signal, wait};
+use rewake_sys::{signal, wait};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -116,50 +116,55 @@ impl Shard {
         }
     }
 
-    /// Stops one process. `None` if it is gone already.
+    /// Stops some processes; returns those that were there.
     fn stop(
         &mut self,
-        (dir, stat): (ProcDir, Stat),
+        found: Vec<(ProcDir, Stat)>,
         root: bool,
         deadline: Option<Instant>,
-    ) -> Result<Option<Arc<Task>>> {
-        let pid = stat.pid;
-        let gone = |e: &dyn std::fmt::Display| Error::new(format!("process {pid}: {e}"));
-        if stat.flags & KERNEL_THREAD != 0 {
-            return Err(Error::new(format!(
-                "process {pid} ({}) is a kernel thread, which has no state of its own to save",
-                text(&stat.comm)
-            )));
-        }
-        if matches!(stat.state, TaskState::Zombie | TaskState::Dead) {
-            return zombie(dir, stat, root).map(Some);
-        }
-        let threads = match seize_all(&dir, &stat, deadline) {
-            Ok(threads) => threads,
-            // It ended meanwhile: look at it as what it is now.
-            Err(Seize::Gone) if !root => return ended(pid),
-            Err(Seize::Gone) => return Err(gone(&"it ended while it was being stopped")),
-            Err(Seize::Failed(e)) => return Err(e),
-        };
-        let tids = threads.iter().map(Stopped::tid).collect();
-        let life = match threads.first().and_then(Stopped::group_stop) {
-            Some(signal) => Life::Stopped(signal),
-            None => Life::Alive,
-        };
-        // It may have executed another program since its stat was read.
-        match dir.stat(&mut Vec::new()) {
-            Ok(stat) => {
-                let task = Arc::new(Task { dir, stat, life, tids });
-                self.held.push(Held { task: task.clone(), threads, agent: None });
-                Ok(Some(task))
+    ) -> Result<Vec<Arc<Task>>> {
+        let mut new = Vec::with_capacity(found.len());
+        let mut living = Vec::with_capacity(found.len());
+        for (dir, stat) in found {
+            if stat.flags & KERNEL_THREAD != 0 {
+                return Err(Error::new(format!(
+                    "process {} ({}) is a kernel thread, which has no state of its own to save",
+                    stat.pid,
+                    text(&stat.comm)
+                )));
             }
-            Err(e) => {
-                for thread in threads {
-                    let _ = thread.detach(0);
+            if matches!(stat.state, TaskState::Zombie | TaskState::Dead) {
+                new.push(zombie(dir, stat, root)?);
+            } else {
+                living.push(Stopping::new(dir, stat));
+            }
+        }
+        seize::stop_all(&mut living, deadline)?;
+        for stopping in living {
+            let pid = stopping.pid();
+            let gone = |e: &dyn std::fmt::Display| Error::new(format!("process {pid}: {e}"));
+            if stopping.is_gone() {
+                if root {
+                    return Err(gone(&"it ended while it was being stopped"));
                 }
-                Err(gone(&e))
+                // Look at it as what it is now.
+                drop(stopping);
+                new.extend(ended(pid)?);
+                continue;
             }
+            // It may have executed another program since its stat was read.
+            let stat = stopping.dir().stat(&mut Vec::new()).map_err(|e| gone(&e))?;
+            let (dir, threads) = stopping.done();
+            let tids = threads.iter().map(Stopped::tid).collect();
+            let life = match threads.first().and_then(Stopped::group_stop) {
+                Some(signal) => Life::Stopped(signal),
+                None => Life::Alive,
+            };
+            let task = Arc::new(Task { dir, stat, life, tids });
+            self.held.push(Held { task: task.clone(), threads, agent: None });
+            new.push(task);
         }
+        Ok(new)
     }
 }
 
@@ -246,9 +251,6 @@ pub struct Tree {
 /// From so many processes on, a tree is divided among several threads.
 const MANY: usize = 8;
 
-/// capabilities(7)
-const CAP_SYS_PTRACE: u32 = 19;
-
 /// Makes room for what a dump opens of so many tasks, before there are threads that would all wait each time our table of
 /// descriptors grows.
 fn make_room(tasks: usize) {
@@ -315,14 +317,11 @@ impl Tree {
         }
         let stopped = self.crew.each(|member| {
             let share = std::mem::take(&mut shares[member]);
-            move |shard: &mut Shard| {
-                let stop = |found| shard.stop(found, root, deadline);
-                share.into_iter().map(stop).collect::<Result<Vec<_>>>()
-            }
+            move |shard: &mut Shard| shard.stop(share, root, deadline)
         })?;
         let mut new = Vec::new();
         for part in stopped {
-            new.extend(part?.into_iter().flatten());
+            new.extend(part?);
         }
         self.tasks.extend(new.iter().cloned());
         Ok(new)
@@ -406,165 +405,6 @@ impl Tree {
             }
         });
         result.and(seen_off.map(drop))
-    }
-}
-
-/// A system call that our stop cut short with `EINTR` is made again. Done at once, so that it holds even if we are
-/// killed.
-fn mend(thread: &Stopped) {
-    if thread.group_stop().is_none()
-        && let Ok(regs) = thread.registers()
-        && let Some(mended) = mend_interrupted(&regs)
-        && let Err(e) = thread.set_registers(&mended)
-    {
-        log::debug!("thread {} is gone: {e}", thread.tid());
-    }
-}
-
-enum Seize {
-    Gone,
-    Failed(Error),
-}
-
-fn seize_all(
-    dir: &ProcDir,
-    stat: &Stat,
-    deadline: Option<Instant>,
-) -> std::result::Result<Vec<Stopped>, Seize> {
-    let pid = stat.pid;
-    let mut stopped: Vec<Stopped> = Vec::new();
-    let mut known: HashSet<i32> = HashSet::new();
-    let fail = |e: &dyn std::fmt::Display| {
-        Seize::Failed(Error::new(format!("process {pid} ({}): {e}", text(&stat.comm))))
-    };
-    // On any failure: the ones stopped so far run on.
-    let result = (|| {
-        loop {
-            let tids = if known.is_empty() && stat.num_threads == 1 {
-                vec![pid]
-            } else {
-                dir.tids().map_err(|e| if e.is_gone() { Seize::Gone } else { fail(&e) })?
-            };
-            let mut pending = Vec::new();
-            for tid in tids.into_iter().filter(|t| !known.contains(t)).collect::<Vec<_>>() {
-                match Running::seize(tid, ptrace::O_TRACESYSGOOD) {
-                    Ok(running) => {
-                        known.insert(tid);
-                        pending.push(running);
-                    }
-                    Err(e) if is_gone(tid, e.errno) && tid != pid => {}
-                    Err(e) if is_gone(tid, e.errno) => return Err(Seize::Gone),
-                    Err(e) => return Err(Seize::Failed(cannot_trace(dir, stat, tid, e))),
-                }
-            }
-            if pending.is_empty() {
-                return Ok(());
-            }
-            for running in &pending {
-                // Gone already: waiting will tell.
-                let _ = running.interrupt();
-            }
-            let mut leader_gone = false;
-            rewake_inject::tracee::wait_all(pending, deadline, |outcome| {
-                match outcome {
-                    Ok(thread) => {
-                        mend(&thread);
-                        stopped.push(thread);
-                    }
-                    Err(rewake_inject::Error::Gone { tid, .. }) => leader_gone |= tid == pid,
-                    Err(e) => return Err(e),
-                }
-                Ok(())
-            })
-            .map_err(|e| fail(&e))?;
-            if leader_gone {
-                return Err(Seize::Gone);
-            }
-            if stat.num_threads == 1 && known.len() == 1 {
-                // It may have made a thread since its stat was read: now it stands still and one look suffices.
-                let tids = dir.tids().map_err(|e| fail(&e))?;
-                if tids.len() == 1 {
-                    return Ok(());
-                }
-            }
-        }
-    })();
-    match result {
-        Ok(()) => {
-            stopped.sort_by_key(|t| (t.tid() != pid, t.tid()));
-            Ok(stopped)
-        }
-        Err(e) => {
-            for thread in stopped {
-                let _ = thread.detach(0);
-            }
-            Err(e)
-        }
-    }
-}
-
-/// Does a failure to seize a thread mean that it has ended? Of one that is about to be reaped the kernel says `EPERM`.
-fn is_gone(tid: i32, errno: rewake_sys::Errno) -> bool {
-    let ended = || match ProcDir::open(tid).and_then(|dir| dir.stat(&mut Vec::new())) {
-        Ok(stat) => matches!(stat.state, TaskState::Zombie | TaskState::Dead),
-        Err(_) => true,
-    };
-    errno == rewake_sys::Errno::SRCH || errno == rewake_sys::Errno::PERM && ended()
-}
-
-fn cannot_trace(dir: &ProcDir, stat: &Stat, tid: i32, e: rewake_sys::SyscallError) -> Error {
-    let mut buffer = Vec::new();
-    let tracer = dir.status(&mut buffer).map_or(0, |s| s.tracer_pid);
-    let name = format!("process {} ({})", stat.pid, text(&stat.comm));
-    if tracer != 0 {
-        let comm = std::fs::read_to_string(format!("/proc/{tracer}/comm")).unwrap_or_default();
-        return Error::new(format!(
-            "{name}: it is traced already, by process {tracer} ({})",
-            comm.trim_end()
-        ))
-        .hint("end the debugger or tracer first");
-    }
-    /// `PF_IO_WORKER` and `PF_USER_WORKER`.
-    const WORKER: u32 = 0x10 | 0x4000;
-    let text = dir.read(&format!("task/{tid}/stat"), &mut buffer);
-    let stat = text.ok().and_then(|text| rewake_proc::stat::parse(text).ok());
-    if stat.is_some_and(|s| s.flags & WORKER != 0) {
-        return Error::new(format!(
-            "{name}: thread {tid} is a worker of the kernel (io_uring requests that would block), which nobody can trace"
-        ))
-        .hint("such a process cannot be saved yet");
-    }
-    let error = Error::new(format!("{name}: thread {tid} cannot be traced: {e}"));
-    if e.errno == rewake_sys::Errno::PERM { error.hint(may_not_trace()) } else { error }
-}
-
-/// Why we may not trace, as far as that can be seen.
-fn may_not_trace() -> String {
-    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
-    let scope = scope.ok().and_then(|text| text.trim().parse::<u32>().ok()).unwrap_or(0);
-    let own = ProcDir::open(std::process::id() as i32).and_then(|d| d.status(&mut Vec::new())).ok();
-    let may = own.as_ref().is_some_and(|s| s.cap_eff & 1 << CAP_SYS_PTRACE != 0);
-    let module = std::fs::read_to_string("/proc/self/attr/current")
-        .ok()
-        .map(|label| label.trim_matches(['\0', '\n']).to_owned())
-        .filter(|label| !label.is_empty() && label != "unconfined");
-    if scope >= 3 {
-        "Yama's ptrace_scope is 3: nobody may trace until the next boot (sysctl kernel.yama.ptrace_scope)".into()
-    } else if !may && scope > 0 {
-        format!(
-            "run as root, or with CAP_SYS_PTRACE, which Yama's ptrace_scope {scope} demands (sysctl kernel.yama.ptrace_scope)"
-        )
-    } else if !may {
-        "run as root, or with CAP_SYS_PTRACE".into()
-    } else if let Some(label) = module {
-        format!(
-            "the security module that runs this command as {} forbids it",
-            text(label.as_bytes())
-        )
-    } else if own.is_some_and(|s| s.seccomp.unwrap_or(0) != 0) {
-        "this command is under a seccomp filter, which may forbid ptrace: run it outside".into()
-    } else {
-        "it may be in a user namespace that is not below ours, or a security module (Landlock among them) forbids it".into()
     }
 }
 

@@ -12,6 +12,7 @@ mod own;
 mod report;
 mod restore;
 mod resume;
+mod seize;
 mod track;
 mod unlock;
 

@@ -57,18 +57,24 @@ pub fn self_resuming(regs: &Registers) -> Registers {
     }
 }
 
-/// The registers with which a thread must go on after it ran foreign code: if it stands in a restartable sequence
-/// (rseq(2)), at the sequence's abort handler. The kernel would send it there by itself after a preemption, but forgets
-/// the sequence when it sees the thread elsewhere.
+/// As [`out_of_sequence`], of a thread whose registered area is still to be asked for.
 #[must_use]
 pub fn after_rseq(tid: i32, memory: &File, regs: &Registers) -> Registers {
+    let area = ptrace::rseq_config(tid).map_or(0, |config| config.pointer);
+    out_of_sequence(area, memory, regs)
+}
+
+/// The registers with which a thread must go on after it ran foreign code: if it stands in a restartable sequence
+/// (rseq(2)), at the sequence's abort handler. The kernel would send it there by itself after a preemption, but forgets
+/// the sequence when it sees the thread elsewhere. `area` is the address of its `struct rseq`, 0 if it has none.
+#[must_use]
+pub fn out_of_sequence(area: u64, memory: &File, regs: &Registers) -> Registers {
     let abort = || {
         let word = |at: u64| {
             let mut bytes = [0u8; 8];
             memory.read_exact_at(&mut bytes, at).ok()?;
             Some(u64::from_ne_bytes(bytes))
         };
-        let area = ptrace::rseq_config(tid).ok()?.pointer;
         // struct rseq: cpu_id_start, cpu_id, rseq_cs
         let cs = word(area.checked_add(8).filter(|_| area != 0)?)?;
         if cs == 0 {

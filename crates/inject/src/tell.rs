@@ -81,10 +81,10 @@ pub(crate) fn wait_told(
             Status::Stop(Stop::Signal(s)) if s == signal => {
                 let stopped = Stopped::assume(tid);
                 let regs = stopped.registers()?;
-                let ours = ptrace::siginfo(tid).is_ok_and(|info| code(&info) == SI_TKILL);
+                let ours = || ptrace::siginfo(tid).is_ok_and(|info| code(&info) == SI_TKILL);
                 // Somebody else's: if the program blocks it, it waits for it. The kernel keeps only one, so there may
                 // be no second stop for our own.
-                if !ours && mask & bit(s) != 0 {
+                if mask & bit(s) != 0 && !ours() {
                     owed.add(s);
                 }
                 if regs.orig_rax == libc::SYS_tkill as u64 {

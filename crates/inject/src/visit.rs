@@ -2,7 +2,7 @@
 //!
 //! As many threads at a time as there are slots in the padding run the visitor's few system calls and tell.
 
-use crate::interrupted::{after_rseq, self_resuming};
+use crate::interrupted::self_resuming;
 use crate::live::{Live, VISIT_RESULTS_AT};
 use crate::tell::{self, Owed};
 use crate::tracee::Stopped;
@@ -24,12 +24,12 @@ pub struct Visited {
     pub default_timer_slack: u64,
 }
 
-/// A thread that is to be visited: it stands in a ptrace stop with these registers and this signal mask.
+/// A thread that is to be visited: it stands in a ptrace stop with this signal mask.
 #[derive(Debug)]
 pub struct Host {
     /// The thread.
     pub thread: Stopped,
-    /// Its registers.
+    /// The registers with which it goes on afterwards; see [`crate::interrupted::out_of_sequence`].
     pub regs: Registers,
     /// Its signal mask.
     pub mask: u64,
@@ -39,8 +39,8 @@ pub struct Host {
 const QUESTIONS: usize = 8;
 
 impl Live {
-    /// Asks threads of the process what only they can tell. They stand in a ptrace stop with their registers and masks
-    /// unchanged afterwards, in the same order.
+    /// Asks threads of the process what only they can tell. They stand in a ptrace stop with the registers and masks given
+    /// afterwards, in the same order.
     ///
     /// # Errors
     /// A thread is gone, or there was no room for a visitor in the process.
@@ -60,13 +60,6 @@ impl Live {
 
     fn wave(&self, hosts: Vec<Host>, done: &mut Vec<(Stopped, Visited)>) -> Result<()> {
         let mut owed = Owed::default();
-        let hosts: Vec<Host> = hosts
-            .into_iter()
-            .map(|host| {
-                let regs = after_rseq(host.thread.tid(), &self.memory, &host.regs);
-                Host { regs, ..host }
-            })
-            .collect();
         self.fill_slots(&hosts)?;
         // Whoever fails, those on their way are brought home all the same.
         let mut failed = None;

@@ -76,6 +76,19 @@ fn hint(errno: Errno) -> &'static str {
     }
 }
 
+/// Opens the directory of a process.
+fn open_pid(
+    at: BorrowedFd<'_>,
+    name: impl rustix::path::Arg,
+    pid: i32,
+) -> Result<ProcDir, ReadError> {
+    match openat(at, name, DIRECTORY, Mode::empty()) {
+        Ok(fd) => Ok(ProcDir { fd, pid, path: pid.to_string() }),
+        Err(Errno::NOENT | Errno::SRCH) => Err(ReadError::Gone { pid, path: pid.to_string() }),
+        Err(errno) => Err(ReadError::Io { path: pid.to_string(), errno }),
+    }
+}
+
 /// Opens what is only looked up in and listed.
 const DIRECTORY: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::CLOEXEC);
 
@@ -106,11 +119,7 @@ impl ProcRoot {
     /// # Errors
     /// [`ReadError::Gone`] if there is none.
     pub fn pid(&self, pid: i32) -> Result<ProcDir, ReadError> {
-        match openat(&self.fd, DecInt::new(pid), DIRECTORY, Mode::empty()) {
-            Ok(fd) => Ok(ProcDir { fd, pid, path: pid.to_string() }),
-            Err(Errno::NOENT | Errno::SRCH) => Err(ReadError::Gone { pid, path: pid.to_string() }),
-            Err(errno) => Err(ReadError::Io { path: pid.to_string(), errno }),
-        }
+        open_pid(self.fd.as_fd(), DecInt::new(pid), pid)
     }
 
     /// Reads a file of the whole system, as `locks`, into the buffer, which is cleared first.
@@ -151,12 +160,12 @@ impl AsFd for ProcDir {
 }
 
 impl ProcDir {
-    /// Opens `/proc/PID`. For many processes open a [`ProcRoot`] once instead.
+    /// Opens `/proc/PID`.
     ///
     /// # Errors
     /// [`ReadError::Gone`] if there is no such process.
     pub fn open(pid: i32) -> Result<ProcDir, ReadError> {
-        ProcRoot::open()?.pid(pid)
+        open_pid(CWD, format!("/proc/{pid}"), pid)
     }
 
     /// The process or thread id.

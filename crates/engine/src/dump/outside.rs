@@ -99,7 +99,7 @@ pub fn survey(task: &Task, own_namespaces: &[Vec<u8>], own_vdso: &[u8]) -> Resul
         aio::survey(&vma.entry, &memory).map_or_else(|p| problems.push(p), |ring| aio.push(ring));
     }
     let vdso = read_vdso(&memory, &vmas, own_vdso);
-    let auxv = dir.read("auxv", &mut buffer).of(pid, comm)?.to_vec();
+    let auxv = dir.read_single("auxv", &mut buffer).of(pid, comm)?.to_vec();
     let mut link = |name: &str| dir.link(name, &mut buffer).map(<[u8]>::to_vec);
     let links = Links {
         exe: link("exe").of(pid, comm)?,

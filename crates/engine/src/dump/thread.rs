@@ -4,7 +4,7 @@ use super::outside::Outside;
 use crate::error::{Context, Result};
 use crate::freeze::Task;
 use rewake_image::messages::{RewakeThreadEntry, RseqEntry, ThreadCoreEntry};
-use rewake_inject::interrupted::{after_rseq, mend_interrupted};
+use rewake_inject::interrupted::{mend_interrupted, out_of_sequence};
 use rewake_inject::tracee::Stopped;
 use rewake_inject::visit::Visited;
 use rewake_objects::Problem;
@@ -72,7 +72,7 @@ pub fn any_filtered(task: &Task) -> Result<bool> {
     let mut buffer = Vec::new();
     for tid in &task.tids {
         let path = format!("task/{tid}/status");
-        let text = task.dir.read(&path, &mut buffer).of(task.pid(), task.comm())?;
+        let text = task.dir.read_single(&path, &mut buffer).of(task.pid(), task.comm())?;
         let status = rewake_proc::status::parse(text).of(task.pid(), task.comm())?;
         if status.seccomp.unwrap_or(0) != 0 {
             return Ok(true);
@@ -93,7 +93,7 @@ fn gather(
         true => None,
         false => {
             let text = dir
-                .read(&format!("task/{tid}/status"), buffer)
+                .read_single(&format!("task/{tid}/status"), buffer)
                 .map_err(|e| at("reading its status")(&e))?;
             Some(rewake_proc::status::parse(text).map_err(|e| at("reading its status")(&e))?)
         }
@@ -117,7 +117,7 @@ pub struct ThreadState {
     pub mask: u64,
     /// Signals in its own queue, as a mask.
     pub pending: u64,
-    /// Its registers, as the kernel has them.
+    /// The registers with which it goes on, out of any restartable sequence.
     pub regs: Registers,
     /// Of threads other than the leader.
     pub securebits: Option<u32>,
@@ -243,14 +243,16 @@ pub fn state(
     };
     let len = len.map_err(at("reading FPU registers")).of(pid, comm)?;
     let mut extra = RewakeThreadEntry { tid: tid as u32, ..RewakeThreadEntry::default() };
-    let image_regs = for_image(&after_rseq(tid, &outside.memory, &regs), &mut extra, outside);
+    let rseq = if_known(ptrace::rseq_config(tid)).map_err(at("reading rseq")).of(pid, comm)?;
+    let area = rseq.map_or(0, |config| config.pointer);
+    let regs = out_of_sequence(area, &outside.memory, &regs);
+    let image_regs = for_image(&regs, &mut extra, outside);
     let mask = ptrace::signal_mask(tid).map_err(at("reading the signal mask")).of(pid, comm)?;
     let queue =
         ptrace::queued_signals(tid, false).map_err(at("reading queued signals")).of(pid, comm)?;
     let mut core = ThreadCoreEntry { blk_sigset: Some(mask), ..ThreadCoreEntry::default() };
     let pending = queue.iter().fold(0, |all, info| all | signals::bit(info));
     core.signals_p = Some(signals::queue(queue));
-    let rseq = if_known(ptrace::rseq_config(tid)).map_err(at("reading rseq")).of(pid, comm)?;
     if let Some(config) = rseq {
         core.rseq_entry = Some(RseqEntry {
             rseq_abi_pointer: config.pointer,

@@ -1,0 +1,261 @@
+//! Stopping processes, all their threads, several processes at a time: while one comes to its stop, the others are
+//! asked for theirs.
+
+use crate::error::{Error, Result};
+use rewake_inject::interrupted::mend_interrupted;
+use rewake_inject::tracee::{Running, Stopped, wait_all};
+use rewake_objects::problem::text;
+use rewake_proc::read::ProcDir;
+use rewake_proc::stat::{Stat, TaskState};
+use rewake_sys::ptrace;
+use std::collections::{HashMap, HashSet};
+use std::time::Instant;
+
+/// A process that is being stopped. Dropping it lets those of its threads run on that stand still.
+#[derive(Debug)]
+pub struct Stopping {
+    dir: ProcDir,
+    stat: Stat,
+    known: HashSet<i32>,
+    stopped: Threads,
+    gone: bool,
+}
+
+/// Threads that run on when this is dropped.
+#[derive(Debug, Default)]
+struct Threads(Vec<Stopped>);
+
+impl Drop for Threads {
+    fn drop(&mut self) {
+        for thread in self.0.drain(..) {
+            // If it is dead, that is no news.
+            let _ = thread.detach(0);
+        }
+    }
+}
+
+impl Stopping {
+    /// A process of which nothing is stopped yet.
+    #[must_use]
+    pub fn new(dir: ProcDir, stat: Stat) -> Stopping {
+        Stopping { dir, stat, known: HashSet::new(), stopped: Threads::default(), gone: false }
+    }
+
+    /// Process id.
+    #[must_use]
+    pub fn pid(&self) -> i32 {
+        self.stat.pid
+    }
+
+    /// Its `/proc` directory.
+    #[must_use]
+    pub fn dir(&self) -> &ProcDir {
+        &self.dir
+    }
+
+    /// Has it ended meanwhile?
+    #[must_use]
+    pub fn is_gone(&self) -> bool {
+        self.gone
+    }
+
+    /// Its `/proc` directory and its threads, the leader first.
+    #[must_use]
+    pub fn done(mut self) -> (ProcDir, Vec<Stopped>) {
+        let mut threads = std::mem::take(&mut self.stopped.0);
+        threads.sort_by_key(|t| (t.tid() != self.stat.pid, t.tid()));
+        (self.dir, threads)
+    }
+
+    fn failed(&self, e: &dyn std::fmt::Display) -> Error {
+        Error::new(format!("process {} ({}): {e}", self.stat.pid, text(&self.stat.comm)))
+    }
+
+    /// Seizes the threads that are not known yet; `pending` gets them.
+    fn seize(&mut self, pending: &mut Vec<Running>) -> Result<()> {
+        let pid = self.stat.pid;
+        let tids = if self.known.is_empty() && self.stat.num_threads == 1 {
+            vec![pid]
+        } else {
+            match self.dir.tids() {
+                Ok(tids) => tids,
+                Err(e) if e.is_gone() => {
+                    self.gone = true;
+                    return Ok(());
+                }
+                Err(e) => return Err(self.failed(&e)),
+            }
+        };
+        for tid in tids {
+            if self.known.contains(&tid) {
+                continue;
+            }
+            match Running::seize(tid, ptrace::O_TRACESYSGOOD) {
+                Ok(running) => {
+                    self.known.insert(tid);
+                    pending.push(running);
+                }
+                Err(e) if is_gone(tid, e.errno) && tid != pid => {}
+                Err(e) if is_gone(tid, e.errno) => {
+                    self.gone = true;
+                    return Ok(());
+                }
+                Err(e) => return Err(cannot_trace(&self.dir, &self.stat, tid, e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Do we have the only thread it has? It may have made another since its stat was read; now that this one stands
+    /// still, one look suffices.
+    fn is_single(&self) -> Result<bool> {
+        if self.stat.num_threads != 1 || self.known.len() != 1 {
+            return Ok(false);
+        }
+        let tids = self.dir.tids().map_err(|e| self.failed(&e))?;
+        Ok(tids.len() == 1)
+    }
+}
+
+/// Stops all threads of all of them, again and again until no new one is found.
+///
+/// # Errors
+/// A thread cannot be traced, or does not stop before `deadline`. Those that were stopped run on when `all` is dropped.
+pub fn stop_all(all: &mut [Stopping], deadline: Option<Instant>) -> Result<()> {
+    let mut active: Vec<usize> = (0..all.len()).collect();
+    while !active.is_empty() {
+        let mut pending = Vec::new();
+        let mut owners: HashMap<i32, usize> = HashMap::new();
+        let mut busy = Vec::with_capacity(active.len());
+        let mut result = Ok(());
+        for at in active {
+            let first = pending.len();
+            result = all[at].seize(&mut pending);
+            owners.extend(pending[first..].iter().map(|running| (running.tid(), at)));
+            if result.is_err() {
+                break;
+            }
+            if pending.len() > first && !all[at].gone {
+                busy.push(at);
+            }
+        }
+        for running in &pending {
+            // Gone already: waiting will tell.
+            let _ = running.interrupt();
+        }
+        // Whoever was seized is waited for, whatever failed: only then can it be let go.
+        let waited = wait_all(pending, deadline, |outcome| {
+            match outcome {
+                Ok(thread) => {
+                    mend(&thread);
+                    if let Some(at) = owners.get(&thread.tid()) {
+                        all[*at].stopped.0.push(thread);
+                    }
+                }
+                Err(rewake_inject::Error::Gone { tid, .. }) => {
+                    if let Some(at) = owners.get(&tid) {
+                        all[*at].gone |= tid == all[*at].pid();
+                    }
+                }
+                Err(e) => return Err(e),
+            }
+            Ok(())
+        });
+        result?;
+        waited.map_err(|e| match &e {
+            rewake_inject::Error::Stuck { tid } if owners.contains_key(tid) => {
+                all[owners[tid]].failed(&e)
+            }
+            e => match &all[..] {
+                [only] => only.failed(e),
+                _ => Error::new(format!("the tree cannot be stopped: {e}")),
+            },
+        })?;
+        active = Vec::with_capacity(busy.len());
+        for at in busy {
+            if !all[at].gone && !all[at].is_single()? {
+                active.push(at);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A system call that our stop cut short with `EINTR` is made again. Done at once, so that it holds even if we are
+/// killed.
+fn mend(thread: &Stopped) {
+    if thread.group_stop().is_none()
+        && let Ok(regs) = thread.registers()
+        && let Some(mended) = mend_interrupted(&regs)
+        && let Err(e) = thread.set_registers(&mended)
+    {
+        log::debug!("thread {} is gone: {e}", thread.tid());
+    }
+}
+
+/// Does a failure to seize a thread mean that it has ended? Of one that is about to be reaped the kernel says `EPERM`.
+fn is_gone(tid: i32, errno: rewake_sys::Errno) -> bool {
+    let ended = || match ProcDir::open(tid).and_then(|dir| dir.stat(&mut Vec::new())) {
+        Ok(stat) => matches!(stat.state, TaskState::Zombie | TaskState::Dead),
+        Err(_) => true,
+    };
+    errno == rewake_sys::Errno::SRCH || errno == rewake_sys::Errno::PERM && ended()
+}
+
+fn cannot_trace(dir: &ProcDir, stat: &Stat, tid: i32, e: rewake_sys::SyscallError) -> Error {
+    let mut buffer = Vec::new();
+    let tracer = dir.status(&mut buffer).map_or(0, |s| s.tracer_pid);
+    let name = format!("process {} ({})", stat.pid, text(&stat.comm));
+    if tracer != 0 {
+        let comm = std::fs::read_to_string(format!("/proc/{tracer}/comm")).unwrap_or_default();
+        return Error::new(format!(
+            "{name}: it is traced already, by process {tracer} ({})",
+            comm.trim_end()
+        ))
+        .hint("end the debugger or tracer first");
+    }
+    /// `PF_IO_WORKER` and `PF_USER_WORKER`.
+    const WORKER: u32 = 0x10 | 0x4000;
+    let text = dir.read(&format!("task/{tid}/stat"), &mut buffer);
+    let stat = text.ok().and_then(|text| rewake_proc::stat::parse(text).ok());
+    if stat.is_some_and(|s| s.flags & WORKER != 0) {
+        return Error::new(format!(
+            "{name}: thread {tid} is a worker of the kernel (io_uring requests that would block), which nobody can trace"
+        ))
+        .hint("such a process cannot be saved yet");
+    }
+    let error = Error::new(format!("{name}: thread {tid} cannot be traced: {e}"));
+    if e.errno == rewake_sys::Errno::PERM { error.hint(may_not_trace()) } else { error }
+}
+
+/// Why we may not trace, as far as that can be seen.
+fn may_not_trace() -> String {
+    /// capabilities(7)
+    const CAP_SYS_PTRACE: u32 = 19;
+    let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
+    let scope = scope.ok().and_then(|text| text.trim().parse::<u32>().ok()).unwrap_or(0);
+    let own = ProcDir::open(std::process::id() as i32).and_then(|d| d.status(&mut Vec::new())).ok();
+    let may = own.as_ref().is_some_and(|s| s.cap_eff & 1 << CAP_SYS_PTRACE != 0);
+    let module = std::fs::read_to_string("/proc/self/attr/current")
+        .ok()
+        .map(|label| label.trim_matches(['\0', '\n']).to_owned())
+        .filter(|label| !label.is_empty() && label != "unconfined");
+    if scope >= 3 {
+        "Yama's ptrace_scope is 3: nobody may trace until the next boot (sysctl kernel.yama.ptrace_scope)".into()
+    } else if !may && scope > 0 {
+        format!(
+            "run as root, or with CAP_SYS_PTRACE, which Yama's ptrace_scope {scope} demands (sysctl kernel.yama.ptrace_scope)"
+        )
+    } else if !may {
+        "run as root, or with CAP_SYS_PTRACE".into()
+    } else if let Some(label) = module {
+        format!(
+            "the security module that runs this command as {} forbids it",
+            text(label.as_bytes())
+        )
+    } else if own.is_some_and(|s| s.seccomp.unwrap_or(0) != 0) {
+        "this command is under a seccomp filter, which may forbid ptrace: run it outside".into()
+    } else {
+        "it may be in a user namespace that is not below ours, or a security module (Landlock among them) forbids it".into()
+    }
+}
