@@ -8,7 +8,6 @@ use libtest_mimic::Trial;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::sync::atomic::{AtomicU16, Ordering};
 
 /// All trials about trees in namespaces of their own.
 pub fn trials(tool: &Tool) -> Vec<Trial> {
@@ -114,11 +113,11 @@ fn elsewhere(text: &str) -> (String, [String; 3]) {
     // The wildcard's port, the network of the listener, IPv6 loopback: each by a rule of its own kind.
     let port = |address: &str| address.rsplit_once(':').map_or("0", |(_, p)| p).to_owned();
     let (wildcard, v6) = (port(&address(text, "wildcard")), port(&address(text, "loopback6")));
-    let other: u16 = wildcard.parse::<u16>().unwrap_or(0) ^ 0x400;
+    let other: u16 = wildcard.parse::<u16>().unwrap_or(0) ^ 32;
     let rules = [
         "127.0.71.0/24=127.0.72.0/24".to_owned(),
         format!(":{wildcard}=:{other}"),
-        format!("[::1]:{v6}=[::1]:{}", v6.parse::<u16>().unwrap_or(0) ^ 0x400),
+        format!("[::1]:{v6}=[::1]:{}", v6.parse::<u16>().unwrap_or(0) ^ 32),
     ];
     let expected = text
         .replace("127.0.71.1", "127.0.72.1")
@@ -197,20 +196,9 @@ fn saved_server(tool: &Tool, name: &str) -> Result<(Run, u16), NotReady> {
     Ok((run, port))
 }
 
-/// The first of so many ports that are all free, and that no other trial gets.
-fn free_ports(count: u16) -> Result<u16, Fail> {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = 21_000 + (std::process::id() % 100) as u16 * 100;
-    loop {
-        let base = start.saturating_add(NEXT.fetch_add(count, Ordering::Relaxed));
-        if base > 32_000 {
-            return Err("no free ports".into());
-        }
-        let mut all = (base..base + count).map(|p| TcpListener::bind(("127.0.0.1", p)));
-        if all.all(|bound| bound.is_ok()) {
-            return Ok(base);
-        }
-    }
+/// The first of the run's ports that the program itself does not use: half of them.
+fn free_ports(run: &Run) -> u16 {
+    run.ports() + zoo::net::PORTS / 2
 }
 
 /// What a server answers: pid, how often it and its tree were asked, what the deleted file said, the state of its memory.
@@ -272,7 +260,7 @@ fn twenty_servers(tool: &Tool) -> Result<(), NotReady> {
     const COPIES: u16 = 20;
     let (mut run, port) = saved_server(tool, "copy_server")?;
     let inner = run.root.to_string();
-    let base = free_ports(COPIES)?;
+    let base = free_ports(&run);
     let rule = format!(":{port}=:{{{base}+i}}");
     let roots = copies(&mut run, tool, COPIES.into(), &["--replace-address", &rule])?;
     // Nobody has written: all together hold what one would hold alone, and a little for each.
@@ -302,7 +290,7 @@ fn twenty_servers(tool: &Tool) -> Result<(), NotReady> {
 
 fn trees(tool: &Tool) -> Result<(), NotReady> {
     let (mut run, port) = saved_server(tool, "copy_server_tree")?;
-    let base = free_ports(3)?;
+    let base = free_ports(&run);
     let rule = format!(":{port}=:{{{base}+i}}");
     let roots = copies(&mut run, tool, 3, &["--replace-address", &rule])?;
     let everybody: Vec<i32> = roots.iter().flat_map(|r| view::descendants(*r)).collect();
@@ -362,7 +350,7 @@ fn networks_of_their_own(tool: &Tool) -> Result<(), NotReady> {
 
 fn all_or_none(tool: &Tool) -> Result<(), NotReady> {
     let (mut run, port) = saved_server(tool, "copy_server")?;
-    let base = free_ports(5)?;
+    let base = free_ports(&run);
     let rule = format!(":{port}=:{{{base}+i}}");
     let taken = TcpListener::bind(("127.0.0.1", base + 3)).map_err(|e| e.to_string())?;
     let pidfile = run.dir.join("none.pid");

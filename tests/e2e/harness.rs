@@ -1,5 +1,6 @@
 //! One run of one program: start, ready, dump, restore, resume, check, clean up.
 
+use crate::ports::Ports;
 use crate::reaper::{self, Mark};
 use crate::view::{self, View};
 use std::ffi::OsString;
@@ -115,6 +116,7 @@ pub struct Run {
     pub mark: Mark,
     id: String,
     keep: bool,
+    ports: Ports,
 }
 
 static RUNS: AtomicU64 = AtomicU64::new(0);
@@ -156,7 +158,11 @@ impl Run {
         command
             .env_clear()
             .envs(["PATH", "HOME"].iter().filter_map(|v| Some((v, std::env::var_os(v)?))));
-        command.env("ZOO_RUN", &id).envs(start.env.iter().map(|(k, v)| (k, v)));
+        let ports = Ports::claim()?;
+        command
+            .env("ZOO_RUN", &id)
+            .env("ZOO_PORTS", ports.first.to_string())
+            .envs(start.env.iter().map(|(k, v)| (k, v)));
         // What whoever started the tests left open (a lock, a pipe) is not the program's.
         // SAFETY: both calls are async-signal-safe and the closure touches nothing else.
         unsafe {
@@ -177,6 +183,7 @@ impl Run {
             mark,
             dir,
             id,
+            ports,
             keep: std::env::var_os("ZOO_KEEP").is_some(),
         })
     }
@@ -214,6 +221,11 @@ impl Run {
     /// What marks every process of this run (the variable ZOO_RUN of its environment).
     pub fn id(&self) -> &str {
         &self.id
+    }
+
+    /// The first of the ports that are the run's own, in its network namespace (`ZOO_PORTS`).
+    pub fn ports(&self) -> u16 {
+        self.ports.first
     }
 
     /// Directory for the n-th set of images; made if missing.

@@ -39,6 +39,7 @@ mod flavours;
 mod harness;
 mod kills;
 mod netns;
+mod ports;
 mod predumps;
 mod probes;
 mod programs;

@@ -312,7 +312,7 @@ let count = 0;
 setInterval(() => { count++; }, 5);
 process.on('SIGTERM', () => process.exit(7));
 const server = http.createServer((q, a) => a.end(String(count)));
-server.listen(0, '127.0.0.1', () => fs.writeFileSync(dir + '/port', String(server.address().port)));
+server.listen(Number(process.env.ZOO_PORTS), '127.0.0.1', () => fs.writeFileSync(dir + '/port', String(server.address().port)));
 "#;
 
 fn node_server(tool: &Tool) -> Result<(), NotReady> {
@@ -445,7 +445,7 @@ public class Server {
         counter.setDaemon(true);
         counter.start();
         Runtime.getRuntime().addShutdownHook(new Thread(() -> Runtime.getRuntime().halt(7)));
-        ServerSocket server = new ServerSocket(0, 50, InetAddress.getByName("127.0.0.1"));
+        ServerSocket server = new ServerSocket(Integer.parseInt(System.getenv("ZOO_PORTS")), 50, InetAddress.getByName("127.0.0.1"));
         Files.writeString(Path.of(args[0], "port"), String.valueOf(server.getLocalPort()));
         while (true) {
             try (Socket s = server.accept()) {

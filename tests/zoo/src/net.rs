@@ -2,8 +2,9 @@
 
 use crate::{Check, check, ensure, ensure_eq, errno, ok};
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
 /// States of `TCP_INFO`.
@@ -23,6 +24,49 @@ pub mod state {
 /// An error as text.
 pub fn err(e: io::Error) -> String {
     e.to_string()
+}
+
+/// How many ports a program may bind.
+pub const PORTS: u16 = 64;
+
+/// Binds to a port of the program's own: the next of the [`PORTS`] from `$ZOO_PORTS`, which the harness gives to nobody
+/// else and the kernel to nobody at all. A port that the kernel chooses could be somebody else's between dump and restore.
+/// Where there is no harness the kernel chooses (port 0).
+pub fn on_own_port<T>(mut bind: impl FnMut(u16) -> io::Result<T>) -> io::Result<T> {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let Some(first) = std::env::var("ZOO_PORTS").ok().and_then(|first| first.parse().ok()) else {
+        return bind(0);
+    };
+    let first: u16 = first;
+    loop {
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        if n >= PORTS {
+            return Err(io::Error::other("all ports of the program are bound"));
+        }
+        match bind(first + n) {
+            // A connection of an earlier program lingers.
+            Err(e) if e.kind() == io::ErrorKind::AddrInUse => {}
+            done => return done,
+        }
+    }
+}
+
+fn ip(ip: &str) -> io::Result<IpAddr> {
+    ip.parse().map_err(|e| io::Error::other(format!("{ip}: {e}")))
+}
+
+/// A TCP socket that listens at a port of the program's own.
+pub fn listener(at: &str) -> Result<TcpListener, String> {
+    ip(at)
+        .and_then(|ip| on_own_port(|port| TcpListener::bind((ip, port))))
+        .map_err(|e| format!("listen at {at}: {e}"))
+}
+
+/// A UDP socket at a port of the program's own.
+pub fn udp(at: &str) -> Result<UdpSocket, String> {
+    ip(at)
+        .and_then(|ip| on_own_port(|port| UdpSocket::bind((ip, port))))
+        .map_err(|e| format!("bind to {at}: {e}"))
 }
 
 /// A connected pair by way of the listener: the client's end, the server's; both give up reading after ten seconds.
@@ -127,12 +171,21 @@ fn raw(address: SocketAddr) -> (libc::sockaddr_storage, libc::socklen_t) {
     }
 }
 
-/// bind(2)
+/// bind(2); port 0 stands for one of the program's own.
 pub fn bind(socket: &impl AsRawFd, address: SocketAddr) -> Check {
-    let (storage, len) = raw(address);
-    // SAFETY: a local of that length.
-    let ret = unsafe { libc::bind(socket.as_raw_fd(), (&raw const storage).cast(), len) };
-    check(ret, &format!("bind to {address}"))
+    let bind = |address: SocketAddr| {
+        let (storage, len) = raw(address);
+        // SAFETY: a local of that length.
+        match unsafe { libc::bind(socket.as_raw_fd(), (&raw const storage).cast(), len) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    };
+    match address.port() {
+        0 => on_own_port(|port| bind(SocketAddr::new(address.ip(), port))),
+        _ => bind(address),
+    }
+    .map_err(|e| format!("bind to {address}: {e}"))
 }
 
 /// listen(2)

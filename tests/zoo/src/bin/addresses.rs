@@ -44,15 +44,15 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 
 fn main() {
     zoo::run(|z| {
-        let listen = |at: &str| TcpListener::bind(at).map_err(|e| format!("{at}: {e}"));
+        let listen = zoo::net::listener;
         let listeners = [
-            ("listener", listen(&format!("{OWN}:0"))?),
-            ("mapped", listen(&format!("[::ffff:{OWN}]:0"))?),
-            ("loopback", listen("127.0.0.1:0")?),
-            ("wildcard", listen("0.0.0.0:0")?),
-            ("loopback6", listen("[::1]:0")?),
+            ("listener", listen(OWN)?),
+            ("mapped", listen(&format!("::ffff:{OWN}"))?),
+            ("loopback", listen("127.0.0.1")?),
+            ("wildcard", listen("0.0.0.0")?),
+            ("loopback6", listen("::1")?),
         ];
-        let udp = UdpSocket::bind(format!("{OWN}:0")).map_err(err)?;
+        let udp = zoo::net::udp(OWN)?;
         // Not bound to anything: has no address, and gets none.
         // SAFETY: integers only.
         let raw = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };

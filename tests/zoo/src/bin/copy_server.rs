@@ -79,7 +79,7 @@ fn main() {
     zoo::run(|z| {
         let mut memory = vec![0; z.param("ZOO_MIB", 8) * MIB];
         Rng(7).fill(&mut memory);
-        let listener = TcpListener::bind("127.0.0.1:0").map_err(err)?;
+        let listener = zoo::net::listener("127.0.0.1")?;
         listener.set_nonblocking(true).map_err(err)?;
         let path = z.path("deleted");
         let mut options = File::options();

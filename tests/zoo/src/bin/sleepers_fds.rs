@@ -48,7 +48,7 @@ fn main() {
     zoo::run(|z| {
         // SAFETY: the program ends with this closure.
         let z: &'static Zoo = unsafe { &*(z as *const Zoo) };
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").map_err(|e| e.to_string())?;
+        let listener = zoo::net::listener("127.0.0.1")?;
         let address = listener.local_addr().map_err(|e| e.to_string())?;
         use std::os::fd::AsRawFd;
         let listening = listener.as_raw_fd();

@@ -10,7 +10,7 @@ const UDP: i32 = libc::SOCK_DGRAM;
 
 /// A UDP socket connected to another, so that something can be sent.
 fn pair() -> Result<(OwnedFd, UdpSocket), String> {
-    let other = UdpSocket::bind("127.0.0.1:0").map_err(|e| e.to_string())?;
+    let other = zoo::net::udp("127.0.0.1")?;
     let fd = socket(libc::AF_INET, UDP)?;
     ensure_eq!(connect(&fd, other.local_addr().map_err(|e| e.to_string())?), 0, "connect");
     Ok((fd, other))
@@ -97,8 +97,8 @@ fn make(z: &zoo::Zoo, kind: &str) -> Result<Vec<OwnedFd>, String> {
             vec![unsafe { OwnedFd::from_raw_fd(fd) }]
         }
         "udp" | "address" => {
-            let ip = if kind == "udp" { "127.0.0.1:0" } else { "10.78.0.1:0" };
-            let socket = UdpSocket::bind(ip).map_err(|e| format!("bind to {ip}: {e}"))?;
+            let ip = if kind == "udp" { "127.0.0.1" } else { "10.78.0.1" };
+            let socket = zoo::net::udp(ip)?;
             let port = socket.local_addr().map_err(|e| e.to_string())?.port();
             z.publish("port", &port.to_string());
             vec![socket.into()]

@@ -239,8 +239,10 @@ fn main() {
             z.ready()?;
             return clients(z, address.parse().map_err(|e| format!("{address}: {e}"))?, may_end);
         }
-        let bind = std::env::var("ZOO_BIND").unwrap_or_else(|_| "127.0.0.1:0".into());
-        let listener = TcpListener::bind(&bind).map_err(|e| format!("{bind}: {e}"))?;
+        let listener = match std::env::var("ZOO_BIND") {
+            Ok(bind) => TcpListener::bind(&bind).map_err(|e| format!("{bind}: {e}"))?,
+            Err(_) => zoo::net::listener("127.0.0.1")?,
+        };
         let address = listener.local_addr().map_err(err)?;
         if z.param("ZOO_CLIENTS", 1) == 1 {
             z.outside(move |z| clients(z, address, may_end))?;

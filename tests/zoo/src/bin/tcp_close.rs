@@ -93,10 +93,10 @@ fn client_outside(z: &zoo::Zoo, server: SocketAddr) -> Check {
 
 fn main() {
     zoo::run(|z| {
-        let listener = TcpListener::bind("127.0.0.1:0").map_err(err)?;
+        let listener = net::listener("127.0.0.1")?;
         let address = listener.local_addr().map_err(err)?;
-        let waited_at = TcpListener::bind("127.0.0.1:0").map_err(err)?;
-        let six = TcpListener::bind("[::]:0").map_err(err)?;
+        let waited_at = net::listener("127.0.0.1")?;
+        let six = net::listener("::")?;
         z.outside(move |z| client_outside(z, address))?;
         z.wait_for("full")?;
         let (mut talk, _) = listener.accept().map_err(err)?;

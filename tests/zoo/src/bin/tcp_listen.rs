@@ -28,12 +28,12 @@ fn serve(listener: &TcpListener) -> zoo::Check {
 
 fn main() {
     zoo::run(|z| {
-        let address = std::env::var("ZOO_BIND").unwrap_or_else(|_| "127.0.0.1:0".into());
-        let listener = TcpListener::bind(address).map_err(|e| e.to_string())?;
+        let address = std::env::var("ZOO_BIND").unwrap_or_else(|_| "127.0.0.1".into());
+        let listener = zoo::net::listener(&address)?;
         if let Ok(device) = std::env::var("ZOO_DEVICE") {
             zoo::net::set(&listener, libc::SOL_SOCKET, libc::SO_BINDTODEVICE, device.as_bytes())?;
         }
-        let other = TcpListener::bind("[::1]:0").ok();
+        let other = zoo::net::listener("::1").ok();
         listener.set_nonblocking(true).map_err(|e| e.to_string())?;
         listener.set_ttl(33).map_err(|e| e.to_string())?;
         let address = listener.local_addr().map_err(|e| e.to_string())?;

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use zoo::net::{self, err};
 use zoo::{Check, Zoo, ensure, ensure_eq};
@@ -128,8 +128,8 @@ fn peer(z: &Zoo, address: SocketAddr) -> Check {
 
 fn main() {
     zoo::run(|z| {
-        let plain = TcpListener::bind("127.0.0.1:0").map_err(err)?;
-        let six = TcpListener::bind("[::]:0").map_err(err)?;
+        let plain = net::listener("127.0.0.1")?;
+        let six = net::listener("::")?;
         let address = plain.local_addr().map_err(err)?;
         z.outside(move |z| peer(z, address))?;
         let (outside, _) = plain.accept().map_err(err)?;

@@ -2,7 +2,7 @@
 //! options, and one half closed. Dumped with --tcp-established.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpStream};
 use std::os::fd::AsRawFd;
 use zoo::{Rng, ensure, ensure_eq};
 
@@ -25,7 +25,7 @@ fn receive(stream: &mut TcpStream, seed: u64, len: usize, what: &str) -> zoo::Ch
 
 fn main() {
     zoo::run(|z| {
-        let listener = TcpListener::bind("127.0.0.1:0").map_err(err)?;
+        let listener = zoo::net::listener("127.0.0.1")?;
         let pair = || -> Result<(TcpStream, TcpStream), String> {
             let client = TcpStream::connect(listener.local_addr().map_err(err)?).map_err(err)?;
             let (server, _) = listener.accept().map_err(err)?;

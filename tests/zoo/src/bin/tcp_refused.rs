@@ -4,14 +4,14 @@
 #![allow(unsafe_code, reason = "a protocol that the standard library does not have")]
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener};
+use std::net::Shutdown;
 use zoo::net::{self, err, state};
 use zoo::{ensure_eq, ok};
 
 fn main() {
     zoo::run(|z| {
         let kind = std::env::var("ZOO_KIND").unwrap_or_default();
-        let listener = TcpListener::bind("127.0.0.1:0").map_err(err)?;
+        let listener = net::listener("127.0.0.1")?;
         let (near, mut far) = net::pair(&listener)?;
         match kind.as_str() {
             "mptcp" => {

@@ -15,32 +15,9 @@ fn bound(protocol: i32, ip: &str) -> Result<UdpSocket, String> {
         let fd = libc::socket(family, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, protocol);
         UdpSocket::from_raw_fd(ok(fd as i64, "socket")? as i32)
     };
-    let address = SocketAddr::new(ip, 0);
-    let (storage, len) = sockaddr(address);
-    // SAFETY: the address is live for its length.
-    check(
-        unsafe { libc::bind(socket.as_raw_fd(), storage.as_ptr().cast(), len) },
-        &format!("bind to {address}"),
-    )?;
+    zoo::net::bind(&socket, SocketAddr::new(ip, 0))?;
     socket.set_nonblocking(true).map_err(|e| e.to_string())?;
     Ok(socket)
-}
-
-fn sockaddr(address: SocketAddr) -> ([u8; 28], libc::socklen_t) {
-    let mut bytes = [0; 28];
-    bytes[2..4].copy_from_slice(&address.port().to_be_bytes());
-    match address.ip() {
-        std::net::IpAddr::V4(ip) => {
-            bytes[..2].copy_from_slice(&(libc::AF_INET as u16).to_ne_bytes());
-            bytes[4..8].copy_from_slice(&ip.octets());
-            (bytes, 16)
-        }
-        std::net::IpAddr::V6(ip) => {
-            bytes[..2].copy_from_slice(&(libc::AF_INET6 as u16).to_ne_bytes());
-            bytes[8..24].copy_from_slice(&ip.octets());
-            (bytes, 28)
-        }
-    }
 }
 
 fn local(socket: &UdpSocket) -> Result<SocketAddr, String> {
