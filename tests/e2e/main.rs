@@ -37,6 +37,7 @@ mod cross;
 mod files;
 mod flavours;
 mod harness;
+mod hosts;
 mod kills;
 mod netns;
 mod ports;

@@ -428,6 +428,15 @@ pub fn all() -> Vec<Program> {
             .options(&["--tcp-established"], &["--tcp-established"])
             .not_in(&[("running_restored", PEER_GONE)])
             .unless_criu_in(&[("stopped", STOPPED_TCP)]),
+        program!(tcp_backlog)
+            .options(&["--tcp-established"], &["--tcp-established"])
+            .unless_criu("it refuses connections that are not accepted yet"),
+        program!(tcp_backlog)
+            .named("tcp_backlog_outside")
+            .env(&[("ZOO_OUTSIDE", "1")])
+            .options(&["--tcp-established"], &["--tcp-established"])
+            .not_in(&[("running_restored", PEER_GONE), ("stopped_restored", PEER_GONE)])
+            .unless_criu("it refuses connections that are not accepted yet"),
         program!(tcp_close)
             .options(&["--tcp-established"], &["--tcp-established"])
             .not_in(&[("running_restored", PEER_GONE)])
@@ -512,8 +521,13 @@ pub fn by_name(name: &str) -> Result<Program, Fail> {
         program!(shell_job),
         program!(tcp_listen)
             .named("tcp_listen_device")
-            .env(&[("ZOO_BIND", "10.78.0.1:0"), ("ZOO_DEVICE", "zoo0")]),
-        program!(tcp_listen).named("tcp_listen_address").env(&[("ZOO_BIND", "10.78.0.1:0")]),
+            .env(&[("ZOO_BIND", "10.78.0.1"), ("ZOO_DEVICE", "zoo0")]),
+        program!(tcp_listen).named("tcp_listen_device_still").env(&[
+            ("ZOO_BIND", "10.78.0.1"),
+            ("ZOO_DEVICE", "zoo0"),
+            ("ZOO_STILL", "1"),
+        ]),
+        program!(tcp_listen).named("tcp_listen_address").env(&[("ZOO_BIND", "10.78.0.1")]),
         program!(tcp_refused).named("tcp_refused_mptcp").env(&[("ZOO_KIND", "mptcp")]),
         program!(tcp_refused).named("tcp_refused_md5").env(&[("ZOO_KIND", "md5")]),
         program!(tcp_refused).named("tcp_refused_urgent").env(&[("ZOO_KIND", "urgent")]),
@@ -538,6 +552,7 @@ pub fn by_name(name: &str) -> Result<Program, Fail> {
         program!(tcp_chaos)
             .named("tcp_chaos_server")
             .env(&[("ZOO_CLIENTS", "0"), ("ZOO_BIND", "10.77.0.2:7777")]),
+        program!(tcp_backlog).named("tcp_backlog_server").env(&[("ZOO_BIND", "10.77.0.2")]),
         program!(tcp_chaos).named("tcp_chaos_clients").env(&[("ZOO_SERVER", "10.77.0.2:7777")]),
     ];
     all()

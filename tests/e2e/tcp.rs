@@ -3,6 +3,7 @@
 
 use crate::flavours::finish;
 use crate::harness::{Fail, Fs, NotReady, Run, TIMEOUT, Tool, alive, execute, exists};
+use crate::hosts;
 use crate::kills::{dump_command, killed_after};
 use crate::netns::{Net, ip};
 use crate::programs::{Program, by_name};
@@ -17,7 +18,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-const ESTABLISHED: &[&str] = &["--tcp-established"];
+pub const ESTABLISHED: &[&str] = &["--tcp-established"];
 const CLOSE: &[&str] = &["--tcp-close"];
 
 /// All trials of this file.
@@ -50,7 +51,9 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("interface_is_missing", interface_is_missing);
     add("address_is_missing", address_is_missing);
     add("nothing_was_agreed", nothing_was_agreed);
-    add("two_hosts", two_hosts);
+    add("two_hosts", hosts::two_hosts);
+    add("backlog_moves", hosts::backlog_moves);
+    add("backlog_of_an_interface", hosts::backlog_of_an_interface);
     add("killed_dumps", killed_dumps);
     add("locks_of_criu", locks_of_criu);
     add("refused_mptcp", |tool| is_refused(tool, "tcp_refused_mptcp", &["multipath TCP"]));
@@ -66,7 +69,7 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     all
 }
 
-fn ready(program: &Program) -> Result<(Run, View), NotReady> {
+pub fn ready(program: &Program) -> Result<(Run, View), NotReady> {
     let run = Run::ready(program.name, &program.start(), Fs::Memory)?;
     let before = run.view()?;
     Ok((run, before))
@@ -352,7 +355,7 @@ fn chaos(tool: &Tool, program: &str, restore: &[&str]) -> Result<(), NotReady> {
 }
 
 /// Waits until the server has received more.
-fn progress(run: &Run) -> Result<(), Fail> {
+pub fn progress(run: &Run) -> Result<(), Fail> {
     let total = || -> u64 {
         let text = fs::read_to_string(run.dir.join("total")).unwrap_or_default();
         text.trim().parse().unwrap_or(0)
@@ -369,7 +372,7 @@ fn progress(run: &Run) -> Result<(), Fail> {
 }
 
 /// Waits until a file of the run exists.
-fn wait_for(run: &Run, name: &str) -> Result<(), Fail> {
+pub fn wait_for(run: &Run, name: &str) -> Result<(), Fail> {
     let until = Instant::now() + TIMEOUT;
     while !run.dir.join(name).exists() {
         if Instant::now() > until {
@@ -389,7 +392,7 @@ fn skip_in_flight(tool: &Tool) -> Result<(), NotReady> {
     let mut client = TcpStream::connect(("127.0.0.1", port)).map_err(|e| e.to_string())?;
     let images = run.images(1)?;
     let done = run.try_dump(tool, run.root, &images, &[])?;
-    let words = ["1 connections wait to be accepted", "--skip-in-flight"];
+    let words = ["1 connections wait to be accepted", "--tcp-established", "--skip-in-flight"];
     refused(&run, tool, &done, &images.join("dump.log"), &words)?;
     run.dump(tool, &images, &["--skip-in-flight"])?;
     client.set_read_timeout(Some(TIMEOUT)).map_err(|e| e.to_string())?;
@@ -480,45 +483,6 @@ fn nothing_was_agreed(tool: &Tool) -> Result<(), NotReady> {
         }
         run.check(&before)?;
     }
-    Ok(())
-}
-
-/// A server moves between two hosts, there and back again and again, with its address; its clients on a third one go on.
-fn two_hosts(tool: &Tool) -> Result<(), NotReady> {
-    let hosts = [Net::new().map_err(NotReady::Skip)?, Net::new().map_err(NotReady::Skip)?];
-    let dir = crate::harness::base(Fs::Memory);
-    ip(&dir, "addr add 10.77.0.1/32 dev lo")?;
-    for (n, host) in hosts.iter().enumerate() {
-        host.cable(&dir, &format!("host{n}"), "eth0")?;
-        host.within(|| -> Result<(), NotReady> {
-            ip(&dir, "addr add 10.77.0.2/32 dev eth0")?;
-            ip(&dir, "link set eth0 up")?;
-            ip(&dir, "route add 10.77.0.1/32 dev eth0")
-        })??;
-    }
-    let lead_to =
-        |n: usize| ip(&dir, &format!("route replace 10.77.0.2/32 dev host{n} src 10.77.0.1"));
-    lead_to(0)?;
-    let (mut server, before) = hosts[0].within(|| ready(&by_name("tcp_chaos_server")?))??;
-    let (clients, outside) = ready(&by_name("tcp_chaos_clients")?)?;
-    wait_for(&clients, "connected")?;
-    for n in 0..10 {
-        let (from, to) = (n % 2, (n + 1) % 2);
-        progress(&server)?;
-        let images = server.images(n)?;
-        hosts[from].within(|| {
-            server.dump(tool, &images, ESTABLISHED)?;
-            server.gone(&before.pids(), "after dump")
-        })??;
-        // Until the server is there, its new host would answer that it is not: packets go to the old one, where they are lost.
-        hosts[to].within(|| server.restore(tool, &images, ESTABLISHED).map(drop))??;
-        lead_to(to)?;
-    }
-    progress(&server)?;
-    // From now on connections may end.
-    fs::write(server.dir.join("clients_done"), "").map_err(|e| e.to_string())?;
-    clients.check(&outside)?;
-    server.check(&before)?;
     Ok(())
 }
 

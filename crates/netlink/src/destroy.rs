@@ -3,6 +3,7 @@
 use crate::message::{Builder, u32_at};
 use crate::socket::{Error, Socket};
 use rustix::io::Errno;
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -59,6 +60,30 @@ pub fn orphans(
         }
     }
     Ok(destroyed)
+}
+
+/// How many bytes wait in the receive queues of connections of `family` (`AF_INET`, `AF_INET6`) that no process holds: those
+/// that a listening socket has not accepted yet, among others. A FIN counts as a byte.
+///
+/// # Errors
+/// The tables cannot be read.
+pub fn held_by_nobody(socket: &mut Socket, family: u8) -> Result<HashMap<Ends, u32>, Error> {
+    /// `TCP_ESTABLISHED`, `TCP_CLOSE_WAIT`
+    const STATES: u32 = 1 << 1 | 1 << 8;
+    /// Where the answer has the length of the receive queue.
+    const RECORD_RECEIVED: usize = 56;
+    let mut request = [0u8; REQUEST];
+    request[0] = family;
+    request[1] = libc::IPPROTO_TCP as u8;
+    request[4..8].copy_from_slice(&STATES.to_ne_bytes());
+    socket.dump(SOCK_DIAG_BY_FAMILY, &request, |found: &mut HashMap<Ends, u32>, message| {
+        let id = message.body.get(RECORD_ID..).and_then(|b| b.first_chunk::<ID>());
+        if let Some(id) = id
+            && u32_at(message.body, RECORD_INODE) == Some(0)
+        {
+            found.insert(ends(id, family), u32_at(message.body, RECORD_RECEIVED).unwrap_or(0));
+        }
+    })
 }
 
 /// IPv4 addresses in IPv6 sockets as IPv4.

@@ -273,7 +273,7 @@ pub static OPTIONS: [Opt; 90] = [
     Opt::switch("tcp-established", Network, "save and restore established TCP connections").both(Built),
     Opt::switch("tcp-close", Network, "let TCP connections come back closed").both(Built),
     Opt::value("replace-address", "OLD=NEW", Network, "restore sockets at other addresses, prefixes or ports; may repeat, the first match counts").restore(Built),
-    Opt::switch("skip-in-flight", Network, "forget half-open connections of listeners").dump(Built),
+    Opt::switch("skip-in-flight", Network, "forget connections that are not accepted yet").dump(Built),
     Opt::value("network-lock", "METHOD", Network, "keep packets of connections away until the restore: nftables (default), iptables or skip").dump(Built)
         .restore(NoEffect("the images say how their connections are locked")),
     Opt::maybe("ext-unix-sk", "INODES", Network, "leave out the peers of unix sockets that are outside the tree; connect anew to their addresses").short(b'x').both(Built),

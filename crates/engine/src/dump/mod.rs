@@ -644,14 +644,22 @@ fn lock_and_read(
     run_id: &str,
 ) -> Result<Option<Lock>> {
     let files = &mut surveyed.files;
-    if files.sockets.connections.is_empty() {
-        return Ok(None);
-    }
     let of_root = |p: rewake_objects::Problem| Error::new(p.to_string());
-    let (method, root) = (options.network_lock, options.root);
-    let lock = Lock::take(&files.sockets, run_id, method, root).map_err(of_root)?;
-    rewake_objects::sockets::read(files).map_err(of_root)?;
-    Ok(Some(lock))
+    let taken = rewake_objects::sockets::take_waiting(files);
+    let read = taken.and_then(|()| {
+        if files.sockets.is_without_connections() {
+            return Ok(None);
+        }
+        let (method, root) = (options.network_lock, options.root);
+        let lock = Lock::take(&files.sockets, run_id, method, root)?;
+        rewake_objects::sockets::read(files)?;
+        Ok(Some(lock))
+    });
+    // Even if that has failed.
+    let back = rewake_objects::sockets::put_back_waiting(files);
+    let lock = read.map_err(of_root)?;
+    back.map_err(of_root)?;
+    Ok(lock)
 }
 
 /// A random UUID in text form.

@@ -102,6 +102,11 @@ messages! {
         /// Of an epoll instance that no process has a descriptor for: the file ids of what it watches, in the order of its
         /// items.
         repeated uint32 watched = 21;
+        /// Of a listening TCP socket: the file ids of the connections that it has not accepted yet, in their order. No
+        /// process has a descriptor for them.
+        repeated uint32 accept_queue = 22;
+        /// Of these: the boot of the machine whose clock their timestamps follow.
+        optional bytes boot = 23;
         /// Of a fanotify group: marks on whole file systems.
         repeated message RewakeFilesystemMarkEntry filesystem_marks = 30;
         /// A fanotify group was made without `CAP_SYS_ADMIN`, and is told less.

@@ -240,7 +240,9 @@ impl<'a> Opener<'a> {
     /// # Errors
     /// Why it cannot be opened.
     pub fn open(&mut self, id: u32) -> Result<BorrowedFd<'_>, Problem> {
-        if self.entry(id)?.isk.as_deref().is_some_and(sockets::inet::is_connection) {
+        // Those that wait at a listening socket, too.
+        let waiting = self.extra.get(&id).is_some_and(|extra| !extra.accept_queue.is_empty());
+        if waiting || self.entry(id)?.isk.as_deref().is_some_and(sockets::inet::is_connection) {
             let connections = sockets::open_connections(self)?;
             self.opened.extend(connections);
         }

@@ -5,7 +5,7 @@ use super::option_table::When;
 use super::options::{self, Making};
 use super::reading::Reading;
 use super::repair::Pending;
-use super::{SOCKETS_NETNS, datagram, holder, ip, membership, raw, stream, udp};
+use super::{SOCKETS_NETNS, accept_queue, datagram, holder, ip, membership, raw, stream, udp};
 use crate::Problem;
 use crate::files::collect::{Collector, View};
 use crate::files::open::Opener;
@@ -127,6 +127,9 @@ pub fn survey(
     }
     entry.id = collector.new_id();
     let id = entry.id;
+    if entry.state == LISTEN && kind == libc::SOCK_STREAM {
+        accept_queue::note(collector, view, &entry)?;
+    }
     if !datagrams.is_empty() || !memberships.is_empty() {
         let extra = collector.extra_of(id);
         (extra.datagrams, extra.memberships) = (datagrams, memberships);

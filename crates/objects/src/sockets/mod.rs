@@ -6,7 +6,9 @@
 //! A restore makes sockets whole in the controller, but for TCP connections: those stay in repair mode, silent, until
 //! [`set_going`] just before the tasks go on.
 
+mod accept_queue;
 mod datagram;
+mod handshake;
 mod holder;
 pub mod host;
 pub mod inet;
@@ -49,6 +51,7 @@ use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+pub use accept_queue::{put_back as put_back_waiting, take as take_waiting};
 use option_table::{Kinds, When};
 use options::Making;
 pub use stream::read;
@@ -66,6 +69,10 @@ type Table = (u32, u32);
 pub struct Survey {
     /// TCP connections, whose queues are to be read.
     pub connections: Vec<stream::Connection>,
+    /// Listening TCP sockets whose queues are to be saved.
+    listeners: Vec<accept_queue::Listener>,
+    /// Connections that wait to be accepted.
+    pub(crate) waiting: Vec<accept_queue::Waiting>,
     /// Unix sockets of the tree by inode number.
     pub(crate) unix: HashMap<u32, unix::Found>,
     /// `sk-queues.img`.
@@ -91,6 +98,12 @@ pub struct Survey {
 }
 
 impl Survey {
+    /// Whether there is nothing to be locked or read.
+    #[must_use]
+    pub fn is_without_connections(&self) -> bool {
+        self.connections.is_empty() && self.waiting.is_empty()
+    }
+
     fn diag(&mut self) -> Result<&mut Socket, Error> {
         if self.diag.is_none() {
             self.diag = Some(diag::open()?);
@@ -280,7 +293,11 @@ pub(crate) fn open_connections(opener: &mut Opener<'_>) -> Result<Vec<(u32, Owne
         return Ok(Vec::new());
     }
     repair::prepare(opener)?;
-    let is_one = |file: &&FileEntry| file.isk.as_deref().is_some_and(inet::is_connection);
+    accept_queue::load(opener)?;
+    let waiting = accept_queue::ids(opener);
+    let is_one = |file: &&FileEntry| {
+        file.isk.as_deref().is_some_and(inet::is_connection) && !waiting.contains(&file.id)
+    };
     let shared = &*opener;
     let mut files: Vec<&FileEntry> = shared.files.values().filter(is_one).collect();
     // In the order of the images, neighbours of which are mostly the ends of one connection.
@@ -372,7 +389,8 @@ pub fn write(images: &ImageWriter, survey: &Survey) -> Result<(), rewake_image::
         queues.payload(&packet.data)?;
     }
     queues.finish()?;
-    stream::write(images, &survey.connections)
+    stream::write(images, &survey.connections)?;
+    survey.waiting.iter().try_for_each(|waiting| waiting.write(images))
 }
 
 /// What a restore keeps of sockets until the tasks go on.
@@ -380,6 +398,8 @@ pub fn write(images: &ImageWriter, survey: &Survey) -> Result<(), rewake_image::
 pub struct Restore {
     /// TCP connections in repair mode.
     connections: Vec<repair::Pending>,
+    /// TCP connections that are to wait to be accepted.
+    waiting: Vec<accept_queue::Saved>,
     /// Unix sockets by inode number of the image.
     unix: HashMap<u32, unix_open::State>,
     unix_loaded: bool,

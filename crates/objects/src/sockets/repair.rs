@@ -9,7 +9,7 @@ use super::inet::{self, CLOSE_WAIT, CLOSING, SYN_SENT};
 use super::options::{self, Making};
 use super::packet::Fin;
 use super::stream::{self, fin_received, fin_sent};
-use super::{holder, ip, lock};
+use super::{accept_queue, holder, ip, lock};
 use crate::Problem;
 use crate::files::open::Opener;
 use rewake_image::kind;
@@ -354,11 +354,13 @@ impl Going<'_> {
 /// A connection refuses; others may go on already.
 pub fn leave_repair(opener: &mut Opener<'_>) -> Result<(), Problem> {
     let pending = std::mem::take(&mut opener.sockets.connections);
+    let waiting = std::mem::take(&mut opener.sockets.waiting);
     let connections = pending
         .iter()
         .map(|pending| Ok(Going { fd: opener.opened(pending.entry.id)?, pending }))
         .collect::<Result<Vec<_>, Problem>>()?;
     connections.iter().try_for_each(Going::receive_fin)?;
+    accept_queue::fill(opener, &waiting)?;
     unlock(opener)?;
     in_shares(&connections, |connection| {
         let gone_on = connection.closes_first() && !connection.unsent.is_empty();

@@ -13,6 +13,7 @@
 //! nothing is in neither; TCP itself discards what comes twice.
 
 use super::Survey;
+use super::accept_queue;
 use super::inet::{self, CLOSE, CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2};
 use super::inet::{LAST_ACK, LISTEN, SYN_SENT};
 use super::stream_options::Job;
@@ -79,13 +80,7 @@ pub(super) fn survey(
             let info = inet::state(fd).map_err(failed)?;
             entry.backlog = info.sacked;
             if info.unacked != 0 && !collector.options.skip_in_flight {
-                return Err(view
-                    .problem(format!(
-                        "{}: {} connections wait to be accepted, which cannot be saved",
-                        inet::describe(entry),
-                        info.unacked
-                    ))
-                    .remedy("--skip-in-flight drops them: their clients have to connect again"));
+                accept_queue::refuse(collector, view, entry, known.as_deref(), info.unacked)?;
             }
             Ok(false)
         }
@@ -410,6 +405,24 @@ impl Connection {
         Ok(())
     }
 
+    /// Reads a connection that nobody else holds, and has it end without a word to the peer: its state, and what is written
+    /// of it.
+    pub(super) fn read_and_end(
+        mut self,
+        scratch: &mut Vec<u8>,
+    ) -> Result<(u32, TcpStreamEntry, Vec<u8>), Problem> {
+        tcp::repair(self.fd.as_fd(), Repair::On).map_err(|e| self.failed(e))?;
+        let read = self.read_send_side(scratch).and_then(|state| {
+            self.read_receive_side(scratch)?;
+            Ok(state)
+        });
+        if read.is_err() {
+            // It is lost, and its peer shall know.
+            let _ = tcp::repair(self.fd.as_fd(), Repair::OffSilent);
+        }
+        Ok((read?, self.stream, self.received))
+    }
+
     /// Writes `tcp-stream-HEX.img`.
     pub(super) fn write(&self, images: &ImageWriter) -> Result<(), ImageError> {
         let mut file = images.stream(kind::TCP_STREAM, self.inode);
@@ -611,11 +624,14 @@ pub(super) fn write(images: &ImageWriter, connections: &[Connection]) -> Result<
 
 impl Survey {
     /// What an end in the tree has received, the other end has sent, even if it had not when its queue was read.
-    fn agree(&mut self) {
+    pub(super) fn agree(&mut self) {
         let by_ends: HashMap<_, u32> = self
             .connections
             .iter()
             .map(|c| (ends(c.source, c.destination), c.stream.inq_seq))
+            .chain(self.waiting.iter().filter_map(|waiting| {
+                Some((ends(waiting.source, waiting.destination), waiting.received_to()?))
+            }))
             .collect();
         for connection in &mut self.connections {
             let Some(received) = by_ends.get(&ends(connection.destination, connection.source))
@@ -646,10 +662,13 @@ impl Survey {
     fn select(&self, wanted: impl Fn(&Connection, bool) -> bool) -> Vec<(SocketAddr, SocketAddr)> {
         let all: HashSet<_> =
             self.connections.iter().map(|c| ends(c.source, c.destination)).collect();
+        // One that waits to be accepted is locked even if its peer is in the tree: it is taken out of its queue and put back.
+        let waiting = self.waiting.iter().map(|waiting| (waiting.source, waiting.destination));
         self.connections
             .iter()
             .filter(|c| wanted(c, all.contains(&ends(c.destination, c.source))))
             .map(|c| (c.source, c.destination))
+            .chain(waiting)
             .collect()
     }
 
