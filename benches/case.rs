@@ -94,6 +94,9 @@ pub const ALL: &[Case] = &[
     },
 ];
 
+/// The name of what is no case of its own: [`crate::copies`].
+pub const COPIES: &str = "copies";
+
 /// The case of that name.
 pub fn find(name: &str) -> Option<&'static Case> {
     ALL.iter().find(|case| case.name == name)

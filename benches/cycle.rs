@@ -105,7 +105,7 @@ impl Drop for Scratch {
 }
 
 /// Starts a subject and waits until it is ready. Gives its pid, and its memory if it named some.
-fn start(case: &Case, files: &Path) -> Result<(Child, Option<(u64, u64)>), String> {
+pub fn start(case: &Case, files: &Path) -> Result<(Child, Option<(u64, u64)>), String> {
     let exe = std::env::current_exe().map_err(|e| e.to_string())?;
     let mut command = Command::new(exe);
     command.args(["subject", case.name]).arg(files).current_dir("/");

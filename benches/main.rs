@@ -10,6 +10,7 @@
 #![allow(unsafe_code, reason = "subjects fork and map memory; nothing here is shipped")]
 
 mod case;
+mod copies;
 mod cycle;
 mod limit;
 mod machine;
@@ -79,6 +80,16 @@ fn bench(options: &Options) -> ExitCode {
                     ok = false;
                     println!("{:<10} FAILED: limit: {text}", case.name);
                 }
+            }
+        }
+    }
+    if options.copies {
+        // CRIU has nothing like it.
+        match copies::measure(&tools[0], &options.dir, options.runs) {
+            Ok(text) => print!("{text}"),
+            Err(text) => {
+                ok = false;
+                println!("{:<10} FAILED: {text}", case::COPIES);
             }
         }
     }

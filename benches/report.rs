@@ -34,7 +34,7 @@ fn ms(time: Duration) -> f64 {
 }
 
 /// Fastest, median and slowest, in milliseconds.
-fn spread(times: &[Duration]) -> (f64, f64, f64) {
+pub fn spread(times: &[Duration]) -> (f64, f64, f64) {
     let mut times: Vec<f64> = times.iter().map(|t| ms(*t)).collect();
     times.sort_unstable_by(f64::total_cmp);
     let (Some(first), Some(last)) = (times.first(), times.last()) else { return (0.0, 0.0, 0.0) };

@@ -10,12 +10,27 @@ use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicPtr, Ordering};
 use std::time::Duration;
 
 const PAGE: usize = 4096;
 
 /// Bytes of `heap1g`.
 pub const HEAP: usize = 1 << 30;
+
+/// How much of it `SIGUSR1` has it write.
+pub const WRITTEN: usize = 16 << 20;
+
+static MEMORY: AtomicPtr<u8> = AtomicPtr::new(std::ptr::null_mut());
+
+/// Writes to the beginning of the memory, a byte a page.
+extern "C" fn write_some(_: libc::c_int) {
+    let memory = MEMORY.load(Ordering::Relaxed);
+    for offset in (0..WRITTEN).step_by(PAGE) {
+        // SAFETY: the memory is longer than that, mapped for good, and the other thread of control sleeps.
+        unsafe { memory.add(offset).write_volatile(7) };
+    }
+}
 
 /// Becomes the subject of that name. `dir` is a directory for its files that outlives it.
 pub fn run(name: &str, dir: &Path) -> ExitCode {
@@ -63,6 +78,9 @@ fn hold(name: &str, dir: &Path) -> Result<(), String> {
             let address = map(HEAP)?;
             // SAFETY: mapped just now, of that length, and known to nobody else.
             fill(unsafe { std::slice::from_raw_parts_mut(address.cast(), HEAP / 8) });
+            MEMORY.store(address, Ordering::Relaxed);
+            // SAFETY: the handler does nothing but write to that memory.
+            unsafe { libc::signal(libc::SIGUSR1, write_some as *const () as usize) };
             ready(&format!(" {} {HEAP}", address as usize))
         }
         _ => Err("no such subject".into()),
