@@ -7,6 +7,7 @@ use super::unix_open::{State, connect_outside, describe, is_datagram, is_full, p
 use super::unix_path::{Places, Reach};
 use crate::Problem;
 use crate::files::open::Opener;
+use crate::pids::Pids;
 use rewake_image::messages::{RewakePacketEntry, SkPacketEntry, SkShutdown, UnixSkEntry};
 use rewake_sys::message::{self, Credentials, connect_as};
 use rewake_sys::{Errno, SyscallError};
@@ -102,6 +103,7 @@ fn fill_one(
     let what = describe(&to);
     let mut reach = None;
     let mut roomy = HashSet::new();
+    let mut senders = Senders::new(opener.pids.clone());
     for (packet, data, extra) in packets {
         let name = extra.sender.as_deref().unwrap_or_default();
         let sender = opener.sockets.sender(&to, name)?;
@@ -131,25 +133,50 @@ fn fill_one(
         let rights =
             ids.map(|id| opener.opened(*id)).collect::<Result<Vec<BorrowedFd<'_>>, _>>()?;
         let flags = if extra.oob == Some(true) { libc::MSG_OOB } else { 0 };
-        send(&to, making, Message { data, rights, extra, address, flags })?;
+        let credentials = senders.credentials(extra, &what);
+        send(&to, making, Message { data, rights, credentials, address, flags })?;
     }
     Ok(())
+}
+
+/// Who has sent the messages of a queue, by the ids that they have here.
+struct Senders {
+    pids: Pids,
+    known: HashMap<u32, Option<i32>>,
+}
+
+impl Senders {
+    fn new(pids: Pids) -> Senders {
+        Senders { pids, known: HashMap::new() }
+    }
+
+    /// The credentials of a message. In another PID namespace only living senders have an id that can be claimed.
+    fn credentials(&mut self, extra: &RewakePacketEntry, what: &str) -> Option<Credentials> {
+        let [pid, uid, gid] = *extra.credentials else { return None };
+        let pids = &self.pids;
+        // 0 stands for nobody, and means the same everywhere.
+        let outer = |pid: u32| if pid == 0 { Some(0) } else { pids.outer(pid as i32) };
+        let known = *self.known.entry(pid).or_insert_with(|| {
+            let here = outer(pid);
+            if here.is_none() {
+                log::warn!("{what}: a message in its queue does not tell its sender {pid} any more, who is gone");
+            }
+            here
+        });
+        known.map(|pid| Credentials { pid, uid, gid })
+    }
 }
 
 struct Message<'a> {
     data: &'a [u8],
     rights: Vec<BorrowedFd<'a>>,
-    extra: &'a RewakePacketEntry,
+    credentials: Option<Credentials>,
     address: &'a [u8],
     flags: i32,
 }
 
 fn send(to: &UnixSkEntry, making: Making<'_>, message: Message<'_>) -> Result<(), Problem> {
-    let Message { data, mut rights, extra, address, flags } = message;
-    let mut credentials = match *extra.credentials {
-        [pid, uid, gid] => Some(Credentials { pid: pid as i32, uid, gid }),
-        _ => None,
-    };
+    let Message { data, mut rights, mut credentials, address, flags } = message;
     let mut rest = data;
     let mut more = 1 << 20;
     loop {
