@@ -13,6 +13,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 const PORT: u16 = 7000;
@@ -35,6 +36,7 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("redis", redis);
     add("memcached", memcached);
     add("nginx", nginx);
+    add("nginx_copies", nginx_copies);
     add("haproxy", haproxy);
     add("postgresql", postgresql);
     all
@@ -46,9 +48,13 @@ struct Client(BufReader<TcpStream>);
 impl Client {
     /// Connects as soon as the server listens.
     fn new(run: &Run) -> Result<Client, Fail> {
+        Client::at(run, PORT)
+    }
+
+    fn at(run: &Run, port: u16) -> Result<Client, Fail> {
         let until = Instant::now() + TIMEOUT;
         loop {
-            match TcpStream::connect(("127.0.0.1", PORT)) {
+            match TcpStream::connect(("127.0.0.1", port)) {
                 Ok(stream) => {
                     stream.set_read_timeout(Some(TIMEOUT)).map_err(|e| e.to_string())?;
                     return Ok(Client(BufReader::new(stream)));
@@ -214,6 +220,52 @@ fn serves_again(tool: &Tool, run: &mut Run) -> Result<(), Fail> {
 }
 
 fn nginx(tool: &Tool) -> Result<(), NotReady> {
+    let (mut run, _place) = start_nginx()?;
+    let result = serves_again(tool, &mut run);
+    result.map_err(|e| run.fail(e))?;
+    end(&run)?;
+    Ok(())
+}
+
+/// A tree of several processes that share a listening socket, several times, each at a port of its own.
+fn nginx_copies(tool: &Tool) -> Result<(), NotReady> {
+    const COPIES: u16 = 3;
+    let (run, _place) = start_nginx()?;
+    let result = (|| -> Result<(), Fail> {
+        get(&mut Client::new(&run)?)?;
+        let pids = view::descendants(run.root);
+        let images = run.images(1)?;
+        run.dump(tool, &images, &["--tcp-established"])?;
+        run.gone(&pids, "after the dump")?;
+        let (count, first) = (COPIES.to_string(), PORT + 1);
+        let rule = format!(":{PORT}=:{{{first}+i}}");
+        let done =
+            run.try_restore(tool, &images, &["--copies", &count, "--replace-address", &rule])?;
+        if !done.success() {
+            return Err(format!("restore --copies {COPIES}: {}", done.text));
+        }
+        for round in 0..3 {
+            for i in 0..COPIES {
+                let body = get(&mut Client::at(&run, first + i)?)?;
+                if body != "hello" {
+                    return Err(format!("copy {i} in round {round} says {body:?}"));
+                }
+            }
+        }
+        let roots: Vec<i32> = done.text.lines().filter_map(|line| line.parse().ok()).collect();
+        let sizes: Vec<usize> = roots.iter().map(|root| view::descendants(*root).len()).collect();
+        // With its root each namespace ends.
+        roots.iter().for_each(|root| crate::harness::kill(*root, libc::SIGKILL));
+        if sizes != vec![pids.len(); usize::from(COPIES)] {
+            return Err(format!("trees of {sizes:?} processes, not {}", pids.len()));
+        }
+        Ok(())
+    })();
+    result.map_err(|e| run.fail(e))?;
+    Ok(())
+}
+
+fn start_nginx() -> Result<(Run, Place), NotReady> {
     let server = find("nginx")?;
     let place = Place::new("nginx")?;
     fs::create_dir_all(place.0.join("html")).map_err(|e| e.to_string())?;
@@ -228,11 +280,7 @@ fn nginx(tool: &Tool) -> Result<(), NotReady> {
          server {{ listen 127.0.0.1:{PORT}; root {dir}/html; }} }}\n"
     );
     fs::write(&conf, text).map_err(|e| e.to_string())?;
-    let mut run = spawn("nginx", &[&server, Path::new("-c"), &conf], &[])?;
-    let result = serves_again(tool, &mut run);
-    result.map_err(|e| run.fail(e))?;
-    end(&run)?;
-    Ok(())
+    Ok((spawn("nginx", &[&server, Path::new("-c"), &conf], &[])?, place))
 }
 
 fn haproxy(tool: &Tool) -> Result<(), NotReady> {
@@ -256,8 +304,10 @@ struct Place(PathBuf);
 
 impl Place {
     fn new(name: &str) -> Result<Place, Fail> {
+        static PLACES: AtomicU32 = AtomicU32::new(0);
+        let n = PLACES.fetch_add(1, Ordering::Relaxed);
         let dir = crate::harness::base(Fs::Disk)
-            .join(format!("rewake-e2e-{}-{name}", std::process::id()));
+            .join(format!("rewake-e2e-{}-{name}.{n}", std::process::id()));
         fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
         set_mode(&dir, 0o777)?;
         Ok(Place(dir))
