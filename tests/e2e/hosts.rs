@@ -1,14 +1,16 @@
 //! TCP servers with clients on other hosts: network namespaces joined by cables.
 
-use crate::harness::{Fail, Fs, NotReady, Run, Tool};
+use crate::harness::{Fail, Fs, NotReady, Run, TIMEOUT, Tool};
 use crate::netns::{Net, ip};
 use crate::programs::by_name;
 use crate::refusals::refused;
-use crate::tcp::{ESTABLISHED, progress, ready, wait_for};
+use crate::tcp::{ESTABLISHED, nothing_locked, progress, ready, wait_for};
 use crate::view::View;
 use std::fs;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Two hosts that can have the address 10.77.0.2, and where this one, 10.77.0.1, looks for it.
 struct Hosts {
@@ -115,6 +117,47 @@ pub fn backlog_moves(tool: &Tool) -> Result<(), NotReady> {
     Ok(())
 }
 
+/// A client whose handshake is not done when the server is saved is not told that there is nobody: it tries again, and the
+/// restored server has it.
+pub fn half_open(tool: &Tool, method: &str) -> Result<(), NotReady> {
+    let hosts = Hosts::new()?;
+    let server = by_name("tcp_listen_host")?;
+    let dir = &hosts.dir;
+    // The server's answers go astray.
+    hosts.hosts[0].within(|| {
+        ip(dir, "neigh replace 10.77.0.1 lladdr 02:00:00:00:00:77 nud permanent dev eth0")
+    })??;
+    let (mut run, before) = hosts.hosts[0].within(|| ready(&server))??;
+    let port = fs::read_to_string(run.dir.join("port")).map_err(|e| e.to_string())?;
+    let address = format!("10.77.0.2:{}", port.trim());
+    let net = Net::current()?;
+    let done = std::thread::scope(|scope| -> Result<(), NotReady> {
+        // It sends its SYN again after one second and after three.
+        let client = scope.spawn(|| net.within(|| TcpStream::connect(&address)));
+        std::thread::sleep(Duration::from_millis(300));
+        let images = run.images(1)?;
+        hosts.hosts[0].within(|| {
+            let options = ["--tcp-established", "--network-lock", method];
+            run.dump(tool, &images, &options)?;
+            run.gone(&before.pids(), "after dump")
+        })??;
+        std::thread::sleep(Duration::from_millis(1300));
+        hosts.hosts[0].within(|| ip(dir, "neigh del 10.77.0.1 dev eth0"))??;
+        hosts.hosts[0].within(|| run.restore(tool, &images, ESTABLISHED).map(drop))??;
+        let connected = client.join().map_err(|_| "the client panicked".to_owned())??;
+        let mut stream = connected.map_err(|e| format!("{method}: the client: {e}"))?;
+        stream.set_read_timeout(Some(TIMEOUT)).map_err(|e| e.to_string())?;
+        stream.write_all(b"x").map_err(|e| e.to_string())?;
+        let mut answer = [0];
+        stream.read_exact(&mut answer).map_err(|e| format!("{method}: answer: {e}"))?;
+        hosts.hosts[0].within(|| nothing_locked(&run, tool))??;
+        Ok(())
+    });
+    done?;
+    run.check(&before)?;
+    Ok(())
+}
+
 /// Packets of our own do not reach a listening socket that is bound to an interface.
 pub fn backlog_of_an_interface(tool: &Tool) -> Result<(), NotReady> {
     let other = Net::new().map_err(NotReady::Skip)?;
@@ -134,6 +177,6 @@ pub fn backlog_of_an_interface(tool: &Tool) -> Result<(), NotReady> {
     let words = ["1 connections wait to be accepted", "SO_BINDTODEVICE", "--skip-in-flight"];
     refused(&run, tool, &done, &images.join("dump.log"), &words)?;
     drop(client);
-    run.check(&before)?;
+    run.same(&before, "after the refused dump", &[])?;
     Ok(())
 }

@@ -31,6 +31,12 @@ impl Net {
         Ok(Net { ns: ns.into() })
     }
 
+    /// The thread's own.
+    pub fn current() -> Result<Net, Fail> {
+        let ns = File::open("/proc/thread-self/ns/net").map_err(|e| e.to_string())?;
+        Ok(Net { ns: ns.into() })
+    }
+
     /// Runs `body` inside; what it starts is inside too.
     pub fn within<T: Send>(&self, body: impl FnOnce() -> T + Send) -> Result<T, Fail> {
         std::thread::scope(|scope| {

@@ -496,7 +496,8 @@ pub fn all() -> Vec<Program> {
             .unless_criu("it does not bind clients that wait to be accepted"),
         program!(unix_creds)
             .unless_criu("it loses credentials of peers and senders")
-            .needs_its_pids("pids of peers and senders are not translated into another PID namespace"),
+            .needs_its_pids("pids of peers are not translated into another PID namespace"),
+        program!(unix_senders).unless_criu("it loses credentials of senders"),
         program!(seccomp),
         program!(seccomp_threads).needs_its_pids(FROM_OUTSIDE),
         program!(seccomp_threads)
@@ -527,6 +528,7 @@ pub fn by_name(name: &str) -> Result<Program, Fail> {
             ("ZOO_DEVICE", "zoo0"),
             ("ZOO_STILL", "1"),
         ]),
+        program!(tcp_listen).named("tcp_listen_host").env(&[("ZOO_BIND", "10.77.0.2")]),
         program!(tcp_listen).named("tcp_listen_address").env(&[("ZOO_BIND", "10.78.0.1")]),
         program!(tcp_refused).named("tcp_refused_mptcp").env(&[("ZOO_KIND", "mptcp")]),
         program!(tcp_refused).named("tcp_refused_md5").env(&[("ZOO_KIND", "md5")]),

@@ -53,6 +53,8 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("nothing_was_agreed", nothing_was_agreed);
     add("two_hosts", hosts::two_hosts);
     add("backlog_moves", hosts::backlog_moves);
+    add("half_open_nftables", |tool| hosts::half_open(tool, "nftables"));
+    add("half_open_iptables", |tool| hosts::half_open(tool, "iptables"));
     add("backlog_of_an_interface", hosts::backlog_of_an_interface);
     add("killed_dumps", killed_dumps);
     add("locks_of_criu", locks_of_criu);
@@ -165,7 +167,7 @@ fn unlock_says(run: &Run, tool: &Tool, arguments: &[&str], words: &[&str]) -> Re
     Err(run.fail(format!("unlock {arguments:?} says {text:?}, not {words:?}")))
 }
 
-fn nothing_locked(run: &Run, tool: &Tool) -> Result<(), Fail> {
+pub fn nothing_locked(run: &Run, tool: &Tool) -> Result<(), Fail> {
     unlock_says(run, tool, &[], &["there is no network lock"])?;
     match iptables(run, &["-S"])? {
         Some(rules) if rules.contains("DROP") => Err(run.fail(format!("rules are left: {rules}"))),
@@ -334,8 +336,8 @@ fn chaos(tool: &Tool, program: &str, restore: &[&str]) -> Result<(), NotReady> {
         // Another instant each time.
         std::thread::sleep(Duration::from_micros(n * 731 % 10_000));
         let images = run.images(n as usize)?;
-        // A client that calls just now has to call again.
-        run.dump(tool, &images, &["--tcp-established", "--skip-in-flight"])?;
+        // Also with clients that have called just now.
+        run.dump(tool, &images, ESTABLISHED)?;
         run.gone(&before.pids(), "after dump")?;
         run.restore(tool, &images, restore)?;
         let _ = fs::remove_dir_all(&images);

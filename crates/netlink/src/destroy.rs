@@ -86,6 +86,23 @@ pub fn held_by_nobody(socket: &mut Socket, family: u8) -> Result<HashMap<Ends, u
     })
 }
 
+/// Handshakes of `family` (`AF_INET`, `AF_INET6`) that listening sockets have begun and that are not done.
+///
+/// # Errors
+/// The tables cannot be read.
+pub fn half_open(socket: &mut Socket, family: u8) -> Result<Vec<Ends>, Error> {
+    /// `TCP_SYN_RECV`
+    const STATES: u32 = 1 << 3;
+    let mut request = [0u8; REQUEST];
+    request[0] = family;
+    request[1] = libc::IPPROTO_TCP as u8;
+    request[4..8].copy_from_slice(&STATES.to_ne_bytes());
+    socket.dump(SOCK_DIAG_BY_FAMILY, &request, |found: &mut Vec<Ends>, message| {
+        let id = message.body.get(RECORD_ID..).and_then(|b| b.first_chunk::<ID>());
+        found.extend(id.map(|id| ends(id, family)));
+    })
+}
+
 /// IPv4 addresses in IPv6 sockets as IPv4.
 fn ends(id: &[u8; ID], family: u8) -> Ends {
     let port = |at: usize| u16::from_be_bytes([id[at], id[at + 1]]);

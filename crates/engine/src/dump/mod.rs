@@ -645,20 +645,19 @@ fn lock_and_read(
 ) -> Result<Option<Lock>> {
     let files = &mut surveyed.files;
     let of_root = |p: rewake_objects::Problem| Error::new(p.to_string());
+    let mut lock = None;
     let taken = rewake_objects::sockets::take_waiting(files);
     let read = taken.and_then(|()| {
         if files.sockets.is_without_connections() {
-            return Ok(None);
+            return Ok(());
         }
         let (method, root) = (options.network_lock, options.root);
-        let lock = Lock::take(&files.sockets, run_id, method, root)?;
-        rewake_objects::sockets::read(files)?;
-        Ok(Some(lock))
+        lock = Some(Lock::take(&files.sockets, run_id, method, root)?);
+        rewake_objects::sockets::read(files)
     });
-    // Even if that has failed.
+    // Even if that has failed, and while they are locked.
     let back = rewake_objects::sockets::put_back_waiting(files);
-    let lock = read.map_err(of_root)?;
-    back.map_err(of_root)?;
+    read.and(back).map_err(of_root)?;
     Ok(lock)
 }
 

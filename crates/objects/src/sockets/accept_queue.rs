@@ -14,14 +14,14 @@ use crate::files::collect::{Collector, View};
 use crate::files::open::Opener;
 use rewake_image::messages::{FdTypes, FileEntry, InetSkEntry, TcpOptsEntry, TcpStreamEntry};
 use rewake_image::{ImageError, ImageWriter, kind};
-use rewake_netlink::diag;
+use rewake_netlink::{destroy, diag};
 use rewake_sys::sockets::option_int;
 use rewake_sys::{Errno, tcp};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::SocketFlags;
 use std::collections::HashSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 /// A listening socket of the tree.
 #[derive(Debug)]
@@ -40,6 +40,13 @@ pub(super) fn note(
 ) -> Result<(), Problem> {
     let options = &collector.options;
     if !options.tcp_established || options.tcp_close || options.skip_in_flight {
+        return Ok(());
+    }
+    let known = collector.sockets.tcp(entry.family, entry.ino);
+    let known =
+        known.map_err(|e| view.problem(format!("sock_diag does not tell its state: {e}")))?;
+    if obstacle(view.as_fd(), known.as_deref()).is_some() {
+        // Nobody waits there now; whoever comes meanwhile stays there.
         return Ok(());
     }
     let fd = view.fd.try_clone().map_err(|e| view.problem(e.to_string()))?;
@@ -161,8 +168,35 @@ pub fn take(collector: &mut Collector) -> Result<(), Problem> {
         }
         Ok(())
     });
+    let half_open = half_open(&listeners);
     collector.sockets.listeners = listeners;
-    result
+    result?;
+    collector.sockets.half_open = half_open?;
+    Ok(())
+}
+
+/// Handshakes with our listening sockets that are not done: the own end, the peer's. Nothing of them is saved: the peer tries
+/// again, and must not be told meanwhile that there is nobody.
+fn half_open(listeners: &[Listener]) -> Result<Vec<(SocketAddr, SocketAddr)>, Problem> {
+    if listeners.is_empty() {
+        return Ok(Vec::new());
+    }
+    let failed = |e| Problem::new("TCP handshakes", format!("sock_diag: {e}"));
+    let mut socket = diag::open().map_err(failed)?;
+    let mut found = Vec::new();
+    for family in [libc::AF_INET, libc::AF_INET6] {
+        if listeners.iter().any(|listener| listener.entry.family == family as u32) {
+            found.extend(destroy::half_open(&mut socket, family as u8).map_err(failed)?);
+        }
+    }
+    let is_ours = |(ip, port): (IpAddr, u16)| {
+        listeners
+            .iter()
+            .filter_map(|listener| inet::ends_of(&listener.entry))
+            .any(|(own, _)| own.1 == port && (own.0.is_unspecified() || own.0 == ip))
+    };
+    found.retain(|(own, _)| is_ours(*own));
+    Ok(found.into_iter().map(|(own, peer)| (own.into(), peer.into())).collect())
 }
 
 fn is_ready(fd: BorrowedFd<'_>) -> bool {

@@ -27,7 +27,7 @@ use std::net::SocketAddr;
 /// How far the kernel starts a connection behind the last one that lingers.
 const TIME_WAIT_GAP: u32 = 65_535 + 2;
 /// How much a segment carries: what the kernel makes of it takes little more memory than that.
-const PIECE: usize = 15 << 10;
+const PIECE: usize = 31 << 10;
 
 /// A connection that is to be in a queue.
 #[derive(Debug)]
@@ -162,6 +162,18 @@ impl Queued<'_> {
         courier.deliver(&self.segment(ACK)).map_err(|e| self.problem(e))
     }
 
+    /// Puts it into the queue, without what it has received.
+    fn establish(&self, courier: &mut Courier) -> Result<(), Problem> {
+        let _deferred = Undeferred::new(self.listener).map_err(|e| self.problem(e))?;
+        let _room = Room::new(self.listener, self.received.len()).map_err(|e| self.problem(e))?;
+        self.linger(courier)?;
+        self.shake_hands(courier)
+    }
+
+    fn ends(&self) -> Ends {
+        plain(self.source, self.destination)
+    }
+
     /// Sends what the peer has sent from byte `from` on.
     fn feed(&self, courier: &mut Courier, from: usize, piece: usize) -> Result<(), Problem> {
         let mut at = from;
@@ -208,51 +220,114 @@ impl Drop for Undeferred<'_> {
     }
 }
 
+/// A listening socket's receive buffer, made larger until this is dropped: an accepted socket starts with the same, and what
+/// it had received may have been packed more tightly than our segments are. One whose program has chosen a size keeps it.
+struct Room<'a> {
+    listener: BorrowedFd<'a>,
+    size: i32,
+    locks: i32,
+}
+
+/// `SO_BUF_LOCK` (Linux 5.16), and its bit for receive buffers that a program has chosen.
+const SO_BUF_LOCK: i32 = 72;
+const RECEIVE_LOCK: i32 = 2;
+
+impl<'a> Room<'a> {
+    fn new(listener: BorrowedFd<'a>, received: usize) -> Result<Option<Room<'a>>, SyscallError> {
+        /// Behind this the kernel would choose another window scale.
+        const MOST: usize = 1 << 20;
+        let locks = option_int(listener, libc::SOL_SOCKET, SO_BUF_LOCK)?;
+        let size = option_int(listener, libc::SOL_SOCKET, libc::SO_RCVBUF)?;
+        let wanted = (2 * received).min(MOST) as i32;
+        if locks & RECEIVE_LOCK != 0 || size >= 2 * wanted {
+            return Ok(None);
+        }
+        let room = Room { listener, size, locks };
+        room.resize(wanted)?;
+        Ok(Some(room))
+    }
+
+    /// The kernel doubles the size, and takes it for chosen.
+    fn resize(&self, half: i32) -> Result<(), SyscallError> {
+        set_option_int(self.listener, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, half)?;
+        set_option_int(self.listener, libc::SOL_SOCKET, SO_BUF_LOCK, self.locks)
+    }
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        if let Err(e) = self.resize(self.size / 2) {
+            log::error!("SO_RCVBUF of a listening socket cannot be set again: {e}");
+        }
+    }
+}
+
 /// Puts connections into the queues of their listening sockets, in this order. They should be locked.
 ///
 /// # Errors
-/// One cannot be put there; those before it are.
+/// One cannot be put there; the others are.
 pub(super) fn enqueue(queued: &[Queued<'_>]) -> Result<(), Problem> {
-    /// The kernel lets in only so much at a time; then smaller segments get what is left into the queue.
-    const ROUNDS: u32 = 5;
     if queued.is_empty() {
         return Ok(());
     }
     let mut courier = Courier::default();
-    for one in queued {
-        let deferred = Undeferred::new(one.listener).map_err(|e| one.problem(e))?;
-        one.linger(&mut courier)?;
-        one.shake_hands(&mut courier)?;
-        drop(deferred);
-    }
+    let mut failure = None;
+    let mut done = |one: &Queued<'_>, result: Result<(), Problem>| match result {
+        Ok(()) => true,
+        Err(problem) => {
+            log::debug!("{}: {problem}", one.destination);
+            failure.get_or_insert(problem);
+            false
+        }
+    };
+    let mut there: Vec<&Queued<'_>> = queued.iter().collect();
+    there.retain(|one| done(one, one.establish(&mut courier)));
+    feed(&mut there, &mut courier, &mut done)?;
+    there.retain(|one| done(one, one.close(&mut courier)));
+    failure.map_or(Ok(()), Err)
+}
+
+/// Has connections receive what they had; those that do not are taken out of the list and handed to `done`.
+fn feed(
+    there: &mut Vec<&Queued<'_>>,
+    courier: &mut Courier,
+    done: &mut impl FnMut(&Queued<'_>, Result<(), Problem>) -> bool,
+) -> Result<(), Problem> {
+    /// The kernel lets in only so much at a time; then smaller segments get what is left into the queue.
+    const ROUNDS: u32 = 5;
     let mut piece = PIECE;
-    let mut left: Vec<(&Queued<'_>, usize)> = queued.iter().map(|one| (one, 0)).collect();
-    for round in 0..ROUNDS {
-        left.iter().try_for_each(|(one, from)| one.feed(&mut courier, *from, piece))?;
-        let arrived = arrived(queued)?;
-        for (one, from) in &mut left {
-            *from = *arrived.get(&plain(one.source, one.destination)).ok_or_else(|| {
-                one.problem(
-                    "its handshake, in the name of the peer, has failed; is the queue full?",
-                )
-            })? as usize;
+    let mut received: HashMap<Ends, u32> = HashMap::new();
+    let got = |received: &HashMap<Ends, u32>, one: &Queued<'_>| {
+        received.get(&one.ends()).map_or(0, |length| *length as usize)
+    };
+    for _ in 0..ROUNDS {
+        there.retain(|one| {
+            let from = got(&received, one);
+            done(one, one.feed(courier, from, piece))
+        });
+        received = arrived(there)?;
+        there.retain(|one| {
+            let is_there = match received.contains_key(&one.ends()) {
+                true => Ok(()),
+                false => Err(one.problem("the handshake has failed; is the queue full?")),
+            };
+            done(one, is_there)
+        });
+        if there.iter().all(|one| got(&received, one) >= one.received.len()) {
+            return Ok(());
         }
-        left.retain(|(one, from)| *from < one.received.len());
-        if left.is_empty() {
-            break;
-        }
-        log::debug!("round {round}: {} queues are not full yet", left.len());
         piece = (piece / 4).max(256);
     }
-    if let Some((one, got)) = left.first() {
-        let all = one.received.len();
-        return Err(one.problem(format!("it takes {got} of the {all} bytes that it had received")));
-    }
-    queued.iter().try_for_each(|one| one.close(&mut courier))
+    there.retain(|one| {
+        let (got, all) = (got(&received, one), one.received.len());
+        let reason = format!("it takes {got} of the {all} bytes that it had received");
+        done(one, if got < all { Err(one.problem(reason)) } else { Ok(()) })
+    });
+    Ok(())
 }
 
 /// How much those in queues have received.
-fn arrived(queued: &[Queued<'_>]) -> Result<HashMap<Ends, u32>, Problem> {
+fn arrived(queued: &[&Queued<'_>]) -> Result<HashMap<Ends, u32>, Problem> {
     let failed = |e| Problem::new("TCP connections", format!("sock_diag: {e}"));
     let mut socket = diag::open().map_err(failed)?;
     let mut all = HashMap::new();

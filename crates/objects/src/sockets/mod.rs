@@ -49,6 +49,7 @@ use rewake_netlink::{Error, Socket, diag};
 use rewake_sys::sockets::{option, option_int};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 pub use accept_queue::{put_back as put_back_waiting, take as take_waiting};
@@ -71,6 +72,8 @@ pub struct Survey {
     pub connections: Vec<stream::Connection>,
     /// Listening TCP sockets whose queues are to be saved.
     listeners: Vec<accept_queue::Listener>,
+    /// Handshakes with these that are not done: the own end, the peer's.
+    half_open: Vec<(SocketAddr, SocketAddr)>,
     /// Connections that wait to be accepted.
     pub(crate) waiting: Vec<accept_queue::Waiting>,
     /// Unix sockets of the tree by inode number.
@@ -101,7 +104,7 @@ impl Survey {
     /// Whether there is nothing to be locked or read.
     #[must_use]
     pub fn is_without_connections(&self) -> bool {
-        self.connections.is_empty() && self.waiting.is_empty()
+        self.connections.is_empty() && self.waiting.is_empty() && self.half_open.is_empty()
     }
 
     fn diag(&mut self) -> Result<&mut Socket, Error> {

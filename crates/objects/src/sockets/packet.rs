@@ -165,3 +165,32 @@ fn checksum(bytes: &[u8]) -> u16 {
     }
     !(sum as u16)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checksums_cover_everything() {
+        for (from, to, header) in
+            [("1.2.3.4:5", "127.0.0.1:80", 20), ("[fe80::1]:5", "[::1]:80", 40)]
+        {
+            let (from, to): (SocketAddr, SocketAddr) = (from.parse().unwrap(), to.parse().unwrap());
+            let segment = Segment {
+                from,
+                to,
+                sequence: u32::MAX,
+                acknowledged: 7,
+                flags: ACK | PUSH,
+                window: 512,
+                options: &[1, 1, 1, 0],
+                data: b"odd",
+            };
+            let packet = packet(&segment, from, to);
+            assert_eq!(packet.len(), header + 24 + 3);
+            let addresses = if header == 20 { &packet[12..20] } else { &packet[8..40] };
+            let pseudo = [addresses, &[0, 6, 0, 27], &packet[header..]].concat();
+            assert_eq!(checksum(&pseudo), 0, "{from}");
+        }
+    }
+}

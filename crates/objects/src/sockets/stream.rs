@@ -653,10 +653,12 @@ impl Survey {
     }
 
     /// The connections that have to be locked until a restore: those to peers outside, and for CRIU's restore, which sends
-    /// before all sockets are there, those with something to send.
+    /// before all sockets are there, those with something to send. And handshakes that are not done.
     #[must_use]
     pub fn to_lock(&self) -> Vec<(SocketAddr, SocketAddr)> {
-        self.select(|c, inside| !inside || c.stream.unsq_len != Some(0))
+        let mut all = self.select(|c, inside| !inside || c.stream.unsq_len != Some(0));
+        all.extend(&self.half_open);
+        all
     }
 
     fn select(&self, wanted: impl Fn(&Connection, bool) -> bool) -> Vec<(SocketAddr, SocketAddr)> {

@@ -180,13 +180,17 @@ fn connections_are_refused_without_an_option() {
 }
 
 #[test]
-fn waiting_connections_are_refused() {
+fn waiting_connections_are_refused_without_an_option() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-    let problem = collect(&mut Collector::new(options(true, false)), &listener).unwrap_err();
-    assert!(problem.remedy.unwrap().contains("--skip-in-flight"));
-    let skip = Options { skip_in_flight: true, ..options(true, false) };
+    for close in [false, true] {
+        let problem = collect(&mut Collector::new(options(close, close)), &listener).unwrap_err();
+        let remedy = problem.remedy.unwrap();
+        assert!(remedy.contains("--skip-in-flight") && remedy.contains("--tcp-established"));
+    }
+    let skip = Options { skip_in_flight: true, ..options(false, false) };
     collect(&mut Collector::new(skip), &listener).unwrap();
+    collect(&mut Collector::new(options(true, false)), &listener).unwrap();
 }
 
 /// Two connections with data both ways, one of them half closed, go on where they were.
