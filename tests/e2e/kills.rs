@@ -31,9 +31,11 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("dump_running", dump_running, "counter");
     add("dump_running", dump_running, "sleepers");
     add("dump_running", dump_running, "tree");
+    add("dump_running", dump_running, "shared_mm");
     add("dump_dead", dump_dead, "counter");
     add("restore", restore, "counter");
     add("restore", restore, "tree");
+    add("restore", restore, "shared_mm");
     all
 }
 

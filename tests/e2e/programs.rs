@@ -510,6 +510,10 @@ pub fn all() -> Vec<Program> {
             .needs_its_pids(FROM_OUTSIDE),
         program!(syscall_user_dispatch).unless_criu("it does not keep syscall user dispatch"),
         program!(proctitle),
+        program!(shared_files).unless_criu("it restores shared tables of parents and their children only"),
+        program!(shared_files).named("shared_files_plain").env(&[("ZOO_PLAIN", "1")]),
+        program!(shared_mm).unless_criu("it refuses processes that share memory"),
+        program!(shared_fs).unless_criu("it refuses processes that share a working directory"),
     ]
 }
 
@@ -517,6 +521,7 @@ pub fn all() -> Vec<Program> {
 pub fn by_name(name: &str) -> Result<Program, Fail> {
     let others = vec![
         program!(unsupported),
+        program!(vfork_waiter),
         program!(unix_client),
         program!(sysv_shm).named("sysv_shm_outside").env(&[("ZOO_OUTSIDE", "1")]),
         program!(shell_job),

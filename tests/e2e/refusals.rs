@@ -21,6 +21,8 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("dump_kernel_thread", kernel_thread);
     add("dump_traced", traced);
     add("dump_unsupported_object", unsupported);
+    add("dump_vfork_waiter", vfork_waiter);
+    add("dump_vfork_child", vfork_child);
     for (what, words) in RINGS {
         let tool = tool.clone();
         let name =
@@ -216,6 +218,30 @@ fn traced(tool: &Tool) -> Result<(), NotReady> {
         });
         attempt?;
         run.same(before, "after the tracer let it go", &[])
+    })
+}
+
+fn vfork_waiter(tool: &Tool) -> Result<(), NotReady> {
+    unharmed(&by_name("vfork_waiter")?, tool, |run, _| {
+        let images = run.images(1)?;
+        let done = run.try_dump(tool, run.root, &images, &[])?;
+        let child = fs::read_to_string(run.dir.join("child")).unwrap_or_default();
+        let log = images.join("dump.log");
+        refused(run, tool, &done, &log, &["vfork_waiter", "vfork(2)", child.trim()])?;
+        no_inventory(run, &images)
+    })
+}
+
+/// The child that its parent waits for, alone: it has the memory of one outside the tree.
+fn vfork_child(tool: &Tool) -> Result<(), NotReady> {
+    unharmed(&by_name("vfork_waiter")?, tool, |run, _| {
+        let images = run.images(1)?;
+        let child = fs::read_to_string(run.dir.join("child")).unwrap_or_default();
+        let pid = child.trim().parse().map_err(|e| format!("child: {e}"))?;
+        let done = run.try_dump(tool, pid, &images, &["--shell-job"])?;
+        let log = images.join("dump.log");
+        refused(run, tool, &done, &log, &[child.trim(), "address space", "outside the tree"])?;
+        no_inventory(run, &images)
     })
 }
 

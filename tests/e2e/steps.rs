@@ -31,10 +31,10 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
         }));
     };
     let fail = At::Fail(libc::ENOMEM);
-    for program in ["counter", "sleepers", "tree", "nofile_full", "timerslack"] {
+    for program in ["counter", "sleepers", "tree", "nofile_full", "timerslack", "shared_mm"] {
         add("killed_dump", dump_running, At::Kill, program);
     }
-    for program in ["counter", "tree"] {
+    for program in ["counter", "tree", "shared_mm"] {
         add("killed_restore", restore, At::Kill, program);
         add("failed_dump", dump_dead, fail, program);
         add("failed_restore", restore, fail, program);

@@ -7,7 +7,7 @@ use rewake_inject::tracee::{Running, Stopped, wait_all};
 use rewake_objects::problem::text;
 use rewake_proc::read::ProcDir;
 use rewake_proc::stat::{Stat, TaskState};
-use rewake_sys::ptrace;
+use rewake_sys::{kcmp, ptrace};
 use std::collections::{HashMap, HashSet};
 use std::time::Instant;
 
@@ -126,12 +126,15 @@ pub fn stop_all(all: &mut [Stopping], deadline: Option<Instant>) -> Result<()> {
     while !active.is_empty() {
         let mut pending = Vec::new();
         let mut owners: HashMap<i32, usize> = HashMap::new();
+        let mut pids: HashMap<i32, i32> = HashMap::new();
         let mut busy = Vec::with_capacity(active.len());
         let mut result = Ok(());
         for at in active {
             let first = pending.len();
             result = all[at].seize(&mut pending);
-            owners.extend(pending[first..].iter().map(|running| (running.tid(), at)));
+            let new = || pending[first..].iter().map(Running::tid);
+            owners.extend(new().map(|tid| (tid, at)));
+            pids.extend(new().map(|tid| (tid, all[at].pid())));
             if result.is_err() {
                 break;
             }
@@ -144,7 +147,12 @@ pub fn stop_all(all: &mut [Stopping], deadline: Option<Instant>) -> Result<()> {
             let _ = running.interrupt();
         }
         // Whoever was seized is waited for, whatever failed: only then can it be let go.
-        let waited = wait_all(pending, deadline, |outcome| {
+        let mut waiter = None;
+        let hopeless = |tid| {
+            waiter = pids.get(&tid).and_then(|pid| vfork_waiter(*pid, tid));
+            waiter.is_some()
+        };
+        let on_stop = |outcome| {
             match outcome {
                 Ok(thread) => {
                     mend(&thread);
@@ -160,8 +168,12 @@ pub fn stop_all(all: &mut [Stopping], deadline: Option<Instant>) -> Result<()> {
                 Err(e) => return Err(e),
             }
             Ok(())
-        });
+        };
+        let waited = wait_all(pending, deadline, on_stop, hopeless);
         result?;
+        if let (Err(_), Some(waiter)) = (&waited, waiter) {
+            return Err(waiter);
+        }
         waited.map_err(|e| match &e {
             rewake_inject::Error::Stuck { tid } if owners.contains_key(tid) => {
                 all[owners[tid]].failed(&e)
@@ -191,6 +203,34 @@ fn mend(thread: &Stopped) {
     {
         log::debug!("thread {} is gone: {e}", thread.tid());
     }
+}
+
+/// A thread that waits in vfork(2) until its child executes a program or ends stops for nobody, and its registers are nowhere to
+/// be read. The refusal of it, if this is one.
+fn vfork_waiter(pid: i32, tid: i32) -> Option<Error> {
+    let dir = ProcDir::open(pid).ok()?;
+    let mut buffer = Vec::new();
+    let comm = dir.stat(&mut buffer).ok()?.comm;
+    let state = rewake_proc::stat::parse(dir.read(&format!("task/{tid}/stat"), &mut buffer).ok()?);
+    if state.ok()?.state != TaskState::DiskSleep {
+        return None;
+    }
+    let call = dir.read(&format!("task/{tid}/syscall"), &mut buffer).ok()?;
+    let call = std::str::from_utf8(call).ok()?.split(' ').next()?.parse::<i64>().ok()?;
+    if ![libc::SYS_vfork, libc::SYS_clone, libc::SYS_clone3].contains(&call) {
+        return None;
+    }
+    let children = dir.read(&format!("task/{tid}/children"), &mut buffer).ok()?;
+    let children = rewake_proc::children::parse(children).ok()?;
+    let same = |child: &i32| kcmp::compare(tid, *child, kcmp::Kind::Vm).is_ok_and(|o| o.is_eq());
+    let child = children.into_iter().rev().find(same)?;
+    let of_child = ProcDir::open(child).and_then(|dir| dir.stat(&mut buffer)).map(|s| s.comm);
+    let error = Error::new(format!(
+        "process {pid} ({}): it waits in vfork(2) for its child {child} ({}), and cannot be stopped there",
+        text(&comm),
+        text(&of_child.unwrap_or_default())
+    ));
+    Some(error.hint("try again when the child has executed its program or ended"))
 }
 
 /// Does a failure to seize a thread mean that it has ended? Of one that is about to be reaped the kernel says `EPERM`.

@@ -165,7 +165,8 @@ impl Running {
 
 /// Waits until all of `pending` stand in a `PTRACE_EVENT_STOP`, in whatever order they do, and calls `done` for each
 /// at once: what a stop does to a system call is to be mended before anything happens to us. If something fails, the
-/// others are waited for and done with all the same, since they stop too.
+/// others are waited for and done with all the same, since they stop too. Now and then `hopeless` is asked whether a thread that
+/// is slow will never stop.
 ///
 /// # Errors
 /// [`Error::Stuck`], or the first that `done` returned.
@@ -173,7 +174,10 @@ pub fn wait_all(
     pending: Vec<Running>,
     mut deadline: Option<Instant>,
     mut done: impl FnMut(Result<Stopped>) -> Result<()>,
+    mut hopeless: impl FnMut(i32) -> bool,
 ) -> Result<()> {
+    /// How many looks in vain come before a thread is slow: half a second, about.
+    const SLOW: u32 = 3500;
     /// How long the others are waited for after a failure.
     const AFTER_FAILURE: Duration = Duration::from_secs(1);
     let mut pending: Vec<i32> = pending.iter().map(Running::tid).collect();
@@ -207,6 +211,11 @@ pub fn wait_all(
             (1.., Some(&tid)) if deadline.is_some_and(|d| Instant::now() >= d) => {
                 return Err(failed.unwrap_or(Error::Stuck { tid }));
             }
+            (SLOW, Some(&tid)) if hopeless(tid) => {
+                pending.retain(|other| *other != tid);
+                failed.get_or_insert(Error::Stuck { tid });
+            }
+            (SLOW, _) => idle = 1000,
             (1..1000, _) => std::thread::yield_now(),
             (1000.., _) => std::thread::sleep(Duration::from_micros(200)),
             _ => {}

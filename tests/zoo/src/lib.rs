@@ -22,6 +22,7 @@
     reason = "zoo programs set up raw kernel state with the C library; nothing here is shipped"
 )]
 
+pub mod kin;
 pub mod net;
 pub mod unix;
 
@@ -262,6 +263,12 @@ fn exists(path: &Path) -> bool {
     let path = cstring(path);
     // SAFETY: `path` is a NUL-terminated string that outlives the call.
     unsafe { libc::access(path.as_ptr(), libc::F_OK) == 0 }
+}
+
+/// Fails unless a wait status says that its process ended well.
+fn ensured(status: i32, name: &str) -> Check {
+    ensure_eq!(status, 0, "wait status of {name}");
+    Ok(())
 }
 
 /// Sleeps for some milliseconds, whatever interrupts it.

@@ -2,7 +2,7 @@
 
 use super::inside::Inside;
 use super::outside::Outside;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::freeze::Task;
 use rewake_image::messages::{FdinfoEntry, FsEntry, MmEntry};
 use rewake_objects::Problem;
@@ -13,54 +13,101 @@ use rewake_objects::memory::{aio, mm, shared, sysv};
 use rewake_sys::file;
 use rustix::fd::{AsFd, OwnedFd};
 use std::cell::RefCell;
-use std::sync::Arc;
 
 /// What the images say of one task's files and memory layout.
 #[derive(Debug)]
 pub struct Files {
-    /// `mm-PID.img`.
-    pub mm: MmEntry,
-    /// `fs-PID.img`.
-    pub fs: FsEntry,
-    /// `fdinfo-N.img`.
+    /// `mm-PID.img`, unless the memory is that of a task before it.
+    pub mm: Option<MmEntry>,
+    /// `fs-PID.img`, unless a task before it has the same working directory, root and umask.
+    pub fs: Option<FsEntry>,
+    /// `fdinfo-N.img`, which those have in common that share it.
     pub fds: Vec<FdinfoEntry>,
+}
+
+/// A task as it was surveyed.
+#[derive(Debug, Clone, Copy)]
+pub struct Seen<'a> {
+    /// The task.
+    pub task: &'a Task,
+    /// What `/proc` tells.
+    pub outside: &'a Outside,
+    /// What it tells itself.
+    pub inside: &'a Inside,
+    /// A pidfd of it.
+    pub pidfd: &'a OwnedFd,
 }
 
 /// Device, inode and access of a mapped file, and its id.
 type Mapped = ((u32, u32), u64, Option<u32>, u32);
 
-/// Gathers one task's files; what cannot be saved goes to `problems`.
+/// Gathers one task's files; what cannot be saved goes to `problems`. `table` is what the owner of a shared table of
+/// descriptors has in it.
 ///
 /// # Errors
 /// The task is gone.
 pub fn survey(
     collector: &mut Collector,
-    task: &Task,
-    outside: &Outside,
-    inside: &Inside,
-    pidfd: &OwnedFd,
+    seen: &Seen<'_>,
+    table: Option<&[FdinfoEntry]>,
     problems: &mut Vec<Problem>,
 ) -> Result<Files> {
-    let pid = task.pid();
-    let mut or_report = |result: std::result::Result<u32, Problem>| match result {
-        Ok(id) => id,
-        Err(problem) => {
-            problems.push(problem);
-            0
+    let Seen { task, outside, inside, pidfd } = *seen;
+    let owns = outside.owns;
+    let mut mm = owns.vm.then(|| memory(collector, seen, problems));
+    let fs = owns.fs.then(|| directories(collector, seen, problems));
+    let fds = match table.filter(|_| !owns.files) {
+        Some(table) => table.to_vec(),
+        None => descriptors(collector, task, outside, inside, pidfd, problems)?,
+    };
+    // Only now it is known which descriptors are of which rings.
+    for (entry, vma) in mm.iter_mut().flat_map(|mm| &mut mm.vmas).zip(&outside.vmas) {
+        if vma.backing == Backing::Ring {
+            let id = collector.ring_of(vma.inode);
+            match id.filter(|id| fds.iter().any(|fd| fd.id == *id)) {
+                Some(id) => entry.shmid = u64::from(id),
+                None => problems.push(Problem::new(
+                    format!("mapping {:#x}-{:#x}", entry.start, entry.end),
+                    "it is of an io_uring instance that the process has no descriptor of, or that cannot be saved",
+                )),
+            }
         }
+    }
+    Ok(Files { mm, fs, fds })
+}
+
+/// The id of a file, or 0 and a problem.
+fn or_report(problems: &mut Vec<Problem>, result: std::result::Result<u32, Problem>) -> u32 {
+    result.unwrap_or_else(|problem| {
+        problems.push(problem);
+        0
+    })
+}
+
+/// The id of the file that a link of `/proc` leads to.
+fn of_link(
+    collector: &mut Collector,
+    pid: i32,
+    link: &[u8],
+    flags: u32,
+    open: &str,
+) -> std::result::Result<u32, Problem> {
+    let name = link.strip_suffix(b" (deleted)").unwrap_or(link);
+    // Several deleted files may have had one name.
+    let identity = match name != link {
+        true => rustix::fs::stat(open).map_or(1, |stat| stat.st_ino),
+        false => 0,
     };
+    regular::of_path(collector, pid, name, flags, identity, open)
+}
+
+/// The layout of the address space, and the files that are mapped.
+fn memory(collector: &mut Collector, seen: &Seen<'_>, problems: &mut Vec<Problem>) -> MmEntry {
+    let Seen { task, outside, inside, .. } = *seen;
+    let pid = task.pid();
     let mut layout = mm::survey(&task.stat, &inside.attributes, &outside.auxv);
-    let path = |c: &mut Collector, link: &[u8], flags: u32, open: &str| {
-        let name = link.strip_suffix(b" (deleted)").unwrap_or(link);
-        // Several deleted files may have had one name.
-        let identity = match name != link {
-            true => rustix::fs::stat(open).map_or(1, |stat| stat.st_ino),
-            false => 0,
-        };
-        regular::of_path(c, pid, name, flags, identity, open)
-    };
-    layout.exe_file_id =
-        or_report(path(collector, &outside.links.exe, 0, &format!("/proc/{pid}/exe")));
+    let exe = of_link(collector, pid, &outside.links.exe, 0, &format!("/proc/{pid}/exe"));
+    layout.exe_file_id = or_report(problems, exe);
     // Neighbouring mappings are mostly of one file: look it up once.
     let mut last: Option<Mapped> = None;
     layout.vmas = outside
@@ -76,24 +123,25 @@ pub fn survey(
                 (Backing::None | Backing::Ring, _) => return entry,
                 (Backing::SysV(id), _) => {
                     let noted = sysv::mapping(collector, pid, *id, vma, &link(), &outside.memory);
-                    or_report(noted.map(|()| *id))
+                    noted.map(|()| *id)
                 }
-                (_, Some((.., id))) => id,
+                (_, Some((.., id))) => Ok(id),
                 (Backing::File { path: name, deleted }, None) => {
                     // Several deleted files may have had one name.
                     let identity = if *deleted { vma.inode } else { 0 };
                     let flags = entry.fdflags.unwrap_or(0);
-                    or_report(regular::of_path(collector, pid, name, flags, identity, &link()))
+                    regular::of_path(collector, pid, name, flags, identity, &link())
                 }
                 (Backing::SharedAnon, None) => {
                     let writable = entry.fdflags == Some(2);
-                    or_report(shared::mapping(collector, &link(), shared::ANONYMOUS, writable))
+                    shared::mapping(collector, &link(), shared::ANONYMOUS, writable)
                 }
                 (Backing::Memfd(name), None) => {
                     let writable = entry.fdflags == Some(2);
-                    or_report(shared::mapping(collector, &link(), name, writable))
+                    shared::mapping(collector, &link(), name, writable)
                 }
             };
+            let id = or_report(problems, id);
             last = Some((vma.device, vma.inode, entry.fdflags, id));
             entry.shmid = u64::from(id);
             entry
@@ -101,37 +149,21 @@ pub fn survey(
         .collect();
     layout.vmas.extend_from_slice(&outside.guards);
     layout.aios = outside.aio.iter().map(aio::Ring::entry).collect();
-    let directory = (libc::O_RDONLY | libc::O_DIRECTORY) as u32;
-    let fs = FsEntry {
-        cwd_id: or_report(path(
-            collector,
-            &outside.links.cwd,
-            directory,
-            &format!("/proc/{pid}/cwd"),
-        )),
-        root_id: or_report(path(
-            collector,
-            &outside.links.root,
-            directory,
-            &format!("/proc/{pid}/root"),
-        )),
-        umask: outside.status.umask,
-    };
-    let fds = descriptors(collector, task, outside, inside, pidfd, problems)?;
-    // Only now it is known which descriptors are of which rings.
-    for (entry, vma) in layout.vmas.iter_mut().zip(&outside.vmas) {
-        if vma.backing == Backing::Ring {
-            let id = collector.ring_of(vma.inode);
-            match id.filter(|id| fds.iter().any(|fd| fd.id == *id)) {
-                Some(id) => entry.shmid = u64::from(id),
-                None => problems.push(Problem::new(
-                    format!("mapping {:#x}-{:#x}", entry.start, entry.end),
-                    "it is of an io_uring instance that the process has no descriptor of, or that cannot be saved",
-                )),
-            }
-        }
+    layout
+}
+
+/// Working directory, root, umask.
+fn directories(collector: &mut Collector, seen: &Seen<'_>, problems: &mut Vec<Problem>) -> FsEntry {
+    let pid = seen.task.pid();
+    let links = &seen.outside.links;
+    let flags = (libc::O_RDONLY | libc::O_DIRECTORY) as u32;
+    let cwd = of_link(collector, pid, &links.cwd, flags, &format!("/proc/{pid}/cwd"));
+    let root = of_link(collector, pid, &links.root, flags, &format!("/proc/{pid}/root"));
+    FsEntry {
+        cwd_id: or_report(problems, cwd),
+        root_id: or_report(problems, root),
+        umask: seen.outside.status.umask,
     }
-    Ok(Files { mm: layout, fs, fds })
 }
 
 fn descriptors(
@@ -192,41 +224,4 @@ fn view<T>(
             .map_err(|e| failed("cannot be examined", &e))
     };
     look(&View { pid: task.pid(), number, fd, link, stat, flags, fdinfo: &fdinfo, numbers })
-}
-
-/// Processes may not share what a restore could not share again.
-///
-/// # Errors
-/// Two tasks share an address space, a descriptor table, or the like.
-pub fn refuse_sharing(tasks: &[Arc<Task>]) -> Result<()> {
-    use rewake_sys::kcmp::{Kind, compare};
-    let kinds = [
-        (Kind::Vm, "address space"),
-        (Kind::Files, "descriptor table"),
-        (Kind::Fs, "working directory and umask"),
-        (Kind::Sighand, "table of signal handlers"),
-    ];
-    for (kind, name) in kinds {
-        let mut sorted: Vec<&Task> = Vec::new();
-        for task in tasks.iter().filter(|t| !t.tids.is_empty()) {
-            let found = sorted.binary_search_by(|other| {
-                compare(other.pid(), task.pid(), kind).unwrap_or(std::cmp::Ordering::Less)
-            });
-            match found {
-                Err(at) => sorted.insert(at, task),
-                Ok(at) => {
-                    let problem = Problem::new(
-                        name,
-                        format!(
-                            "it is shared with process {} ({}) (vfork or clone), which cannot be saved yet",
-                            sorted[at].pid(),
-                            rewake_objects::problem::text(sorted[at].comm())
-                        ),
-                    );
-                    return Err(Error::refused(vec![problem.of(task.pid(), task.comm())]));
-                }
-            }
-        }
-    }
-    Ok(())
 }

@@ -8,6 +8,7 @@ mod files;
 mod inside;
 mod outside;
 mod pre;
+mod sharing;
 mod thread;
 mod write;
 
@@ -32,6 +33,7 @@ use rewake_objects::sockets::lock::{self, Lock, Method};
 use rewake_objects::task::seccomp::Chains;
 use rewake_sys::sched::Pin;
 use rewake_sys::userfaultfd::Userfaultfd;
+use sharing::Sharing;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -67,6 +69,7 @@ struct Surveyed {
     tasks: Vec<TaskSurvey>,
     files: Collector,
     filters: Chains,
+    sharing: Arc<Sharing>,
     obstacles: Vec<Obstacle>,
     /// What is tracked only now.
     tracked: Vec<Tracked>,
@@ -92,16 +95,19 @@ struct Own {
     tracks: Arc<Tracks>,
     /// What was tracked until now counts.
     counts: bool,
+    sharing: Arc<Sharing>,
 }
 
 impl Own {
-    fn new(tracks: Arc<Tracks>) -> Result<Own> {
+    fn new(tree: &Tree, tracks: Arc<Tracks>) -> Result<Own> {
+        let sharing = Arc::new(Sharing::survey(&tree.tasks)?);
         Ok(Own {
             namespaces: outside::own_namespaces(),
             vdso: crate::own::AddressSpace::read()?.vdso,
             witnesses: Witnesses::default(),
             counts: tracks.begin(),
             tracks,
+            sharing,
         })
     }
 }
@@ -162,8 +168,7 @@ fn survey(
     cure: bool,
     tracks: &Arc<Tracks>,
 ) -> Result<Surveyed> {
-    files::refuse_sharing(&tree.tasks)?;
-    let own = Arc::new(Own::new(tracks.clone())?);
+    let own = Arc::new(Own::new(tree, tracks.clone())?);
     let mut collector = Collector::new(Options {
         ghost_limit: options.ghost_limit,
         link_remap: options.link_remap,
@@ -179,14 +184,15 @@ fn survey(
     collector.locks = locks::Survey::begin();
     collector.pids = tree.tasks.iter().map(|t| t.pid()).collect();
     let mut obstacles = sessions(tree, options);
-    obstacles.extend(lineage(tree, options));
+    obstacles.extend(lineage(tree, options, &own.sharing));
+    obstacles.extend(tree.tasks.first().and_then(|root| sharing::with_parent(root)));
     let alone = tree.is_alone();
     let seen = tree.each(|_| {
         let own = own.clone();
         move |shard: &mut Shard| {
             let Shard { held, pin } = shard;
             let mut seen = Vec::with_capacity(held.len());
-            for wave in waves(held) {
+            for wave in waves(held, &own.sharing) {
                 let pin = alone.then_some(&mut *pin);
                 let pids: Vec<i32> = wave.iter().map(|held| held.task.pid()).collect();
                 seen.extend(pids.into_iter().zip(survey_wave(wave, &own, pin, cure)?));
@@ -201,17 +207,21 @@ fn survey(
     if let Err(e) = rewake_sys::descriptors::make_room(descriptors) {
         log::debug!("room for {descriptors} descriptors: {e}");
     }
-    let mut tasks = Vec::with_capacity(tree.tasks.len());
+    let mut tasks: Vec<TaskSurvey> = Vec::with_capacity(tree.tasks.len());
     let mut filters = Chains::default();
     let mut tracked = Vec::new();
-    for task in &tree.tasks {
+    for (at, task) in tree.tasks.iter().enumerate() {
         let alive = match seen.remove(&task.pid()) {
             Some(Seen { visible: Visible { mut outside, pidfd }, mut inside, uffd }) => {
                 let mut problems = std::mem::take(&mut outside.problems);
                 problems.append(&mut inside.problems);
                 inside.number_filters(&mut filters);
-                let files =
-                    files::survey(&mut collector, task, &outside, &inside, &pidfd, &mut problems)?;
+                // The owner of a table comes before those it shares it with.
+                let owner = own.sharing.owners(at).files as usize;
+                let owner = tasks.get(owner).and_then(|t| t.alive.as_ref());
+                let table = owner.map(|alive| alive.files.fds.as_slice());
+                let seen = files::Seen { task, outside: &outside, inside: &inside, pidfd: &pidfd };
+                let files = files::survey(&mut collector, &seen, table, &mut problems)?;
                 obstacles.extend(problems.into_iter().map(|p| p.of(task.pid(), task.comm())));
                 tracked.extend(uffd.map(|uffd| Tracked {
                     pid: task.pid(),
@@ -243,7 +253,8 @@ fn survey(
         let comm = tasks.iter().find(|t| t.pid == pid).map_or(&b""[..], |t| &t.comm);
         obstacles.push(problem.of(pid, comm));
     }
-    Ok(Surveyed { tasks, files: collector, filters, obstacles, tracked })
+    let sharing = own.sharing.clone();
+    Ok(Surveyed { tasks, files: collector, filters, sharing, obstacles, tracked })
 }
 
 /// A living task, as its tracer thread saw it.
@@ -255,12 +266,13 @@ struct Seen {
 }
 
 /// Divides tasks into those that are asked at the same time: while one does what its agent wants, the tracer is busy with
-/// the others.
-fn waves(mut held: &mut [Held]) -> Vec<&mut [Held]> {
+/// the others. One that takes turns with others is alone.
+fn waves<'h>(mut held: &'h mut [Held], sharing: &Sharing) -> Vec<&'h mut [Held]> {
     const WAVE: usize = 16;
     let mut waves = Vec::new();
     while !held.is_empty() {
-        let few = |held: &&Held| !thread::needs_help(&held.task);
+        let few =
+            |held: &&Held| !thread::needs_help(&held.task) && !sharing.takes_turns(held.task.pid());
         let len = held.iter().take(WAVE).take_while(few).count().max(1);
         let (wave, rest) = held.split_at_mut(len);
         waves.push(wave);
@@ -276,6 +288,9 @@ fn survey_wave(
     mut pin: Option<&mut Pin>,
     cure: bool,
 ) -> Result<Vec<Seen>> {
+    let first = held.first().map(|held| held.task.pid());
+    let turn = first.and_then(|pid| own.sharing.wait_for_turn(pid));
+    let cure = cure || turn.is_some();
     let mut visible = Vec::with_capacity(held.len());
     let mut filtered = Vec::with_capacity(held.len());
     for held in &*held {
@@ -316,8 +331,12 @@ fn survey_wave(
 /// Makes a userfaultfd in a task that has an agent inside, if its memory is to be tracked and is not yet. It is no reason
 /// to fail if that cannot be.
 fn track(held: &Held, outside: &Outside, own: &Own) -> Option<Userfaultfd> {
+    if !outside.owns.vm {
+        return None;
+    }
+    let shared = own.sharing.takes_turns(held.task.pid());
     let pinned = tracking::has_pinned_memory(&outside.vmas);
-    if pinned {
+    if pinned || shared {
         own.tracks.forget(&held.task);
     }
     if !own.tracks.wants(&held.task, outside.is_watched()) {
@@ -327,6 +346,7 @@ fn track(held: &Held, outside: &Outside, own: &Own) -> Option<Userfaultfd> {
         _ if pinned => {
             "its asynchronous I/O (io_uring, AIO) writes to memory without being noticed".to_owned()
         }
+        _ if shared => "it shares memory or descriptors with another process".to_owned(),
         Some(agent) => match track::make(agent) {
             Ok(uffd) => return Some(uffd),
             Err(e) => e,
@@ -341,7 +361,7 @@ fn track(held: &Held, outside: &Outside, own: &Own) -> Option<Userfaultfd> {
 /// Looks at a task from outside.
 fn look_at(task: &Task, own: &Own) -> Result<Visible> {
     let (pid, comm) = (task.pid(), task.comm());
-    let outside = outside::survey(task, &own.namespaces, &own.vdso)?;
+    let outside = outside::survey(task, own.sharing.owns(pid), &own.namespaces, &own.vdso)?;
     if outside.has_guest() {
         let mut error = Error::new(format!(
             "process {pid} ({}) has another dump's agent inside, or memory that looks like it",
@@ -396,18 +416,20 @@ fn sessions(tree: &Tree, options: &DumpOptions) -> Vec<Obstacle> {
 }
 
 /// Could a restore create the tree's tasks again? It makes the plan for that, and so do we, while they still exist.
-fn lineage(tree: &Tree, options: &DumpOptions) -> Option<Obstacle> {
+fn lineage(tree: &Tree, options: &DumpOptions, sharing: &Sharing) -> Option<Obstacle> {
     let root = tree.tasks.first()?;
     let in_tree = |pid: i32| tree.tasks.iter().any(|t| t.pid() == pid);
     let members: Vec<Member> = tree
         .tasks
         .iter()
-        .map(|task| Member {
+        .enumerate()
+        .map(|(at, task)| Member {
             pid: task.pid(),
             ppid: if in_tree(task.stat.ppid) { task.stat.ppid } else { 0 },
             pgid: task.stat.pgrp,
             sid: task.stat.session,
             zombie: task.tids.is_empty(),
+            objects: sharing.owners(at),
         })
         .collect();
     // Whose session is led from outside is told by `sessions`.

@@ -1,5 +1,6 @@
 //! What can be seen of a stopped task from outside: `/proc`.
 
+use super::sharing::Owns;
 use crate::error::{Context, Result};
 use crate::freeze::Task;
 use rewake_image::messages::VmaEntry;
@@ -35,7 +36,7 @@ pub struct Outside {
     pub auxv: Vec<u8>,
     /// Link texts of exe, cwd and root.
     pub links: Links,
-    /// Descriptor numbers, ascending.
+    /// Descriptor numbers, ascending; of the owner of a shared table only.
     pub fds: Vec<i32>,
     /// POSIX timers.
     pub timers: Vec<PosixTimer>,
@@ -45,6 +46,8 @@ pub struct Outside {
     pub pagemap: File,
     /// Small values of `/proc`.
     pub values: Values,
+    /// What it does not share with a task before it.
+    pub owns: Owns,
     /// What cannot be saved.
     pub problems: Vec<Problem>,
 }
@@ -82,7 +85,12 @@ const NAMESPACES: &[&str] = &["pid", "mnt", "net", "user", "uts", "ipc", "cgroup
 ///
 /// # Errors
 /// The task is gone or `/proc` cannot be read.
-pub fn survey(task: &Task, own_namespaces: &[Vec<u8>], own_vdso: &[u8]) -> Result<Outside> {
+pub fn survey(
+    task: &Task,
+    owns: Owns,
+    own_namespaces: &[Vec<u8>],
+    own_vdso: &[u8],
+) -> Result<Outside> {
     let (pid, comm) = (task.pid(), task.comm());
     let dir = &task.dir;
     let mut buffer = Vec::with_capacity(64 * 1024);
@@ -93,9 +101,13 @@ pub fn survey(task: &Task, own_namespaces: &[Vec<u8>], own_vdso: &[u8]) -> Resul
     let pagemap = File::from(dir.open_file("pagemap", OFlags::RDONLY).of(pid, comm)?);
     let memory = Arc::new(File::from(dir.open_file("mem", OFlags::RDWR).of(pid, comm)?));
     tracking::judge(&pagemap, &vmas, &mut problems);
+    if !owns.vm {
+        // The owner tells of them.
+        problems.clear();
+    }
     let guards = pages::guards(&pagemap, &vmas).of(pid, comm)?;
     let mut aio = Vec::new();
-    for vma in vmas.iter().filter(|v| v.entry.status & status::AIORING != 0) {
+    for vma in vmas.iter().filter(|v| owns.vm && v.entry.status & status::AIORING != 0) {
         aio::survey(&vma.entry, &memory).map_or_else(|p| problems.push(p), |ring| aio.push(ring));
     }
     let vdso = read_vdso(&memory, &vmas, own_vdso);
@@ -118,7 +130,7 @@ pub fn survey(task: &Task, own_namespaces: &[Vec<u8>], own_vdso: &[u8]) -> Resul
             );
         }
     }
-    let mut fds = dir.fds().of(pid, comm)?;
+    let mut fds = if owns.files { dir.fds().of(pid, comm)? } else { Vec::new() };
     fds.sort_unstable();
     let timers = match dir.read("timers", &mut buffer) {
         Ok(text) => rewake_proc::timers::parse(text).of(pid, comm)?,
@@ -144,6 +156,7 @@ pub fn survey(task: &Task, own_namespaces: &[Vec<u8>], own_vdso: &[u8]) -> Resul
         timers,
         memory,
         values,
+        owns,
         problems,
     })
 }
@@ -179,6 +192,9 @@ impl Outside {
     /// # Errors
     /// The task is gone.
     pub fn survey_pages(&mut self, task: &Task, tracking: Tracking<'_>) -> Result<()> {
+        if !self.owns.vm {
+            return Ok(());
+        }
         let (pid, comm) = (task.pid(), task.comm());
         self.runs = tracking::survey(&self.pagemap, &self.vmas, tracking).of(pid, comm)?;
         Ok(())

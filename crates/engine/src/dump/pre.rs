@@ -75,13 +75,13 @@ pub fn pre_dump(options: &DumpOptions) -> Result<DumpReport> {
 
 /// Looks at the memory of a frozen tree, and tracks it from here on.
 fn survey(tree: &mut Tree, tracks: &Arc<Tracks>) -> Result<Vec<Seen>> {
-    let own = Arc::new(Own::new(tracks.clone())?);
+    let own = Arc::new(Own::new(tree, tracks.clone())?);
     let seen = tree.each(|_| {
         let own = own.clone();
         move |shard: &mut Shard| {
             let Shard { held, pin } = shard;
             let mut seen = Vec::with_capacity(held.len());
-            for wave in waves(held) {
+            for wave in waves(held, &own.sharing) {
                 survey_wave(wave, &own, &mut seen)?;
             }
             pin.release();
@@ -92,11 +92,17 @@ fn survey(tree: &mut Tree, tracks: &Arc<Tracks>) -> Result<Vec<Seen>> {
 }
 
 fn survey_wave(mut held: &mut [Held], own: &Own, seen: &mut Vec<Seen>) -> Result<()> {
-    while !held.is_empty() {
+    // Memory that several have is its owner's.
+    let is_guest = |held: &Held| !own.sharing.owns(held.task.pid()).vm;
+    while let Some(first) = held.first() {
+        if is_guest(first) {
+            held = held.split_at_mut(1).1;
+            continue;
+        }
         // Those that need no agent, or are to have one under no filter, together; as in a dump.
         let mut visible = Vec::new();
         let mut alone = false;
-        while let Some(next) = held.get(visible.len()) {
+        while let Some(next) = held.get(visible.len()).filter(|next| !is_guest(next)) {
             let looked = look_at(&next.task, own)?;
             let wants = own.tracks.wants(&next.task, looked.outside.is_watched());
             let filtered = wants

@@ -195,6 +195,7 @@ fn write_files(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -
                 .outside
                 .vmas
                 .iter()
+                .filter(|_| alive.outside.owns.vm)
                 .filter(|v| v.lock_on_fault)
                 .map(|v| v.entry.start)
                 .collect(),
@@ -243,19 +244,25 @@ fn write_task(
         images.write_one(kind::CORE, pid, &core)?;
         return Ok(());
     };
-    let object = FIRST_OBJECT + at as u32;
+    let owners = surveyed.sharing.owners(at);
     let ids = TaskKobjIdsEntry {
-        vm_id: object,
-        files_id: object,
-        fs_id: object,
-        sighand_id: object,
+        vm_id: FIRST_OBJECT + owners.vm,
+        files_id: FIRST_OBJECT + owners.files,
+        fs_id: FIRST_OBJECT + owners.fs,
+        sighand_id: FIRST_OBJECT + owners.sighand,
         ..root_ids()
     };
     images.write_one(kind::IDS, pid, &ids)?;
     write_cores(images, &alive.inside.cores)?;
-    images.write_one(kind::MM, pid, &alive.files.mm)?;
-    images.write_one(kind::FS, pid, &alive.files.fs)?;
-    images.write_all(kind::FDINFO, object, &alive.files.fds)?;
+    // What several have is in the images once, under the name of the first.
+    if let Some(fs) = &alive.files.fs {
+        images.write_one(kind::FS, pid, fs)?;
+    }
+    if alive.outside.owns.files {
+        images.write_all(kind::FDINFO, ids.files_id, &alive.files.fds)?;
+    }
+    let Some(mm) = &alive.files.mm else { return Ok(()) };
+    images.write_one(kind::MM, pid, mm)?;
     let pages_id = surveyed.first_pages_id() + at as u32;
     let memory = Memory { pid: task.pid, comm: &task.comm, outside: &alive.outside, runs: false };
     write_memory(images, &memory, pages_id, counters, buffer)

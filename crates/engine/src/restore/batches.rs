@@ -79,28 +79,35 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Hands descriptors over and has every task build itself, all at the same time.
+    /// Hands descriptors over and has every task build itself, all at the same time but for those that share memory or
+    /// descriptors.
     pub(super) fn build(
         &self,
         rings: &[Ring],
-        numbers: &[[u32; 2]],
+        numbers: &HashMap<usize, [u32; 2]>,
         opener: &mut Opener<'_>,
         warnings: &mut Vec<String>,
     ) -> Result<()> {
-        let mut running = Vec::new();
-        for ((ring, plan), numbers) in rings.iter().zip(self.plans).zip(numbers) {
-            let Some(task) = &plan.task else { continue };
-            self.hand_over(*numbers, task, opener)?;
-            let number = ring.load(&task.build.script).map_err(|e| Error::new(e.to_string()))?;
-            ring.ring().map_err(|e| Error::new(e.to_string()))?;
-            running.push((ring, task, number));
-        }
-        for (ring, plan, number) in running {
-            let task = self.task(plan);
-            self.wait(ring, number, task)?;
-            let results = ring.results(&plan.build.script);
-            self.check_threads(plan, task, warnings)?;
-            self.check(&plan.build, &results, task.pid, &task.comm, warnings)?;
+        let all = || rings.iter().zip(self.plans).filter_map(|(r, p)| Some((r, p.task.as_ref()?)));
+        let turns = all().map(|(_, plan)| self.task(plan).part.turn + 1).max().unwrap_or(0);
+        let mut sockets = HashMap::new();
+        for turn in 0..turns {
+            let mut running = Vec::new();
+            for (ring, plan) in all().filter(|(_, plan)| self.task(plan).part.turn == turn) {
+                self.hand_over(numbers, plan, &mut sockets, opener)?;
+                let number = ring
+                    .load(&plan.build.script)
+                    .and_then(|number| ring.ring().map(|()| number))
+                    .map_err(|e| Error::new(e.to_string()))?;
+                running.push((ring, plan, number));
+            }
+            for (ring, plan, number) in running {
+                let task = self.task(plan);
+                self.wait(ring, number, task)?;
+                let results = ring.results(&plan.build.script);
+                self.check_threads(plan, task, warnings)?;
+                self.check(&plan.build, &results, task.pid, &task.comm, warnings)?;
+            }
         }
         Ok(())
     }
@@ -164,16 +171,15 @@ impl Run<'_> {
         .of(task.pid, &task.comm)
     }
 
-    /// The numbers that the ends of the agents' sockets got when they were born; no other batch may have run since.
-    pub(super) fn socket_numbers(&self, rings: &[Ring]) -> Vec<[u32; 2]> {
-        let of = |(ring, plan): (&Ring, &NodePlan)| match &plan.task {
-            Some(task) => {
-                let results = ring.results(&plan.birth.script);
-                [results.u32(task.socket, 0), results.u32(task.socket, 4)]
-            }
-            None => [0, 0],
+    /// The numbers that the ends of the agents' sockets got when they were born, by the index of the task that made them; no
+    /// other batch may have run since.
+    pub(super) fn socket_numbers(&self, rings: &[Ring]) -> HashMap<usize, [u32; 2]> {
+        let of = |(ring, plan): (&Ring, &NodePlan)| {
+            let task = plan.task.as_ref()?;
+            let (socket, results) = (task.socket?, ring.results(&plan.birth.script));
+            Some((task.index, [results.u32(socket, 0), results.u32(socket, 4)]))
         };
-        rings.iter().zip(self.plans).map(of).collect()
+        rings.iter().zip(self.plans).filter_map(of).collect()
     }
 
     /// Has the leaders of sessions open their `/dev/tty`, which means something else to everybody else, and takes it.
@@ -223,17 +229,30 @@ impl Run<'_> {
         Ok(ring.results(script).value(0))
     }
 
-    /// Sends a task everything it is handed, as its scripts expect it.
-    pub(super) fn hand_over(
+    /// Sends a task everything it is handed, as its scripts expect it; `sockets` are those of tables that several share.
+    fn hand_over(
         &self,
-        numbers: [u32; 2],
+        numbers: &HashMap<usize, [u32; 2]>,
         task_plan: &TaskPlan,
+        sockets: &mut HashMap<usize, OwnedFd>,
         opener: &mut Opener<'_>,
     ) -> Result<()> {
         let task = self.task(task_plan);
-        let outer = self.outer(task.pid)?;
-        hand_over(outer, numbers, &task_plan.messages, self.images, opener)
-            .map_err(|p| Error::of(task.pid, &task.comm, p))
+        let table = task.part.table;
+        let socket = match sockets.remove(&table) {
+            Some(socket) => socket,
+            None => {
+                let numbers = numbers.get(&table).copied().unwrap_or_default();
+                take_socket(self.outer(task.pid)?, numbers)
+                    .map_err(|p| Error::of(task.pid, &task.comm, p))?
+            }
+        };
+        hand_over(&socket, &task_plan.messages, self.images, opener)
+            .map_err(|p| Error::of(task.pid, &task.comm, p))?;
+        if !task.part.fills_table {
+            sockets.insert(table, socket);
+        }
+        Ok(())
     }
 
     /// Values that are set through `/proc`, before credentials change who owns it.
@@ -323,14 +342,9 @@ impl Run<'_> {
     }
 }
 
-/// Sends messages of descriptors to the stub with the pid `outer`, whose agent's socket pair got `numbers`.
-pub(super) fn hand_over(
-    outer: Pid,
-    numbers: [u32; 2],
-    messages: &[Vec<Handed>],
-    images: &ImageDir,
-    opener: &mut Opener<'_>,
-) -> std::result::Result<(), Problem> {
+/// Takes the controller's end of the socket pair that the agent of the stub with the pid `outer` has made, whose ends got
+/// `numbers`.
+pub(super) fn take_socket(outer: Pid, numbers: [u32; 2]) -> std::result::Result<OwnedFd, Problem> {
     let failed = |reason: String| Problem::new("the agent's socket", reason);
     if numbers != [0, 1] {
         return Err(failed(format!("the first descriptors are {numbers:?}")));
@@ -340,9 +354,17 @@ pub(super) fn hand_over(
     let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())
         .map_err(|e| failed(format!("pidfd_open: {e}")))?;
     let none = rustix::process::PidfdGetfdFlags::empty();
-    let socket = rustix::process::pidfd_getfd(&pidfd, 1, none)
-        .map_err(|e| failed(format!("pidfd_getfd: {e}")))?;
-    messages.iter().try_for_each(|message| send(&socket, message, images, opener))
+    rustix::process::pidfd_getfd(&pidfd, 1, none).map_err(|e| failed(format!("pidfd_getfd: {e}")))
+}
+
+/// Sends messages of descriptors to a stub.
+pub(super) fn hand_over(
+    socket: &OwnedFd,
+    messages: &[Vec<Handed>],
+    images: &ImageDir,
+    opener: &mut Opener<'_>,
+) -> std::result::Result<(), Problem> {
+    messages.iter().try_for_each(|message| send(socket, message, images, opener))
 }
 
 /// Sends one message of descriptors.

@@ -142,8 +142,9 @@ pub struct TaskPlan {
     pub threads: Vec<ThreadPlan>,
     /// What is handed over, message by message.
     pub messages: Vec<Vec<Handed>>,
-    /// Where the numbers of the socket pair are, in the birth script's data.
-    pub socket: rewake_inject::ring::Data,
+    /// Where the numbers of the socket pair are, in the birth script's data; of those that share descriptors only the first
+    /// makes one.
+    pub socket: Option<rewake_inject::ring::Data>,
     /// What could not be restored as it was, but does not stop the restore.
     pub warnings: Vec<String>,
 }
@@ -261,11 +262,13 @@ fn plan_node(
     }
     let mut task = None;
     if let (Some(index), Some(alive)) = (index, alive) {
-        let number = socket_number(alive, env)?;
-        let socket = socket_steps(&mut birth, number);
+        let part = tasks[index].part;
+        let number = socket_number(tasks, part.table, env)?;
+        let socket = (part.table == index).then(|| socket_steps(&mut birth, number));
         let nothing = Held::default();
         let headers: Vec<u64> = threads.iter().map(|t| space.address(t.at)).collect();
         let mut builder = Builder {
+            index,
             task: &tasks[index],
             alive,
             env,
@@ -345,7 +348,7 @@ fn birth_steps(
         let (flags, signal) =
             if c.sibling { (libc::CLONE_PARENT as u64, 0) } else { (0, libc::SIGCHLD as u64) };
         lend_timer_slack(steps, default_slack(tasks, c).or(default_slack(tasks, node)));
-        let result = clone_op(steps, c.pid, flags, signal, rings[&child]);
+        let result = clone_op(steps, c.pid, flags | c.share, signal, rings[&child]);
         let zombie = matches!(c.role, Role::Task(i) if tasks[i].alive.is_none());
         if zombie && !c.sibling && !c.orphan {
             let info = steps.data(&[0; 128]);
@@ -377,6 +380,13 @@ fn birth_steps(
     for child in &node.late {
         clone(steps, *child);
     }
+    if node.part & libc::CLONE_FS as u64 != 0 {
+        let unshare = op(libc::SYS_unshare, &[libc::CLONE_FS as u64]);
+        steps.must(Label::Text("leaving a working directory to those who share it"), unshare);
+    }
+    if node.part & libc::CLONE_FILES as u64 != 0 {
+        close_all(steps, libc::CLOSE_RANGE_UNSHARE.into());
+    }
     match node.role {
         Role::Leader | Role::Orphaner => {
             steps.may(Label::Text("ending a helper"), op(libc::SYS_exit_group, &[0]));
@@ -398,6 +408,9 @@ pub(super) fn opening_steps(
         // On the longer way, a parent whose number is not known beforehand tells it (`turns`).
         let told = (!lineage.sequence.is_empty()).then_some(0);
         die_with(steps, parent_of(lineage, at, env).or(told));
+    }
+    if lineage.nodes[at].clean {
+        close_all(steps, 0);
     }
     if at == 0 {
         env.namespaces.enter(steps);
@@ -447,6 +460,12 @@ fn parent_of(lineage: &Lineage, at: usize, env: &Environment) -> Option<i32> {
     }
 }
 
+/// Closes whatever is in the table of descriptors that the process came by.
+fn close_all(steps: &mut Steps, flags: u64) {
+    let close = op(libc::SYS_close_range, &[0, u64::from(u32::MAX), flags]);
+    steps.must(Label::Text("closing inherited descriptors"), close);
+}
+
 /// Takes everything away that the root stub inherited from the controller, but the agent and the kernel's mappings.
 pub fn strip_steps(steps: &mut Steps, env: &Environment) {
     if let Some((address, size, signature)) = env.rseq {
@@ -459,10 +478,7 @@ pub fn strip_steps(steps: &mut Steps, env: &Environment) {
     let mut keep = vec![env.arena];
     keep.extend(env.specials.span().map(|s| (s.start, s.end)));
     unmap_all_but(steps, keep, env.end);
-    steps.must(
-        Label::Text("closing inherited descriptors"),
-        op(libc::SYS_close_range, &[0, u64::from(u32::MAX), 0]),
-    );
+    close_all(steps, 0);
 }
 
 /// Unmaps everything below `end` but the ranges to keep.
@@ -535,14 +551,18 @@ pub fn number_beyond(lent: usize, env: &Environment) -> u32 {
     ((lent + SPARE).min(1 << 30) as u32).min(open_files(env).saturating_sub(1))
 }
 
-/// A number for the agent's socket that neither the task's descriptors nor what is lent to it will ever have.
-fn socket_number(alive: &Alive, env: &Environment) -> Result<i32> {
+/// A number for the agent's socket that neither the task's descriptors nor what is lent to those that share them will ever have.
+/// `table` is the first task that has them.
+fn socket_number(tasks: &[Task], table: usize, env: &Environment) -> Result<i32> {
     let limit = open_files(env);
-    let files = alive.mm.vmas.iter().filter(|v| v.shmid != 0).count();
-    let beyond = alive.fds.last().map_or(0, |f| f.fd.saturating_add(1));
-    let lent = number_beyond(2 * alive.fds.len() + files, env);
+    let users = || tasks.iter().filter(|t| t.part.table == table).filter_map(|t| t.alive.as_ref());
+    let fds = users().next().map_or(&[][..], |alive| &alive.fds);
+    let files = |alive: &Alive| alive.mm.vmas.iter().filter(|v| v.shmid != 0).count();
+    let files = users().map(files).max().unwrap_or(0);
+    let beyond = fds.last().map_or(0, |f| f.fd.saturating_add(1));
+    let lent = number_beyond(2 * fds.len() + files, env);
     let mut number = lent.max(beyond).min(limit.saturating_sub(1));
-    for taken in alive.fds.iter().rev().map(|f| f.fd) {
+    for taken in fds.iter().rev().map(|f| f.fd) {
         if taken < number {
             break;
         }
@@ -550,14 +570,14 @@ fn socket_number(alive: &Alive, env: &Environment) -> Result<i32> {
             number = number.saturating_sub(1);
         }
     }
-    if alive.fds.iter().any(|f| f.fd == number) {
+    if fds.iter().any(|f| f.fd == number) {
         return Err(Error::new(format!(
             "every descriptor below the limit of {limit} open files that this command may raise to is one of the images', and \
              one more is needed while they are put in place"
         ))
         .hint("raise the hard limit of open files by one (ulimit -Hn)"));
     }
-    let above = alive.fds.last().map_or(0, |f| f.fd);
+    let above = fds.last().map_or(0, |f| f.fd);
     if above >= limit {
         return Err(Error::new(format!(
             "descriptor {above} of the images is beyond the limit of {limit} open files that this command may raise to"
@@ -618,6 +638,7 @@ pub fn mapped(vma: &VmaEntry) -> std::result::Result<Handed, Problem> {
 }
 
 struct Builder<'a> {
+    index: usize,
     task: &'a Task,
     alive: &'a Alive,
     env: &'a Environment,
@@ -631,6 +652,11 @@ struct Builder<'a> {
 impl Builder<'_> {
     fn of(&self, problem: Problem) -> Error {
         Error::of(self.task.pid, &self.task.comm, problem)
+    }
+
+    /// Who shares the memory of one before it finds it made.
+    fn makes_memory(&self) -> bool {
+        self.task.part.memory == self.index
     }
 
     fn build(
@@ -658,11 +684,17 @@ impl Builder<'_> {
                 op(libc::SYS_setpgid, &[*pid as u64, *group as u64]),
             );
         }
-        // The controller has taken its end (number 1: the pair got 0 and 1).
-        steps.must(Label::Text("closing the controller's socket"), op(libc::SYS_close, &[1]));
+        // The controller has taken its end (number 1: the pair got 0 and 1), and the first of those who share it closes it.
+        if self.task.part.table == self.index {
+            steps.must(Label::Text("closing the controller's socket"), op(libc::SYS_close, &[1]));
+        }
         let lent = self.lend()?;
-        self.memory(&lent, same_vdso)?;
-        self.file_system(&lent)?;
+        if self.makes_memory() {
+            self.memory(&lent, same_vdso)?;
+        }
+        if self.task.part.directories {
+            self.file_system(&lent)?;
+        }
         let steps = &mut self.steps;
         if !lent.is_empty() {
             steps.must(
@@ -670,7 +702,9 @@ impl Builder<'_> {
                 op(libc::SYS_close_range, &[0, lent.len() as u64 - 1, 0]),
             );
         }
-        self.descriptors()?;
+        if self.task.part.fills_table {
+            self.descriptors()?;
+        }
         self.process();
         self.threads(threads, headers);
         Ok(())
@@ -688,19 +722,23 @@ impl Builder<'_> {
         };
         let alive = self.alive;
         let held = |vma: &VmaEntry| self.held.places.contains_key(&vma.start);
-        let own = || alive.mm.vmas.iter().filter(|v| mm::is_mapped(v) && !held(v));
-        if own().any(vma::has_private_pages) || !alive.aio.is_empty() {
+        let vmas = if self.makes_memory() { alive.mm.vmas.as_slice() } else { &[] };
+        let own = || vmas.iter().filter(|v| mm::is_mapped(v) && !held(v));
+        let aio = self.makes_memory() && !alive.aio.is_empty();
+        if own().any(vma::has_private_pages) || aio {
             pages(alive).for_each(&mut add);
         }
         for vma in own().filter(|v| is_file(v)) {
             add(mapped(vma).map_err(|p| self.of(p))?);
         }
-        if !self.held.in_place {
+        if self.makes_memory() && !self.held.in_place {
             add(Handed::File(alive.mm.exe_file_id));
         }
-        add(Handed::File(alive.fs.cwd_id));
-        if !self.env.plain_root {
-            add(Handed::File(alive.fs.root_id));
+        if self.task.part.directories {
+            add(Handed::File(alive.fs.cwd_id));
+            if !self.env.plain_root {
+                add(Handed::File(alive.fs.root_id));
+            }
         }
         for chunk in list.chunks(A_MESSAGE) {
             receive(&mut self.steps, self.socket, chunk.len());
@@ -853,10 +891,12 @@ impl Builder<'_> {
                 self.env.may_raise,
             ));
         }
-        self.steps.must(
-            Label::Text("closing the agent's socket"),
-            op(libc::SYS_close, &[self.socket as u64]),
-        );
+        if self.task.part.fills_table {
+            self.steps.must(
+                Label::Text("closing the agent's socket"),
+                op(libc::SYS_close, &[self.socket as u64]),
+            );
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! All are clones of one [`Template`], made one after the other in the same arena, and held until the last is ready: then all
 //! go on, or, if one fails, none ever has.
 
-use super::batches::hand_over;
+use super::batches::{hand_over, take_socket};
 use super::page_check::PageCheck;
 use super::template::Template;
 use super::undo::Created;
@@ -115,7 +115,8 @@ impl<'a> Run<'a> {
         self.await_template(ring, 1, &template.birth, pid, warnings)?;
         let results = ring.results(&template.birth.script);
         let numbers = [results.u32(template.socket, 0), results.u32(template.socket, 4)];
-        hand_over(pid, numbers, &template.messages, self.images, opener)
+        take_socket(pid, numbers)
+            .and_then(|socket| hand_over(&socket, &template.messages, self.images, opener))
             .map_err(|p| Error::of(pid, TEMPLATE, p))?;
         let checking = pages.start();
         let number = ring.load(&template.build.script).map_err(of)?;

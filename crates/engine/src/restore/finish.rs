@@ -137,6 +137,8 @@ pub struct Final<'a> {
     pub arena: (u64, usize),
     /// Address of a `syscall` instruction in each task, by its pid.
     pub gadgets: &'a std::collections::HashMap<i32, u64>,
+    /// The pids of those that have the memory of another.
+    pub guests: &'a std::collections::HashSet<i32>,
     /// Refuse registers of CPU features that are not there?
     pub check_cpu: bool,
 }
@@ -180,11 +182,13 @@ pub fn make_ready<'a>(seized: Vec<Seized<'a>>, last: &Final<'_>) -> Result<Ready
 /// A task, its pid as we see it, its threads.
 type StoppedTask<'a> = (&'a Task, i32, Vec<(&'a Thread, Stopped)>);
 
-/// Has the leader of every task unmap the arena.
+/// Has the leader of every task unmap the arena; all threads stand still, so of those that share memory one is enough.
 fn take_arena_away(tasks: &mut [StoppedTask<'_>], last: &Final<'_>) -> Result<()> {
     let (base, len) = last.arena;
+    let has_it = |task: &Task| !last.guests.contains(&task.pid);
     let calls = tasks
         .iter_mut()
+        .filter(|(task, ..)| has_it(task))
         .map(|(task, _, threads)| RemoteCall {
             stub: threads.remove(0).1,
             gadget: last.gadgets.get(&task.pid).copied().unwrap_or(0),
@@ -193,7 +197,8 @@ fn take_arena_away(tasks: &mut [StoppedTask<'_>], last: &Final<'_>) -> Result<()
         })
         .collect();
     let results = remote_calls(calls).map_err(|e| Error::new(e.to_string()))?;
-    for ((task, _, threads), (stub, result)) in tasks.iter_mut().zip(results) {
+    let asked = tasks.iter_mut().filter(|(task, ..)| has_it(task));
+    for ((task, _, threads), (stub, result)) in asked.zip(results) {
         if result != 0 {
             return Err(Error::new(format!(
                 "process {}: the agent cannot be unmapped: {}",

@@ -9,6 +9,9 @@
 //!
 //! A group whose leader is gone is led by a helper until all members have joined.
 //!
+//! What processes share (memory, descriptors…) can only be inherited too: [`super::sharing`]. So a task is cloned by one that
+//! it shares something with, if its parent is not one of them.
+//!
 //! Trees that this does not explain are made one step after the other, by a longer way ([`creation`]).
 
 mod creation;
@@ -16,7 +19,10 @@ mod creation;
 mod history;
 mod paper;
 
+use super::sharing;
 use crate::error::{Error, Result};
+use rewake_objects::task::sharing::Objects;
+use rewake_sys::kcmp::Kind;
 use std::collections::{HashMap, HashSet};
 
 /// What lineage needs to know of a task.
@@ -32,6 +38,16 @@ pub struct Member {
     pub sid: i32,
     /// A zombie dies as soon as it is born.
     pub zombie: bool,
+    /// Its kernel objects: those with the same number are shared.
+    pub objects: Objects,
+}
+
+impl Member {
+    /// Does it share its object of this kind with another?
+    #[must_use]
+    pub fn shares(&self, kind: Kind, other: &Member) -> bool {
+        !self.zombie && !other.zombie && self.objects.get(kind) == other.objects.get(kind)
+    }
 }
 
 /// What a node of the plan is.
@@ -72,6 +88,12 @@ pub struct Node {
     pub early: Vec<usize>,
     /// Nodes it clones afterwards.
     pub late: Vec<usize>,
+    /// `CLONE_VM`, `CLONE_FILES`…: what it shares with its cloner.
+    pub share: u64,
+    /// What it gets a copy of for itself when it has cloned all others.
+    pub part: u64,
+    /// Its table of descriptors may have something in it when it is born.
+    pub clean: bool,
 }
 
 /// A step on the longer way ([`Lineage::sequence`]).
@@ -126,6 +148,9 @@ impl Node {
             subreaper: false,
             early: Vec::new(),
             late: Vec::new(),
+            share: 0,
+            part: 0,
+            clean: false,
         }
     }
 }
@@ -138,11 +163,18 @@ impl Lineage {
     pub fn plan(members: &[Member], shell_job: bool, init: bool) -> Result<Lineage> {
         let quick = Planner::new(members)?;
         quick.refuse_foreign_root(shell_job)?;
+        let shares = quick.sharers.values().any(|n| *n > 1);
         let quick = quick.plan(init);
         if let Ok(plan) = quick.as_ref()
             && paper::comes_out(members, plan)
         {
             return quick;
+        }
+        // The longer way knows nothing of what is shared.
+        if shares {
+            return Err(quick.err().unwrap_or_else(|| {
+                Error::new("no way is found to make sessions and process groups as they are, of processes that share memory, descriptors or directories")
+            }));
         }
         let longer = creation::explain(members, init).filter(|p| paper::comes_out(members, p));
         longer.ok_or_else(|| {
@@ -182,7 +214,12 @@ struct Planner<'a> {
     lineage: Lineage,
     node_of: Vec<usize>,
     leaders: HashMap<i32, usize>,
+    /// How many have an object, by its kind and number.
+    sharers: HashMap<(usize, u32), usize>,
 }
+
+/// What a task is cloned for by another than its parent, what binds most first.
+const TIES: [Kind; 3] = [Kind::Vm, Kind::Files, Kind::Fs];
 
 impl<'a> Planner<'a> {
     fn new(members: &'a [Member]) -> Result<Planner<'a>> {
@@ -190,6 +227,12 @@ impl<'a> Planner<'a> {
             return Err(Error::new("there is no task to create"));
         }
         let index = members.iter().enumerate().map(|(i, m)| (m.pid, i)).collect();
+        let mut sharers = HashMap::new();
+        for member in members.iter().filter(|m| !m.zombie) {
+            for (n, kind) in TIES.into_iter().enumerate() {
+                *sharers.entry((n, member.objects.get(kind))).or_default() += 1;
+            }
+        }
         Ok(Planner {
             members,
             index,
@@ -197,6 +240,7 @@ impl<'a> Planner<'a> {
             lineage: Lineage::default(),
             node_of: vec![usize::MAX; members.len()],
             leaders: HashMap::new(),
+            sharers,
         })
     }
 
@@ -225,6 +269,7 @@ impl<'a> Planner<'a> {
             self.place(i)?;
         }
         self.groups();
+        sharing::plan(self.members, &mut self.lineage.nodes)?;
         Ok(self.lineage)
     }
 
@@ -307,6 +352,12 @@ impl<'a> Planner<'a> {
         let by = self.node_of[parent];
         // The session it must be born in.
         let need = if m.sid == m.pid { self.born[i] } else { Some(m.sid) };
+        if let Some(kin) =
+            self.kin(i, parent).filter(|k| need.is_none_or(|s| s == self.members[*k].sid))
+        {
+            self.place_by(i, parent, kin);
+            return Ok(());
+        }
         let (node, late) = match need {
             None => (self.node(i, Some(by)), true),
             Some(sid) if sid == p.sid => (self.node(i, Some(by)), true),
@@ -315,6 +366,53 @@ impl<'a> Planner<'a> {
         };
         self.node_of[i] = self.push(node, late);
         Ok(())
+    }
+
+    /// Whom a task must be cloned by, if not by its parent, because it shares with him what it does not share with the parent:
+    /// a sibling, or one below the parent.
+    fn kin(&self, i: usize, parent: usize) -> Option<usize> {
+        let m = &self.members[i];
+        for (n, kind) in TIES.into_iter().enumerate() {
+            if self.sharers.get(&(n, m.objects.get(kind))).is_none_or(|n| *n < 2) {
+                continue;
+            }
+            if m.shares(kind, &self.members[parent]) {
+                return None;
+            }
+            let placed = |j: &usize| m.shares(kind, &self.members[*j]);
+            let mut kin = (1..i).filter(placed).filter(|j| self.is_below(*j, parent)).peekable();
+            let first = kin.peek().copied();
+            if first.is_some() {
+                return kin.find(|j| self.parent(*j) == Some(parent)).or(first);
+            }
+        }
+        None
+    }
+
+    fn is_below(&self, i: usize, ancestor: usize) -> bool {
+        let mut at = self.parent(i);
+        while let Some(up) = at {
+            if up == ancestor {
+                return true;
+            }
+            at = self.parent(up);
+        }
+        false
+    }
+
+    /// Has `kin` clone the task `i` for its parent.
+    fn place_by(&mut self, i: usize, parent: usize, kin: usize) {
+        let by = self.node_of[kin];
+        let node = if self.parent(kin) == Some(parent) {
+            let orphan = self.lineage.nodes[by].orphan;
+            Node { sibling: true, orphan, ..self.node(i, Some(by)) }
+        } else {
+            let reaper = self.node_of[parent];
+            self.lineage.nodes[reaper].subreaper = true;
+            let helper = self.push(Self::helper(Role::Orphaner, None, Some(by)), true);
+            Node { orphan: true, ..self.node(i, Some(helper)) }
+        };
+        self.node_of[i] = self.push(node, true);
     }
 
     /// The parent is not in the session: somebody else must clone the task.
@@ -409,8 +507,13 @@ impl<'a> Planner<'a> {
 mod tests {
     use super::*;
 
+    fn own(pid: i32) -> Objects {
+        let n = pid as u32;
+        Objects { vm: n, files: n, fs: n, sighand: n }
+    }
+
     fn m(pid: i32, ppid: i32, pgid: i32, sid: i32) -> Member {
-        Member { pid, ppid, pgid, sid, zombie: false }
+        Member { pid, ppid, pgid, sid, zombie: false, objects: own(pid) }
     }
 
     /// Carries the plan out on paper: returns (parent, session, group) of each pid.
@@ -565,6 +668,35 @@ mod tests {
         let helpers: Vec<_> = lineage.nodes.iter().filter(|n| n.role == Role::Group).collect();
         assert_eq!(helpers.len(), 1, "a zombie leads its group as well as anyone");
         assert_eq!(helpers[0].pid, Some(105));
+    }
+
+    #[test]
+    fn who_shares_is_cloned_by_one_it_shares_with() {
+        let all = own(101);
+        let with = |m: Member, objects| Member { objects, ..m };
+        // 102 is a sibling of 101 (CLONE_PARENT); 104 was left to 100 by one that had it from 103.
+        let tree = [
+            m(100, 0, 100, 100),
+            m(101, 100, 100, 100),
+            with(m(102, 100, 100, 100), all),
+            m(105, 100, 100, 100),
+            m(103, 105, 100, 100),
+            with(m(104, 100, 100, 100), own(103)),
+        ];
+        let lineage = check(&tree);
+        let node = |pid: i32| {
+            let at = lineage.nodes.iter().position(|n| n.pid == Some(pid)).expect("a node");
+            (at, &lineage.nodes[at])
+        };
+        let everything =
+            (libc::CLONE_VM | libc::CLONE_FILES | libc::CLONE_FS | libc::CLONE_SIGHAND) as u64;
+        let (_, sibling) = node(102);
+        assert_eq!((sibling.cloner, sibling.sibling), (Some(node(101).0), true));
+        assert_eq!(sibling.share, everything);
+        let (_, orphan) = node(104);
+        let helper = &lineage.nodes[orphan.cloner.expect("a cloner")];
+        assert_eq!((helper.role, helper.cloner), (Role::Orphaner, Some(node(103).0)));
+        assert_eq!((helper.share, orphan.share), (everything, everything));
     }
 
     #[test]

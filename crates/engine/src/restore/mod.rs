@@ -22,6 +22,7 @@ mod namespaces;
 mod page_check;
 mod read;
 mod rings;
+mod sharing;
 mod template;
 mod terminal;
 mod thread;
@@ -49,6 +50,7 @@ use rewake_objects::memory::sysv;
 use rewake_objects::memory::vma::status;
 use rewake_objects::pids::Pids;
 use rewake_objects::problem::text;
+use rewake_objects::task::sharing::Objects;
 use std::ops::Range;
 use std::time::{Duration, Instant};
 use undo::{Created, PidFile, Subreaper};
@@ -169,8 +171,8 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
         namespaces,
     )?;
     env.terminals = terminals;
-    let tasks =
-        checkpoint.tasks.iter().filter_map(|t| Some((t.pid, t.alive.as_ref()?.fds.as_slice())));
+    let tables = checkpoint.tasks.iter().enumerate().filter(|(at, t)| t.part.table == *at);
+    let tasks = tables.filter_map(|(_, t)| Some((t.pid, t.alive.as_ref()?.fds.as_slice())));
     let epolls = epoll::assign(&opener, tasks).map_err(|p| Error::new(p.to_string()))?;
     env.locks = locks::read(&images, &checkpoint, &opener)?;
     env.arena = (base, base + ARENA_SPACE);
@@ -259,6 +261,7 @@ fn members(checkpoint: &Checkpoint) -> Vec<Member> {
             pgid: t.pgid,
             sid: t.sid,
             zombie: t.alive.is_none(),
+            objects: t.alive.as_ref().map_or_else(Objects::default, |alive| alive.objects),
         })
         .collect()
 }
@@ -427,9 +430,12 @@ impl<'a> Run<'a> {
         let seized = finish::seize(self.checkpoint, &self.pids)?;
         self.finish(rings, warnings)?;
         let gadgets = self.gadgets()?;
+        let shared = |(at, task): &(usize, &Task)| task.part.memory != *at;
+        let guests = self.checkpoint.tasks.iter().enumerate().filter(shared);
         let last = finish::Final {
             arena: (self.arena.base(), self.arena.len()),
             gadgets: &gadgets,
+            guests: &guests.map(|(_, task)| task.pid).collect(),
             check_cpu: self.options.check_cpu,
         };
         let init = init.map(|init| self.init_ready(init)).transpose()?;
@@ -462,14 +468,15 @@ impl<'a> Run<'a> {
             }
         }
         let alive = || self.checkpoint.tasks.iter().filter_map(|t| t.alive.as_ref());
+        let memories = self.checkpoint.memories();
         let all = roots.len();
         Ok(RestoreReport {
             root: roots.first().copied().unwrap_or(0),
             roots,
             forking_time,
             restore_time: self.start.elapsed(),
-            pages_restored: alive()
-                .filter_map(|a| a.pages.as_ref())
+            pages_restored: memories
+                .filter_map(|(_, a)| a.pages.as_ref())
                 .map(|p| p.bytes() / rewake_objects::memory::PAGE)
                 .sum(),
             tasks: self.checkpoint.tasks.len() * all,

@@ -1,5 +1,6 @@
 //! Reading and checking all images before the first process exists.
 
+use super::sharing::{self, Part};
 use crate::crew::spread;
 use crate::error::{Error, Result};
 use crate::options::RestoreOptions;
@@ -10,6 +11,8 @@ use rewake_image::messages::{
 use rewake_image::{ImageDir, StoredPages, kind};
 use rewake_objects::memory::{aio, mm, sysv};
 use rewake_objects::task::seccomp::{self, Filters};
+use rewake_objects::task::sharing::Objects;
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::fs::FileExt;
 
@@ -42,18 +45,20 @@ impl Thread {
 pub struct Alive {
     /// Threads, the leader first.
     pub threads: Vec<Thread>,
-    /// `mm-PID.img`.
+    /// `mm-PID.img`, of the task that makes the memory.
     pub mm: MmEntry,
     /// Where its private pages are: `pagemap-PID.img` here and in the parents.
     pub pages: Option<StoredPages>,
     /// Contexts of asynchronous I/O.
     pub aio: Vec<aio::Saved>,
-    /// `fs-PID.img`.
+    /// `fs-PID.img`, of the first that has the same.
     pub fs: FsEntry,
     /// `fdinfo-N.img`, by descriptor number.
     pub fds: Vec<FdinfoEntry>,
     /// What CRIU's format has no place for.
     pub extra: Option<RewakeTaskEntry>,
+    /// Its kernel objects: tasks share those with the same numbers.
+    pub objects: Objects,
 }
 
 impl Alive {
@@ -87,6 +92,8 @@ pub struct Task {
     pub tc: TaskCoreEntry,
     /// `None` for a zombie.
     pub alive: Option<Alive>,
+    /// What it does for those it shares something with.
+    pub part: Part,
 }
 
 /// A whole checkpoint.
@@ -100,6 +107,14 @@ pub struct Checkpoint {
     pub file_extra: HashMap<u32, RewakeFileEntry>,
     /// System V shared memory segments by id.
     pub segments: BTreeMap<u32, sysv::Saved>,
+}
+
+impl Checkpoint {
+    /// The living tasks that make their memory themselves, with their indices.
+    pub fn memories(&self) -> impl Iterator<Item = (usize, &Alive)> {
+        let own = self.tasks.iter().enumerate().filter(|(at, task)| task.part.memory == *at);
+        own.filter_map(|(at, task)| Some((at, task.alive.as_ref()?)))
+    }
 }
 
 /// `TaskCoreEntry::task_state` values.
@@ -169,7 +184,9 @@ pub fn read(images: &ImageDir, options: &RestoreOptions) -> Result<Checkpoint> {
         let tasks = part.iter().map(|entry| read_task(images, entry, &root_ids, &extra));
         tasks.collect::<Result<Vec<_>>>()
     };
-    let tasks: Vec<Task> = spread(&pstree, ENOUGH, read)?.into_iter().flatten().collect();
+    let read = spread(&pstree, ENOUGH, read)?.into_iter().flatten();
+    let (mut tasks, lacks): (Vec<Task>, Vec<Lacks>) = read.unzip();
+    share(images, &mut tasks, &lacks)?;
     let segments = sysv::read(images, root_ids.ipc_ns_id.unwrap_or(0), &segments)?;
     for task in &tasks {
         let mappings = task.alive.iter().flat_map(|alive| &alive.mm.vmas);
@@ -193,6 +210,63 @@ fn read_clocks(images: &ImageDir, pstree: &[PstreeEntry]) -> Result<Option<Timen
         Some(id) => Ok(images.read_opt(kind::TIMENS, id)?),
         None => Ok(None),
     }
+}
+
+/// What the images have of a process only under the name of another, if at all.
+#[derive(Debug, Clone, Copy, Default)]
+struct Lacks {
+    memory: bool,
+    directories: bool,
+}
+
+/// Divides the work among those that share something, and gives all of them what the images have once.
+fn share(images: &ImageDir, tasks: &mut [Task], lacks: &[Lacks]) -> Result<()> {
+    let objects: Vec<Option<Objects>> =
+        tasks.iter().map(|t| t.alive.as_ref().map(|alive| alive.objects)).collect();
+    let mut handlers: HashMap<u32, (u32, i32)> = HashMap::new();
+    let mut directories: HashMap<u32, FsEntry> = HashMap::new();
+    for ((at, part), lacks) in sharing::parts(&objects).into_iter().enumerate().zip(lacks) {
+        let (before, rest) = tasks.split_at_mut(at);
+        let Some(task) = rest.first_mut() else { continue };
+        task.part = part;
+        let Some(alive) = &mut task.alive else { continue };
+        let Objects { vm, fs, sighand, .. } = alive.objects;
+        let (memory, other) = *handlers.entry(sighand).or_insert((vm, task.pid));
+        if memory != vm {
+            return Err(Error::new(format!(
+                "processes {other} and {} of the images share signal handlers but not memory, which no process can",
+                task.pid
+            )));
+        }
+        // Reading once more what is not there tells so as for any other file.
+        let pid = task.pid as u32;
+        if let Some(owner) = before.get(part.memory).and_then(|t| t.alive.as_ref()) {
+            (alive.mm, alive.pages) = (owner.mm.clone(), owner.pages.clone());
+        } else if lacks.memory {
+            images.read_one(kind::MM, pid)?;
+        }
+        match directories.entry(fs) {
+            Entry::Occupied(known) => alive.fs = known.get().clone(),
+            Entry::Vacant(_) if lacks.directories => drop(images.read_one(kind::FS, pid)?),
+            Entry::Vacant(place) => drop(place.insert(alive.fs.clone())),
+        }
+    }
+    Ok(())
+}
+
+/// The memory of a process, if the images have it under its own name.
+fn read_memory(
+    images: &ImageDir,
+    pid: u32,
+    comm: &[u8],
+) -> Result<Option<(MmEntry, Option<StoredPages>)>> {
+    let Some(mut memory) = images.read_opt(kind::MM, pid)? else { return Ok(None) };
+    if memory.vmas.is_empty() {
+        memory.vmas = images.read_all(kind::VMAS, pid)?;
+    }
+    let pages = images.stored_pages(pid)?;
+    mm::validate(&memory, pages.as_ref()).map_err(|p| Error::of(pid as i32, comm, p))?;
+    Ok(Some((memory, pages)))
 }
 
 #[derive(Default)]
@@ -242,7 +316,7 @@ fn read_task(
     entry: &PstreeEntry,
     root: &TaskKobjIdsEntry,
     extra: &Extra,
-) -> Result<Task> {
+) -> Result<(Task, Lacks)> {
     let pid = entry.pid;
     let mut core = images.read_one(kind::CORE, pid)?;
     let bad = |reason: String| Error::new(format!("process {pid} of the images: {reason}"));
@@ -258,9 +332,10 @@ fn read_task(
         comm: tc.comm.clone(),
         tc,
         alive: None,
+        part: Part::default(),
     };
     match task.tc.task_state {
-        DEAD => return Ok(task),
+        DEAD => return Ok((task, Lacks::default())),
         ALIVE | STOPPED => {}
         other => return Err(bad(format!("its state {other} is unknown"))),
     }
@@ -282,18 +357,6 @@ fn read_task(
             other.seccomp = leader[0].seccomp.clone();
         }
     }
-    let mut memory = images.read_one(kind::MM, pid)?;
-    if memory.vmas.is_empty() {
-        memory.vmas = images.read_all(kind::VMAS, pid)?;
-    }
-    let pages = images.stored_pages(pid)?;
-    mm::validate(&memory, pages.as_ref()).map_err(|p| Error::of(task.pid, &task.comm, p))?;
-    let read_ring = |store, to: &mut [u8], at| {
-        let file = images.open_store(store).map_err(std::io::Error::other)?;
-        file.read_exact_at(to, at)
-    };
-    let aio = aio::find(&memory, pages.as_ref(), read_ring)
-        .map_err(|p| Error::of(task.pid, &task.comm, p))?;
     let mut fds = images.read_all(kind::FDINFO, ids.files_id)?;
     fds.sort_by_key(|f| f.fd);
     if let Some(twice) = fds.windows(2).find(|w| w[0].fd == w[1].fd) {
@@ -303,16 +366,32 @@ fn read_task(
     if fds.last().is_some_and(|f| f.fd >= 1 << 30) {
         return Err(bad("a descriptor number is out of range".into()));
     }
+    let memory = read_memory(images, pid, &task.comm)?;
+    let directories = images.read_opt(kind::FS, pid)?;
+    let lacks = Lacks { memory: memory.is_none(), directories: directories.is_none() };
+    let (mm, pages) = memory.unwrap_or_default();
+    let read_ring = |store, to: &mut [u8], at| {
+        let file = images.open_store(store).map_err(std::io::Error::other)?;
+        file.read_exact_at(to, at)
+    };
+    let aio = aio::find(&mm, pages.as_ref(), read_ring)
+        .map_err(|p| Error::of(task.pid, &task.comm, p))?;
     task.alive = Some(Alive {
         threads,
-        mm: memory,
+        mm,
         pages,
         aio,
-        fs: images.read_one(kind::FS, pid)?,
+        fs: directories.unwrap_or_default(),
         fds,
         extra: extra.tasks.get(&pid).cloned(),
+        objects: Objects {
+            vm: ids.vm_id,
+            files: ids.files_id,
+            fs: ids.fs_id,
+            sighand: ids.sighand_id,
+        },
     });
-    Ok(task)
+    Ok((task, lacks))
 }
 
 fn read_thread(tid: u32, mut core: CoreEntry, extra: &Extra) -> Result<Thread> {

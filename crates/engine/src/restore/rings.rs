@@ -29,9 +29,13 @@ impl Run<'_> {
             let Some(task_plan) = &plan.task else { continue };
             let task = self.task(task_plan);
             let Some(alive) = &task.alive else { continue };
+            // Those that share a table, or memory, come in the order in which they were built.
+            let fetched = task.part.table != task_plan.index;
+            let mapped = task.part.memory != task_plan.index;
             let fetch: Vec<Call> = alive
                 .fds
                 .iter()
+                .filter(|_| !fetched)
                 .filter_map(|fd| Some((fd, opener.rings.get(&fd.id)?)))
                 .flat_map(|(fd, ours)| fetch(fd, ours.as_raw_fd()))
                 .collect();
@@ -42,7 +46,7 @@ impl Run<'_> {
                 .mm
                 .vmas
                 .iter()
-                .filter(|v| v.status & status::EXT_PLUGIN != 0)
+                .filter(|v| !mapped && v.status & status::EXT_PLUGIN != 0)
                 .map(|v| {
                     let number = alive.fds.iter().find(|f| u64::from(f.id) == v.shmid);
                     let why = || format!("mapping {:#x}: its descriptor is not there", v.start);

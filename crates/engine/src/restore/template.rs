@@ -44,14 +44,15 @@ pub fn holdings(
     env: &Environment,
     free: Range<u64>,
 ) -> Result<Holdings> {
-    let in_place = tasks.iter().filter(|t| t.alive.is_some()).count() == 1;
+    let makes_memory = |(at, task): (usize, &Task)| task.alive.is_some() && task.part.memory == at;
+    let in_place = tasks.iter().enumerate().filter(|t| makes_memory(*t)).count() == 1;
     let mut specials = env.specials.span().unwrap_or(0..0);
     let start = free.start.next_multiple_of(ALIKE);
     let mut next = start;
     let mut all = Vec::with_capacity(tasks.len());
-    for task in tasks {
+    for (at, task) in tasks.iter().enumerate() {
         let mut held = Held { in_place, ..Held::default() };
-        if let Some(alive) = &task.alive {
+        if let Some(alive) = task.alive.as_ref().filter(|_| makes_memory((at, task))) {
             let own_vdso = same_vdso(alive)?;
             if in_place {
                 let start = mm::specials_place(&env.specials, env.hop, &alive.mm, own_vdso)
@@ -143,8 +144,8 @@ pub fn plan(
     let mut steps = Steps::new(base);
     steps.must(Label::Text("closing the controller's socket"), Op::new(libc::SYS_close, &[1]));
     let (messages, numbers) = lend(tasks, held, &mut steps, number)?;
-    for (task, held) in tasks.iter().zip(held) {
-        let Some(alive) = &task.alive else { continue };
+    for (at, (task, held)) in tasks.iter().zip(held).enumerate() {
+        let Some(alive) = task.alive.as_ref().filter(|_| task.part.memory == at) else { continue };
         let of = |p| Error::of(task.pid, &task.comm, p);
         let number = |handed: Handed| numbers.get(&handed).copied().unwrap_or(-1);
         if held.in_place {
@@ -190,8 +191,8 @@ fn lend(
     socket: i32,
 ) -> Result<(Vec<Vec<Handed>>, HashMap<Handed, i32>)> {
     let mut list: Vec<Handed> = Vec::new();
-    for (task, held) in tasks.iter().zip(held) {
-        let Some(alive) = &task.alive else { continue };
+    for (at, (task, held)) in tasks.iter().zip(held).enumerate() {
+        let Some(alive) = task.alive.as_ref().filter(|_| task.part.memory == at) else { continue };
         list.extend(build::pages(alive));
         if held.in_place {
             list.push(Handed::File(alive.mm.exe_file_id));

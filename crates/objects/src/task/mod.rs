@@ -7,5 +7,6 @@ pub mod limits;
 pub mod registers;
 pub mod schedule;
 pub mod seccomp;
+pub mod sharing;
 pub mod signals;
 pub mod timers;

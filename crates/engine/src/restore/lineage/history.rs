@@ -2,6 +2,7 @@
 
 use super::paper::{Kernel, OUTSIDE, comes_out};
 use super::{Lineage, Member};
+use rewake_objects::task::sharing::Objects;
 
 /// The tree below a root, parents before children.
 fn tree(kernel: &Kernel, root: i32) -> Vec<Member> {
@@ -10,7 +11,9 @@ fn tree(kernel: &Kernel, root: i32) -> Vec<Member> {
     while let Some(pid) = next.pop() {
         let p = kernel.processes[&pid];
         let ppid = if pid == root { 0 } else { p.parent };
-        members.push(Member { pid, ppid, pgid: p.pgid, sid: p.sid, zombie: p.zombie });
+        let own = pid as u32;
+        let objects = Objects { vm: own, files: own, fs: own, sighand: own };
+        members.push(Member { pid, ppid, pgid: p.pgid, sid: p.sid, zombie: p.zombie, objects });
         let mut children: Vec<i32> = kernel.processes.keys().copied().collect();
         children.retain(|c| *c != pid && kernel.processes[c].parent == pid);
         children.sort_unstable();

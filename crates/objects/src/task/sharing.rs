@@ -1,0 +1,139 @@
+//! Which processes share an address space, a table of descriptors, and the like (clone(2)).
+//!
+//! kcmp(2) gives an order of kernel objects, so tasks are sorted by it: n log n comparisons for n tasks.
+
+use crate::Problem;
+use rewake_sys::kcmp::{self, Kind};
+
+/// What can be shared, in the order of [`Objects`].
+pub const KINDS: [Kind; 4] = [Kind::Vm, Kind::Files, Kind::Fs, Kind::Sighand];
+
+/// Something for each of [`KINDS`]: a number of a kernel object, or the index of a task. Tasks share what has the same one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Objects {
+    /// The address space.
+    pub vm: u32,
+    /// The table of descriptors.
+    pub files: u32,
+    /// Working directory, root, umask.
+    pub fs: u32,
+    /// The table of signal handlers.
+    pub sighand: u32,
+}
+
+impl Objects {
+    /// The one of this kind.
+    #[must_use]
+    pub fn get(&self, kind: Kind) -> u32 {
+        match kind {
+            Kind::Vm => self.vm,
+            Kind::Files => self.files,
+            Kind::Fs => self.fs,
+            _ => self.sighand,
+        }
+    }
+
+    /// Sets the one of this kind.
+    pub fn set(&mut self, kind: Kind, to: u32) {
+        match kind {
+            Kind::Vm => self.vm = to,
+            Kind::Files => self.files = to,
+            Kind::Fs => self.fs = to,
+            _ => self.sighand = to,
+        }
+    }
+}
+
+/// What a kind is called in texts.
+#[must_use]
+pub fn name(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Vm => "address space",
+        Kind::Files => "table of descriptors",
+        Kind::Fs => "working directory and umask",
+        _ => "table of signal handlers",
+    }
+}
+
+/// For each task, given by its pid (`None` for a zombie, which has none of it), the index of the first task that has the same
+/// object: its own, if it shares it with none before it.
+///
+/// # Errors
+/// kcmp(2) is refused, or a task is gone.
+pub fn survey(pids: &[Option<i32>]) -> Result<Vec<Objects>, Problem> {
+    let mut all: Vec<Objects> =
+        (0..pids.len() as u32).map(|i| Objects { vm: i, files: i, fs: i, sighand: i }).collect();
+    for kind in KINDS {
+        let mut sorted: Vec<(i32, u32)> = Vec::with_capacity(pids.len());
+        for (pid, objects) in pids.iter().zip(&mut all) {
+            let Some(pid) = *pid else { continue };
+            let mut failed = None;
+            let found = sorted.binary_search_by(|(other, _)| {
+                kcmp::compare(*other, pid, kind).unwrap_or_else(|e| {
+                    failed = Some(e);
+                    std::cmp::Ordering::Less
+                })
+            });
+            if let Some(e) = failed {
+                return Err(Problem::new(name(kind), format!("cannot be compared: {e}")));
+            }
+            match found {
+                Ok(at) => objects.set(kind, sorted[at].1),
+                Err(at) => sorted.insert(at, (pid, objects.get(kind))),
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Sorts tasks, given by the owners of their objects, into those that share memory or descriptors, be it through others:
+/// for each the index of the first that it is so connected with.
+#[must_use]
+pub fn connected(owners: &[Objects]) -> Vec<usize> {
+    fn find(root: &mut [usize], mut at: usize) -> usize {
+        while root[at] != at {
+            root[at] = root[root[at]];
+            at = root[at];
+        }
+        at
+    }
+    let mut root: Vec<usize> = (0..owners.len()).collect();
+    for (at, own) in owners.iter().enumerate() {
+        for owner in [own.vm as usize, own.files as usize] {
+            let (a, b) = (find(&mut root, at), find(&mut root, owner));
+            root[a.max(b)] = a.min(b);
+        }
+    }
+    (0..owners.len()).map(|at| find(&mut root, at)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_share_everything_and_zombies_nothing() {
+        let (tx, rx) = std::sync::mpsc::channel();
+        let (done, wait) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            tx.send(rustix::thread::gettid().as_raw_nonzero().get()).expect("a listener");
+            let _ = wait.recv();
+        });
+        let tid = rx.recv().expect("a thread");
+        let own = std::process::id() as i32;
+        let seen = survey(&[Some(own), None, Some(tid)]).expect("kcmp");
+        let first = Objects::default();
+        assert_eq!(seen, [first, Objects { vm: 1, files: 1, fs: 1, sighand: 1 }, first]);
+        drop(done);
+        thread.join().expect("a thread that ends");
+        assert!(survey(&[Some(own), Some(-1)]).is_err());
+    }
+
+    #[test]
+    fn those_are_connected_that_share_through_others() {
+        let own = |vm, files, fs| Objects { vm, files, fs, sighand: 0 };
+        // 0 and 2 share memory, 2 and 3 descriptors; 1 and 4 nothing but a working directory.
+        let owners = [own(0, 0, 0), own(1, 1, 1), own(0, 2, 2), own(3, 2, 3), own(4, 4, 1)];
+        assert_eq!(connected(&owners), [0, 1, 0, 0, 4]);
+    }
+}
