@@ -247,8 +247,12 @@ fn share(images: &ImageDir, tasks: &mut [Task], lacks: &[Lacks]) -> Result<()> {
         }
         match directories.entry(fs) {
             Entry::Occupied(known) => alive.fs = known.get().clone(),
-            Entry::Vacant(_) if lacks.directories => drop(images.read_one(kind::FS, pid)?),
-            Entry::Vacant(place) => drop(place.insert(alive.fs.clone())),
+            Entry::Vacant(_) if lacks.directories => {
+                images.read_one(kind::FS, pid)?;
+            }
+            Entry::Vacant(place) => {
+                place.insert(alive.fs.clone());
+            }
         }
     }
     Ok(())

@@ -67,9 +67,9 @@ pub fn plan(members: &[Member], nodes: &mut [Node]) -> Result<()> {
         }
     }
     // Of a table that several have, a copy may have in it what another of them has just opened.
-    for at in 0..nodes.len() {
-        let copied = nodes[at].cloner.is_some_and(|by| shared_tables[by]);
-        nodes[at].clean = copied && nodes[at].share & FILES == 0;
+    for node in nodes {
+        let copied = node.cloner.is_some_and(|by| shared_tables[by]);
+        node.clean = copied && node.share & FILES == 0;
     }
     Ok(())
 }

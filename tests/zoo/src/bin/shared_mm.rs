@@ -170,7 +170,7 @@ fn main() {
         below.end(Some(&bare))?;
         with_it.end(Some(&apart))?;
         [child, sibling, bare, apart].into_iter().try_for_each(|kin| kin.end(None))?;
-        on_heap = Box::new(0);
+        *on_heap = 0;
         ensure_eq!(*on_heap, 0, "the heap, alone");
         Ok(())
     });
