@@ -181,7 +181,6 @@ fn survey(
         skip_in_flight: options.tcp.skip_in_flight,
         outside: options.outside_unix.clone(),
     });
-    collector.locks = locks::Survey::begin();
     collector.pids = tree.tasks.iter().map(|t| t.pid()).collect();
     let mut obstacles = sessions(tree, options);
     obstacles.extend(lineage(tree, options, &own.sharing));
@@ -207,6 +206,7 @@ fn survey(
     if let Err(e) = rewake_sys::descriptors::make_room(descriptors) {
         log::debug!("room for {descriptors} descriptors: {e}");
     }
+    collector.locks = locks::Survey::begin(descriptors);
     let mut tasks: Vec<TaskSurvey> = Vec::with_capacity(tree.tasks.len());
     let mut filters = Chains::default();
     let mut tracked = Vec::new();

@@ -9,7 +9,7 @@ use rewake_objects::memory::aio;
 use rewake_objects::memory::pages::{self, Run};
 use rewake_objects::memory::tracking::{self, Tracking};
 use rewake_objects::memory::vma::{self, Backing, Vma, status};
-use rewake_proc::read::ProcDir;
+use rewake_proc::read::{ProcDir, ReadError};
 use rewake_proc::status::Status;
 use rewake_proc::timers::PosixTimer;
 use rustix::fs::OFlags;
@@ -135,12 +135,13 @@ pub fn survey(
     let timers = match dir.read("timers", &mut buffer) {
         Ok(text) => rewake_proc::timers::parse(text).of(pid, comm)?,
         // Kernels without CONFIG_CHECKPOINT_RESTORE; then there are no ids to restore either.
-        Err(_) => Vec::new(),
+        Err(ReadError::Absent { .. }) => Vec::new(),
+        Err(e) => return Err(e).of(pid, comm),
     };
     if status.shadow_stack.is_some_and(|s| s.shstk) {
         problems.push(Problem::new("shadow stack", "x86 shadow stacks cannot be saved yet"));
     }
-    let values = values(dir, task.stat.session == pid, &mut buffer);
+    let values = values(dir, task.stat.session == pid, &mut buffer).of(pid, comm)?;
     let runs = Vec::new();
     Ok(Outside {
         status,
@@ -201,25 +202,40 @@ impl Outside {
     }
 }
 
-fn values(dir: &ProcDir, leads: bool, buffer: &mut Vec<u8>) -> Values {
+fn values(
+    dir: &ProcDir,
+    leads: bool,
+    buffer: &mut Vec<u8>,
+) -> std::result::Result<Values, ReadError> {
     use rewake_proc::single;
     let mut values = Values::default();
-    if let Ok(text) = dir.read_single("personality", buffer) {
+    if let Some(text) = if_there(dir.read_single("personality", buffer))? {
         values.personality = single::personality(text).unwrap_or(0);
     }
-    if let Ok(text) = dir.read_single("loginuid", buffer) {
+    if let Some(text) = if_there(dir.read_single("loginuid", buffer))? {
         values.loginuid = single::loginuid(text).unwrap_or(None);
     }
-    if let Ok(text) = dir.read_single("oom_score_adj", buffer) {
+    if let Some(text) = if_there(dir.read_single("oom_score_adj", buffer))? {
         values.oom_score_adj = single::oom_score_adj(text).unwrap_or(0);
     }
-    if let Ok(text) = dir.read_single("coredump_filter", buffer) {
+    if let Some(text) = if_there(dir.read_single("coredump_filter", buffer))? {
         values.coredump_filter = single::coredump_filter(text).ok();
     }
-    if leads && let Ok(text) = dir.read_single("autogroup", buffer) {
+    if leads && let Some(text) = if_there(dir.read_single("autogroup", buffer))? {
         values.autogroup_nice = single::autogroup_nice(text).ok().filter(|nice| *nice != 0);
     }
-    values
+    Ok(values)
+}
+
+/// What a kernel may be built without is no failure if it is not there.
+fn if_there(
+    read: std::result::Result<&[u8], ReadError>,
+) -> std::result::Result<Option<&[u8]>, ReadError> {
+    match read {
+        Ok(text) => Ok(Some(text)),
+        Err(ReadError::Absent { .. }) => Ok(None),
+        Err(e) => Err(e),
+    }
 }
 
 /// Our own namespaces, in the order of the ones that are compared.

@@ -44,9 +44,14 @@ pub struct Survey {
 }
 
 impl Survey {
-    /// Reads which files are locked now; the tree has to stand still.
+    /// Reads which files are locked now, if that pays: whoever reads `/proc/locks` after a while makes the kernel wait for a
+    /// grace period of RCU, 10 to 20 ms, and to ask one file takes 9 µs. The tree has to stand still.
     #[must_use]
-    pub fn begin() -> Survey {
+    pub fn begin(descriptors: usize) -> Survey {
+        const ONE_BY_ONE: usize = 1500;
+        if descriptors <= ONE_BY_ONE {
+            return Survey::default();
+        }
         let locks = listing();
         let inode = |lock: &Lock| lock.file.map(|(_, _, inode)| inode);
         let leases = locks.iter().flatten().filter(|lock| lock.kind == LockKind::Lease);
@@ -57,7 +62,7 @@ impl Survey {
         Survey { listed: listed.filter(|_| all), leased, ..Survey::default() }
     }
 
-    /// Is there a lease on a file with this number?
+    /// Is there a lease on a file with this number, as far as that was looked for?
     #[must_use]
     pub fn is_leased(&self, inode: u64) -> bool {
         self.leased.contains(&inode)

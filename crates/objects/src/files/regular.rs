@@ -199,7 +199,8 @@ pub fn of_path(
         })?
     };
     let mut entry = entry(id, flags & KEPT, 0, FownEntry::default(), name, &real);
-    // Opening a file would break a lease on it.
+    // Opening a file would break a lease on it. But for large trees that is not looked for: nobody else can have the lease
+    // that reading breaks on a file that is mapped, and the program itself only by the description that it has mapped.
     if collector.options.build_ids && named && !collector.locks.is_leased(real.st_ino) {
         add_build_id(&mut entry, || build_id::of_path(open.as_bytes()));
     }
