@@ -169,6 +169,8 @@ impl Run {
             command.pre_exec(|| {
                 if libc::close_range(3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC as i32) < 0
                     || libc::setsid() < 0
+                    // Under nohup(1), stopped children of a killed program would go on instead of ending.
+                    || libc::signal(libc::SIGHUP, libc::SIG_DFL) == libc::SIG_ERR
                 {
                     return Err(std::io::Error::last_os_error());
                 }

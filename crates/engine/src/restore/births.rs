@@ -11,7 +11,7 @@ use rewake_inject::stub::Kind;
 use rewake_objects::files::open::Opener;
 use rewake_objects::problem::text;
 use rewake_proc::read::{ProcDir, ProcRoot};
-use rewake_proc::stat::TaskState;
+use rewake_proc::stat::{Stat, TaskState};
 use rewake_sys::Errno;
 use rewake_sys::task::CloneArgs;
 use rustix::fd::{AsFd, OwnedFd};
@@ -200,7 +200,12 @@ fn taken(pid: Pid) -> Error {
     let end = |error: Error| error.hint("end that process, or use --new-pidns");
     let Ok(holder) = stat(pid) else {
         if let Some(member) = member_of(pid) {
-            return end(error(format!("as the session or process group of process {member}")));
+            let (name, dead) = (text(&member.comm), member.state == TaskState::Zombie);
+            let suffix = if dead { ", which is dead and waits to be reaped" } else { "" };
+            let holder = format!("process {} ({name}){suffix}", member.pid);
+            let mut error = end(error(format!("as the session or process group of {holder}")));
+            error.transient = dead;
+            return error;
         }
         // It is one that has just died, and is not in /proc any more.
         let mut error = end(error("by a process that is not in /proc".to_owned()));
@@ -227,12 +232,11 @@ fn taken(pid: Pid) -> Error {
     error
 }
 
-/// A process in the session or group of this number, with its name.
-fn member_of(group: Pid) -> Option<String> {
+/// A process in the session or group of this number.
+fn member_of(group: Pid) -> Option<Stat> {
     let proc = ProcRoot::open().ok()?;
     let mut buffer = Vec::new();
     let stats = proc.pids().ok()?.into_iter();
     let mut stats = stats.filter_map(|pid| proc.pid(pid).ok()?.stat(&mut buffer).ok());
-    let member = stats.find(|stat| stat.pgrp == group || stat.session == group)?;
-    Some(format!("{} ({})", member.pid, text(&member.comm)))
+    stats.find(|stat| stat.pgrp == group || stat.session == group)
 }
