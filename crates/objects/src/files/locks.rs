@@ -1,7 +1,7 @@
 //! File locks: flock(2), record locks of processes and of open file descriptions (fcntl(2)), leases.
 //!
 //! What is locked is told by the `lock:` lines of `fdinfo`: those of a description for each of its descriptors, a
-//! process's record locks for the descriptor by which it took them. `/proc/locks` tells which files need looking at.
+//! process's record locks for the descriptor by which it took them. For large trees `/proc/locks` tells which files need looking at.
 //! A restore has the tasks take their locks again, each by its own agent, when all else is in its place.
 
 use super::collect::{Collector, View};
@@ -31,7 +31,7 @@ const INITIAL_PIDNS: u64 = 0xefff_fffc;
 /// The locks of a tree.
 #[derive(Debug, Default)]
 pub struct Survey {
-    /// Inode numbers of locked files; `None` if the listing may lack some.
+    /// Inode numbers of locked files; `None` if the listing may lack some, or was not read.
     listed: Option<HashSet<u64>>,
     /// Inode numbers of files with leases, as far as they are told.
     leased: HashSet<u64>,
