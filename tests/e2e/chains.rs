@@ -42,7 +42,8 @@ fn restored(tool: &Tool, to: &Tool, program: &str, levels: usize) -> Result<(), 
     let program = by_name(program)?;
     let (mut run, before) = started(&program, Fs::Disk)?;
     let images = run.images(0)?;
-    run.dump(tool, &images, program.dump_options)?;
+    // Chains are in CRIU's format.
+    run.dump(tool, &images, &[program.dump_options, &["--format", "criu"]].concat())?;
     run.gone(&before.pids(), "after dump")?;
     let dirs = (1..=levels).map(|n| run.images(n)).collect::<Result<Vec<_>, _>>()?;
     scatter(&images, &dirs).map_err(|e| run.fail(e))?;

@@ -13,7 +13,8 @@ pub fn run(program: &Program, from: &Tool, to: &Tool) -> Outcome {
 fn cross(program: &Program, from: &Tool, to: &Tool) -> Result<(), NotReady> {
     let (mut run, before) = started(program, Fs::Disk)?;
     let images = run.images(1)?;
-    run.dump(from, &images, program.dump_options)?;
+    let format: &[&str] = if to.is_criu { &["--format", "criu"] } else { &[] };
+    run.dump(from, &images, &[program.dump_options, format].concat())?;
     run.gone(&before.pids(), "after dump")?;
     run.restore(to, &images, program.restore_options)?;
     // Whatever CRIU cannot keep is lost whichever side it stands on.

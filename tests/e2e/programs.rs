@@ -48,6 +48,10 @@ pub struct Program {
 /// does not know io priorities, the coredump filter and the timer slack.
 const CRIU_LOSES: &[&str] = &["ns/time", "ioprio", "coredump_filter", "timerslack_ns"];
 
+/// Sharing is saved however little it is.
+const OWN_FORMAT: &[&str] = &["--format", "rewake"];
+const OWN: &str = "it has no such format";
+
 impl Program {
     const fn new(name: &'static str, path: &'static str) -> Program {
         Program {
@@ -250,6 +254,8 @@ pub fn all() -> Vec<Program> {
             .env(&[("ZOO_ONFAULT", "1")])
             .unless_criu("it locks MLOCK_ONFAULT memory outright"),
         program!(memory_guard),
+        program!(prefork)
+            .unless_criu("it gives each process a copy of its own of what they share"),
         program!(memory_shared),
         program!(sysv_shm)
             .unless_criu("it refuses System V segments in the IPC namespace that it runs in"),
@@ -514,6 +520,10 @@ pub fn all() -> Vec<Program> {
         program!(shared_files).named("shared_files_plain").env(&[("ZOO_PLAIN", "1")]),
         program!(shared_mm).unless_criu("it refuses processes that share memory"),
         program!(shared_fs).unless_criu("it refuses processes that share a working directory"),
+        // What is handed down copy-on-write, among processes that share other things outright.
+        program!(shared_files).named("shared_files_own_format").options(OWN_FORMAT, &[]).unless_criu(OWN),
+        program!(shared_mm).named("shared_mm_own_format").options(OWN_FORMAT, &[]).unless_criu(OWN),
+        program!(shared_fs).named("shared_fs_own_format").options(OWN_FORMAT, &[]).unless_criu(OWN),
     ]
 }
 

@@ -20,8 +20,8 @@ pub use dedup::dedup;
 pub use dump::{check_tree, dump, pre_dump};
 pub use error::Error;
 pub use options::{
-    Action, DumpOptions, FinalState, Hooks, LockMethod, NoHooks, OutsideUnix, Pid, PreDumpMode,
-    RestoreOptions, TcpPolicy,
+    Action, DumpOptions, FinalState, Format, Hooks, LockMethod, NoHooks, OutsideUnix, Pid,
+    PreDumpMode, RestoreOptions, TcpPolicy,
 };
 pub use report::{DumpReport, Obstacle, RestoreReport};
 pub use restore::restore;

@@ -5,6 +5,7 @@ pub use rewake_objects::sockets::unix::Outside as OutsideUnix;
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use crate::dump::layout::Format;
 pub use rewake_objects::sockets::lock::Method as LockMethod;
 
 /// A process id as seen by the caller (`pid_t`).
@@ -129,6 +130,8 @@ pub struct DumpOptions {
     pub network_lock: LockMethod,
     /// `--ext-unix-sk`, `--external unix[INODE]`: unix sockets outside the tree that may be left out.
     pub outside_unix: OutsideUnix,
+    /// `--format`: whose images. Those of a chain are always CRIU's.
+    pub format: Format,
     /// `--track-mem`: track memory from now on, for the next dump.
     pub track_mem: bool,
     /// `--prev-images-dir`, relative to the images directory.

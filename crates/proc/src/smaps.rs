@@ -31,6 +31,8 @@ pub struct Want {
     pub kernel_page_size: bool,
     /// `ProtectionKey`.
     pub protection_key: bool,
+    /// `Shared_Clean` and `Shared_Dirty`; found at once, without a walk over the lines.
+    pub shared: bool,
 }
 
 impl Want {
@@ -43,6 +45,7 @@ impl Want {
         locked: false,
         kernel_page_size: false,
         protection_key: false,
+        shared: false,
     };
     /// All values.
     pub const ALL: Want = Want {
@@ -53,6 +56,7 @@ impl Want {
         locked: true,
         kernel_page_size: true,
         protection_key: true,
+        shared: true,
     };
 }
 
@@ -73,6 +77,10 @@ pub struct Values {
     pub kernel_page_size: Option<u64>,
     /// Memory protection key; only printed if the CPU has them.
     pub protection_key: Option<u32>,
+    /// Resident in pages that have several users and are as in their file or in swap.
+    pub shared_clean: Option<u64>,
+    /// Resident in other pages that have several users.
+    pub shared_dirty: Option<u64>,
 }
 
 /// One VMA.
@@ -152,8 +160,11 @@ impl<'a> Smaps<'a> {
         let (details, flags) = body.split_at(self.distance);
         scan.rest = &flags[VM_FLAGS.len()..];
         let raw_flags = scan.until(b'\n').ok_or("VmFlags")?;
-        let values =
-            if self.want == Want::FLAGS { Values::default() } else { values(details, self.want)? };
+        let walk = Want { shared: false, ..self.want } != Want::FLAGS;
+        let mut values = if walk { values(details, self.want)? } else { Values::default() };
+        if self.want.shared {
+            (values.shared_clean, values.shared_dirty) = shared(details).ok_or("Shared_Clean")?;
+        }
         Ok(Smap { map, flags: flag_set(raw_flags), raw_flags, values })
     }
 
@@ -237,6 +248,19 @@ fn values(details: &[u8], want: Want) -> Result<Values, &'static str> {
         }
     }
     Ok(found)
+}
+
+/// The values of two lines that follow each other; none if they are not there.
+fn shared(details: &[u8]) -> Option<(Option<u64>, Option<u64>)> {
+    let Some(at) = memchr::memmem::find(details, b"Shared_Clean:") else {
+        return Some((None, None));
+    };
+    let mut lines = details[at..].split(|b| *b == b'\n');
+    let mut value = |wanted: &[u8]| {
+        let (name, value) = key_value(lines.next()?)?;
+        if name == wanted { size(value) } else { None }
+    };
+    Some((Some(value(b"Shared_Clean")?), Some(value(b"Shared_Dirty")?)))
 }
 
 fn size(value: &[u8]) -> Option<u64> {

@@ -202,6 +202,8 @@ fn smaps_agree() {
             let values = ours.values;
             assert_eq!((values.rss, values.pss), (value("Rss"), value("Pss")));
             assert_eq!((values.swap, values.locked), (value("Swap"), value("Locked")));
+            assert_eq!(values.shared_clean, value("Shared_Clean"));
+            assert_eq!(values.shared_dirty, value("Shared_Dirty"));
             assert_eq!(values.anon_huge_pages, value("AnonHugePages"));
             assert_eq!(values.kernel_page_size, value("KernelPageSize"));
             assert_eq!(values.protection_key.map(u64::from), value("ProtectionKey"));

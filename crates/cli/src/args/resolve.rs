@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use log::Level;
 use rewake_engine::{
-    DumpOptions, FinalState, LockMethod, Locks, OutsideUnix, Pid, PreDumpMode, RestoreOptions,
-    TcpPolicy,
+    DumpOptions, FinalState, Format, LockMethod, Locks, OutsideUnix, Pid, PreDumpMode,
+    RestoreOptions, TcpPolicy,
 };
 
 use rewake_image::addresses::Template;
@@ -130,6 +130,7 @@ struct Values {
     timeout: Option<u64>,
     tcp: TcpPolicy,
     network_lock: LockMethod,
+    format: Format,
     outside_unix: OutsideUnix,
     external_unix: bool,
     inherited_sockets: Vec<(u32, i32)>,
@@ -361,6 +362,14 @@ impl Values {
                     _ => LockMethod::Skip,
                 };
             }
+            "format" => {
+                self.format = match one_of(arg, &["auto", "criu", "rewake"]) {
+                    Some("auto") => Format::Auto,
+                    Some("criu") => Format::Criu,
+                    Some(_) => Format::Rewake,
+                    None => return Err(bad("auto, criu or rewake")),
+                };
+            }
             "manage-cgroups" => {
                 let modes = ["none", "props", "soft", "full", "strict", "ignore"];
                 let mode = match arg {
@@ -457,6 +466,7 @@ impl Values {
                 timeout: (seconds > 0).then(|| Duration::from_secs(seconds)),
                 tcp: self.tcp,
                 network_lock: self.network_lock,
+                format: self.format,
                 outside_unix: self.outside_unix.clone(),
                 track_mem: self.track_mem,
                 parent: self.parent.clone(),

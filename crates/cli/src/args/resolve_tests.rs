@@ -197,6 +197,7 @@ fn the_table_tells_the_truth() {
                 Arg::None => None,
                 _ => Some(OsString::from(match opt.long {
                     "network-lock" => "nftables",
+                    "format" => "criu",
                     "file-validation" => "filesize",
                     "manage-cgroups" => "ignore",
                     "cpu-cap" => "none",

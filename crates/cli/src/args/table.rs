@@ -60,7 +60,7 @@ impl Group {
         (Group::Network, "Network"),
         (Group::Namespaces, "Namespaces, mounts and external resources"),
         (Group::Cgroups, "Control groups and security modules"),
-        (Group::Memory, "Incremental and remote checkpoints"),
+        (Group::Memory, "Memory: format, incremental and remote checkpoints"),
         (Group::Check, "Check"),
     ];
 }
@@ -222,7 +222,7 @@ const DETACH: &str = "leave the restored tree to itself instead of waiting for i
 
 /// Every option.
 #[rustfmt::skip]
-pub static OPTIONS: [Opt; 90] = [
+pub static OPTIONS: [Opt; 91] = [
     // Common
     Opt::value("images-dir", "DIR", Common, "directory of the images (default: .)").short(b'D').all(Built),
     Opt::value("work-dir", "DIR", Common, "directory of logs, pidfile and statistics (default: that of the images)").short(b'W').all(Built),
@@ -304,6 +304,7 @@ pub static OPTIONS: [Opt; 90] = [
     Opt::value("lsm-profile", "TYPE:NAME", Cgroups, "security profile of the restored tree").restore(NotYet),
     Opt::value("lsm-mount-context", "CONTEXT", Cgroups, "SELinux context of restored mounts").restore(NotYet),
     // Memory
+    Opt::value("format", "FORMAT", Memory, "images for auto (CRIU too, unless much is saved otherwise; default), criu, rewake").dump(Built),
     Opt::switch("track-mem", Memory, "track memory changes for the next dump").dump(Built),
     Opt::value("prev-images-dir", "DIR", Memory, "images of the previous dump, relative to those of this one").dump(Built),
     Opt::switch("auto-dedup", Memory, "punch pages out of older images").dump(Built).restore(NotYet),

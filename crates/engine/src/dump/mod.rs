@@ -4,8 +4,10 @@
 //! a refusal names them all and `check -t` can print them.
 
 mod aio;
+mod cow;
 mod files;
 mod inside;
+pub(crate) mod layout;
 mod outside;
 mod pre;
 mod sharing;
@@ -14,7 +16,7 @@ mod write;
 
 use crate::error::{Context, Error, Result};
 use crate::freeze::{Held, Life, Shard, Task, Tree};
-use crate::options::{Action, DumpOptions, FinalState, Hooks};
+use crate::options::{Action, DumpOptions, FinalState, Format, Hooks};
 use crate::report::{DumpReport, Obstacle};
 use crate::restore::lineage::{Lineage, Member};
 use crate::track::{self, Tracked, Tracks, keeper};
@@ -599,7 +601,11 @@ fn finish_images(
     if let Some(parent) = &tracks.parent {
         images.link_parent(parent)?;
     }
-    write::write(&images, &surveyed, &counters)?;
+    // The memory of the next dump is compared with this one's, task by task.
+    let chained = tracks.parent.is_some() || options.track_mem;
+    let format = if chained { Format::Criu } else { options.format };
+    let layout = write::plan(&surveyed, format);
+    write::write(&images, &surveyed, &layout, &counters)?;
     aio::check(&mut surveyed)?;
     let written_at = Instant::now();
     let mut report = DumpReport {
@@ -618,7 +624,8 @@ fn finish_images(
         }
         _ => Method::Skip,
     };
-    let mut inventory = write::inventory(options.tcp.close, method.number(), run_id);
+    let mut inventory =
+        write::inventory(layout.own_format, options.tcp.close, method.number(), run_id);
     inventory.dump_uptime = options.track_mem.then(write::uptime);
     let alive: Vec<_> = surveyed.tasks.iter().map(|t| (t.pid, t.start)).collect();
     let tracked = tracks.protect.then(|| tracks.all(&surveyed.tracked, &alive));

@@ -1,7 +1,9 @@
 //! Writing the images of a surveyed tree.
 
+use super::Surveyed;
+use super::cow::{Borrowing, Candidate};
+use super::layout::{self, Format, Layout, Store};
 use super::outside::Outside;
-use super::{Surveyed, TaskSurvey};
 use crate::crew::{cpus, spread};
 use crate::error::{Context, Error, Result};
 use crate::freeze::Life;
@@ -10,7 +12,7 @@ use rewake_image::messages::{
     CoreEntry, InventoryEntry, Lsmtype, March, PluginsEntry, PstreeEntry, RewakeEntry,
     RewakeTaskEntry, TaskCoreEntry, TaskKobjIdsEntry, TimensEntry, Timespec,
 };
-use rewake_image::{ImageWriter, PageRun, PageSource, kind};
+use rewake_image::{ImageWriter, PageRun, PageSource, SEVERAL_STORES, kind};
 use rewake_objects::Problem;
 use rewake_objects::files::collect::Contents;
 use rewake_objects::files::{ghost, nsfs};
@@ -57,15 +59,59 @@ fn root_ids() -> TaskKobjIdsEntry {
     }
 }
 
+/// Plans where the private pages of all tasks go.
+#[must_use]
+pub fn plan(surveyed: &Surveyed, format: Format) -> Layout {
+    let alive = || surveyed.tasks.iter().map(|task| task.alive.as_ref().map(|a| &a.outside));
+    let runs: Vec<&[pages::Run]> =
+        alive().map(|outside| outside.map_or(&[][..], |outside| &outside.runs)).collect();
+    let candidates: Vec<_> = alive()
+        .map(|outside| outside.map(|o| Candidate { pagemap: &o.pagemap, runs: &o.runs }))
+        .collect();
+    let borrowed = Borrowing::find(&candidates, format);
+    layout::plan(&runs, &borrowed, format, surveyed.first_pages_id(), cpus())
+}
+
+/// What one worker does at a time.
+enum Job<'a> {
+    /// A page store that takes a while.
+    Store(&'a Store),
+    /// All else of a task, by its index, and its small page stores.
+    Task(usize, Vec<&'a Store>),
+}
+
+/// Page stores of this size are a job of their own.
+const LARGE: u64 = 1 << 20;
+
 /// Writes everything but the inventory.
 ///
 /// # Errors
 /// Memory cannot be read, or the images cannot be written; the text says which.
-pub fn write(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -> Result<()> {
+pub fn write(
+    images: &ImageWriter,
+    surveyed: &Surveyed,
+    layout: &Layout,
+    counters: &Counters,
+) -> Result<()> {
     write_pstree(images, surveyed)?;
     write_files(images, surveyed, counters)?;
-    each(surveyed.tasks.len(), |at, buffer| {
-        write_task(images, surveyed, &surveyed.tasks[at], at, counters, buffer)
+    let (mut large, small): (Vec<&Store>, Vec<&Store>) =
+        layout.stores.iter().partition(|store| store.bytes() >= LARGE);
+    // What takes long comes first, so that nobody is left with it in the end.
+    large.sort_by_key(|store| std::cmp::Reverse(store.bytes()));
+    let mut jobs: Vec<Job<'_>> = large.into_iter().map(Job::Store).collect();
+    let mut of_tasks: Vec<Vec<&Store>> = vec![Vec::new(); surveyed.tasks.len()];
+    for store in small {
+        of_tasks[store.task].push(store);
+    }
+    jobs.extend(of_tasks.into_iter().enumerate().map(|(at, stores)| Job::Task(at, stores)));
+    each(jobs.len(), |at, buffer| match &jobs[at] {
+        Job::Store(store) => write_store(images, surveyed, store, counters, buffer),
+        Job::Task(at, stores) => {
+            write_task(images, surveyed, *at, layout, counters)?;
+            let mut stores = stores.iter();
+            stores.try_for_each(|store| write_store(images, surveyed, store, counters, buffer))
+        }
     })
 }
 
@@ -226,11 +272,11 @@ fn write_files(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -
 fn write_task(
     images: &ImageWriter,
     surveyed: &Surveyed,
-    task: &TaskSurvey,
     at: usize,
+    layout: &Layout,
     counters: &Counters,
-    buffer: &mut Vec<u8>,
 ) -> Result<()> {
+    let task = &surveyed.tasks[at];
     let pid = task.pid as u32;
     let Some(alive) = &task.alive else {
         let Life::Zombie(exit) = task.life else { return Ok(()) };
@@ -263,9 +309,33 @@ fn write_task(
     }
     let Some(mm) = &alive.files.mm else { return Ok(()) };
     images.write_one(kind::MM, pid, mm)?;
-    let pages_id = surveyed.first_pages_id() + at as u32;
+    images.write_pagemap(pid, layout.stores[at].id, &layout.maps[at])?;
+    let outside = &alive.outside;
+    let scanned: u64 = outside.vmas.iter().map(|v| (v.entry.end - v.entry.start) / PAGE).sum();
+    let skipped: u64 = outside.runs.iter().filter(|run| run.parent).map(pages::Run::pages).sum();
+    counters.scanned.fetch_add(scanned, Ordering::Relaxed);
+    counters.skipped.fetch_add(skipped, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Copies the pages of one store.
+fn write_store(
+    images: &ImageWriter,
+    surveyed: &Surveyed,
+    store: &Store,
+    counters: &Counters,
+    buffer: &mut Vec<u8>,
+) -> Result<()> {
+    let task = &surveyed.tasks[store.task];
+    let Some(alive) = &task.alive else { return Ok(()) };
     let memory = Memory { pid: task.pid, comm: &task.comm, outside: &alive.outside, runs: false };
-    write_memory(images, &memory, pages_id, counters, buffer)
+    let mut pages = images.raw_stream(&kind::PAGES.file_name(store.id))?;
+    let bytes = store.bytes();
+    buffer.resize(BUFFER.min(bytes as usize).max(PAGE as usize), 0);
+    write_pages(&memory, &store.runs, &mut pages, buffer).of(task.pid, &task.comm)?;
+    pages.finish();
+    counters.written.fetch_add(bytes / PAGE, Ordering::Relaxed);
+    Ok(())
 }
 
 /// The private memory of a task.
@@ -313,7 +383,8 @@ pub fn write_memory(
     let written: u64 = runs.iter().filter(stored).map(|r| r.nr_pages).sum();
     let skipped: u64 = runs.iter().map(|r| r.nr_pages).sum::<u64>() - written;
     buffer.resize(BUFFER.min((written * PAGE) as usize).max(PAGE as usize), 0);
-    write_pages(memory, &mut pages, buffer).of(pid, comm)?;
+    let here: Vec<pages::Run> = outside.runs.iter().filter(|r| !r.parent).copied().collect();
+    write_pages(memory, &here, &mut pages, buffer).of(pid, comm)?;
     pages.finish();
     let scanned: u64 = outside.vmas.iter().map(|v| (v.entry.end - v.entry.start) / PAGE).sum();
     counters.scanned.fetch_add(scanned, Ordering::Relaxed);
@@ -337,6 +408,7 @@ fn write_cores(images: &ImageWriter, cores: &[(i32, CoreEntry)]) -> Result<()> {
 /// Copies the pages; those of the vdso as they were before the agent's entry was put there.
 fn write_pages(
     memory: &Memory<'_>,
+    runs: &[pages::Run],
     to: &mut impl Write,
     buffer: &mut [u8],
 ) -> std::result::Result<(), pages::CopyError> {
@@ -347,8 +419,7 @@ fn write_pages(
         .find(|v| v.entry.status & status::VDSO != 0)
         .map_or(0..0, |v| v.entry.start..v.entry.end);
     let is_vdso = |run: &pages::Run| vdso.contains(&run.start);
-    let stored: Vec<pages::Run> = outside.runs.iter().filter(|r| !r.parent).copied().collect();
-    let mut rest = stored.as_slice();
+    let mut rest = runs;
     while !rest.is_empty() {
         let plain = rest.iter().position(is_vdso).unwrap_or(rest.len());
         let source =
@@ -397,9 +468,14 @@ pub fn pre_dump_inventory(mode: PreDumpMode) -> InventoryEntry {
 
 /// The inventory, which is written last.
 #[must_use]
-pub fn inventory(tcp_close: bool, lock_method: u32, run_id: String) -> InventoryEntry {
+pub fn inventory(
+    own_format: bool,
+    tcp_close: bool,
+    lock_method: u32,
+    run_id: String,
+) -> InventoryEntry {
     InventoryEntry {
-        img_version: 2,
+        img_version: if own_format { SEVERAL_STORES } else { 2 },
         fdinfo_per_id: Some(true),
         root_ids: Some(root_ids()),
         ns_per_id: Some(true),

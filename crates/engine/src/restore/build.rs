@@ -9,6 +9,7 @@
 //! gets the lowest free number.
 
 use super::arena::Space;
+use super::heritage::{Act, Heritage};
 use super::lineage::{Action, Lineage, Node, Role};
 use super::locks::{Locked, lock_steps};
 use super::namespaces::{self, Namespaces};
@@ -21,11 +22,12 @@ use super::thread::{
 use super::turns;
 use crate::error::{Error, Result};
 use rewake_agent::layout::{FLAG_CLONE, Op};
-use rewake_image::PageStore;
 use rewake_image::messages::{CredsEntry, VmaEntry};
+use rewake_image::{PageStore, StoredPages};
 use rewake_objects::Problem;
 use rewake_objects::files::epoll;
 use rewake_objects::files::pty::Controlling;
+use rewake_objects::memory::inherit::{self, Inheritance};
 use rewake_objects::memory::mm::{self, Held, Layout, Specials};
 use rewake_objects::memory::vma::{self, status};
 use rewake_objects::steps::{Label, Steps};
@@ -88,6 +90,21 @@ pub struct Environment {
     pub segments: HashMap<u64, u64>,
     /// File locks by the process that is to take them.
     pub locks: HashMap<i32, Vec<Locked>>,
+    /// What processes have from those that clone them.
+    pub heritage: Heritage,
+    /// What they need for it, with the controller's descriptors, which the root stub inherits and hands down.
+    pub lent: Vec<(Handed, i32)>,
+}
+
+/// The first number of what is lent at birth; the agent's socket pair gets those before it.
+pub const FIRST_LENT: usize = 2;
+
+impl Environment {
+    /// The number, in a process that is being born, of something that is lent to it.
+    fn lent(&self, handed: Handed) -> Option<i32> {
+        let at = self.lent.iter().position(|(lent, _)| *lent == handed)?;
+        i32::try_from(FIRST_LENT + at).ok()
+    }
 }
 
 /// A script and where its ring lies in the arena.
@@ -258,7 +275,7 @@ fn plan_node(
     let mut birth = Steps::new(base);
     let sequence = turns::plan(tasks, lineage, at, env, rings, parents, held.is_some(), base);
     if sequence.is_empty() {
-        birth_steps(&mut birth, tasks, lineage, at, env, rings, held.is_some());
+        birth_steps(&mut birth, tasks, lineage, at, env, rings, held.is_some())?;
     }
     let mut task = None;
     if let (Some(index), Some(alive)) = (index, alive) {
@@ -266,6 +283,7 @@ fn plan_node(
         let number = socket_number(tasks, part.table, env)?;
         let socket = (part.table == index).then(|| socket_steps(&mut birth, number));
         let nothing = Held::default();
+        let no_heritage = Inheritance::default();
         let headers: Vec<u64> = threads.iter().map(|t| space.address(t.at)).collect();
         let mut builder = Builder {
             index,
@@ -274,6 +292,9 @@ fn plan_node(
             env,
             socket: number,
             held: held.and_then(|h| h.tasks.get(index)).unwrap_or(&nothing),
+            pages: env.heritage.of(index).map(|i| &i.missing).or(alive.pages.as_ref()),
+            inherited: env.heritage.of(index).unwrap_or(&no_heritage),
+            shares_table: shares_table(lineage, at),
             steps: Steps::new(base),
             warnings: Vec::new(),
             messages: Vec::new(),
@@ -336,7 +357,7 @@ fn birth_steps(
     env: &Environment,
     rings: &HashMap<usize, u64>,
     from_template: bool,
-) {
+) -> Result<()> {
     let node = &lineage.nodes[at];
     opening_steps(steps, lineage, at, env, from_template);
     if node.subreaper {
@@ -369,6 +390,7 @@ fn birth_steps(
         }
     };
     for child in &node.early {
+        hand_down(steps, env, at, *child)?;
         clone(steps, *child);
     }
     if node.setsid {
@@ -378,6 +400,7 @@ fn birth_steps(
         steps.must(Label::Text("making a process group"), op(libc::SYS_setpgid, &[0, 0]));
     }
     for child in &node.late {
+        hand_down(steps, env, at, *child)?;
         clone(steps, *child);
     }
     if node.part & libc::CLONE_FS as u64 != 0 {
@@ -386,6 +409,8 @@ fn birth_steps(
     }
     if node.part & libc::CLONE_FILES as u64 != 0 {
         close_all(steps, libc::CLOSE_RANGE_UNSHARE.into());
+    } else if !env.lent.is_empty() && !shares_table(lineage, at) {
+        close_lent(steps, env);
     }
     match node.role {
         Role::Leader | Role::Orphaner => {
@@ -394,6 +419,26 @@ fn birth_steps(
         Role::Task(i) if tasks[i].alive.is_none() => zombie_steps(steps, &tasks[i]),
         Role::Task(_) | Role::Group | Role::Init => {}
     }
+    Ok(())
+}
+
+/// Has a process make what the next one that it clones has from it.
+fn hand_down(steps: &mut Steps, env: &Environment, node: usize, child: usize) -> Result<()> {
+    let of = |problem: Problem| Error::new(problem.to_string());
+    for act in env.heritage.before(node, child) {
+        match act {
+            Act::Unmap(range) => inherit::unmap(steps, range),
+            Act::Map(vma) => {
+                let file = if is_file(vma) { env.lent(mapped(vma).map_err(of)?) } else { None };
+                inherit::map(steps, vma, file.unwrap_or(-1));
+            }
+            Act::Write(runs) => {
+                let number = |store| env.lent(Handed::Pages(store));
+                inherit::write(steps, runs, &number).map_err(of)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// What every node does first.
@@ -410,7 +455,7 @@ pub(super) fn opening_steps(
         die_with(steps, parent_of(lineage, at, env).or(told));
     }
     if lineage.nodes[at].clean {
-        close_all(steps, 0);
+        close_all_but_lent(steps, env);
     }
     if at == 0 {
         env.namespaces.enter(steps);
@@ -466,6 +511,32 @@ fn close_all(steps: &mut Steps, flags: u64) {
     steps.must(Label::Text("closing inherited descriptors"), close);
 }
 
+/// Closes all but what is lent until all are born.
+fn close_all_but_lent(steps: &mut Steps, env: &Environment) {
+    if env.lent.is_empty() {
+        return close_all(steps, 0);
+    }
+    let past = FIRST_LENT + env.lent.len();
+    for (first, last) in [(0, FIRST_LENT as u64 - 1), (past as u64, u64::from(u32::MAX))] {
+        let close = op(libc::SYS_close_range, &[first, last, 0]);
+        steps.must(Label::Text("closing inherited descriptors"), close);
+    }
+}
+
+/// Closes what is lent.
+fn close_lent(steps: &mut Steps, env: &Environment) {
+    let (first, last) = (FIRST_LENT as u64, (FIRST_LENT + env.lent.len()) as u64 - 1);
+    let close = op(libc::SYS_close_range, &[first, last, 0]);
+    steps.must(Label::Text("closing lent descriptors"), close);
+}
+
+/// Does a node have its descriptors together with others? Then these may still need what is lent when it does not any more.
+fn shares_table(lineage: &Lineage, at: usize) -> bool {
+    let files = libc::CLONE_FILES as u64;
+    let passed_on = |n: &Node| n.cloner == Some(at) && n.share & files != 0;
+    lineage.nodes[at].share & files != 0 || lineage.nodes.iter().any(passed_on)
+}
+
 /// Takes everything away that the root stub inherited from the controller, but the agent and the kernel's mappings.
 pub fn strip_steps(steps: &mut Steps, env: &Environment) {
     if let Some((address, size, signature)) = env.rseq {
@@ -478,7 +549,12 @@ pub fn strip_steps(steps: &mut Steps, env: &Environment) {
     let mut keep = vec![env.arena];
     keep.extend(env.specials.span().map(|s| (s.start, s.end)));
     unmap_all_but(steps, keep, env.end);
-    close_all(steps, 0);
+    // The controller's numbers of what is lent are all above these.
+    for (number, (_, fd)) in (FIRST_LENT as u64..).zip(&env.lent) {
+        let lend = op(libc::SYS_dup3, &[*fd as u64, number, 0]);
+        steps.must(Label::Text("lending descriptors"), lend);
+    }
+    close_all_but_lent(steps, env);
 }
 
 /// Unmaps everything below `end` but the ranges to keep.
@@ -558,7 +634,10 @@ fn socket_number(tasks: &[Task], table: usize, env: &Environment) -> Result<i32>
     let users = || tasks.iter().filter(|t| t.part.table == table).filter_map(|t| t.alive.as_ref());
     let fds = users().next().map_or(&[][..], |alive| &alive.fds);
     let files = |alive: &Alive| alive.mm.vmas.iter().filter(|v| v.shmid != 0).count();
-    let files = users().map(files).max().unwrap_or(0);
+    let stores = |alive: &Alive| pages(alive).count();
+    let files = users().map(|alive| files(alive) + stores(alive)).max().unwrap_or(0);
+    // Those who share descriptors keep what is lent at birth until all are born.
+    let files = files + if users().count() > 1 { FIRST_LENT + env.lent.len() } else { 0 };
     let beyond = fds.last().map_or(0, |f| f.fd.saturating_add(1));
     let lent = number_beyond(2 * fds.len() + files, env);
     let mut number = lent.max(beyond).min(limit.saturating_sub(1));
@@ -644,6 +723,10 @@ struct Builder<'a> {
     env: &'a Environment,
     socket: i32,
     held: &'a Held,
+    shares_table: bool,
+    inherited: &'a Inheritance,
+    /// What the task fills itself.
+    pages: Option<&'a StoredPages>,
     steps: Steps,
     warnings: Vec<String>,
     messages: Vec<Vec<Handed>>,
@@ -687,6 +770,9 @@ impl Builder<'_> {
         // The controller has taken its end (number 1: the pair got 0 and 1), and the first of those who share it closes it.
         if self.task.part.table == self.index {
             steps.must(Label::Text("closing the controller's socket"), op(libc::SYS_close, &[1]));
+            if self.shares_table && !self.env.lent.is_empty() {
+                close_lent(steps, self.env);
+            }
         }
         let lent = self.lend()?;
         if self.makes_memory() {
@@ -724,11 +810,14 @@ impl Builder<'_> {
         let held = |vma: &VmaEntry| self.held.places.contains_key(&vma.start);
         let vmas = if self.makes_memory() { alive.mm.vmas.as_slice() } else { &[] };
         let own = || vmas.iter().filter(|v| mm::is_mapped(v) && !held(v));
-        let aio = self.makes_memory() && !alive.aio.is_empty();
-        if own().any(vma::has_private_pages) || aio {
+        if own().any(vma::has_private_pages) {
+            let stores = self.pages.iter().flat_map(|pages| pages.stores());
+            stores.map(Handed::Pages).for_each(&mut add);
+        }
+        if self.makes_memory() && !alive.aio.is_empty() {
             pages(alive).for_each(&mut add);
         }
-        for vma in own().filter(|v| is_file(v)) {
+        for vma in own().filter(|v| is_file(v) && !self.inherited.has(v)) {
             add(mapped(vma).map_err(|p| self.of(p))?);
         }
         if self.makes_memory() && !self.held.in_place {
@@ -764,6 +853,7 @@ impl Builder<'_> {
             lock_on_fault: self.alive.extra.as_ref().map_or(&[], |e| &e.lock_on_fault),
             held: self.held,
             aio: &self.alive.aio,
+            inherited: self.inherited,
         };
         let alive = self.alive;
         // Before anything is mapped: the kernel does not change the executable while the old one, ours, is mapped, and
@@ -772,8 +862,7 @@ impl Builder<'_> {
             let exe = number(Handed::File(alive.mm.exe_file_id)).map_err(|p| self.of(p))?;
             mm::restore_map(&mut self.steps, &alive.mm, exe);
         }
-        mm::restore(&mut self.steps, &alive.mm, alive.pages.as_ref(), &layout)
-            .map_err(|p| self.of(p))?;
+        mm::restore(&mut self.steps, &alive.mm, self.pages, &layout).map_err(|p| self.of(p))?;
         let mdwe = alive.extra.as_ref().and_then(|e| e.mdwe).unwrap_or(0);
         let thp_disabled = alive.mm.thp_disabled.unwrap_or(false);
         attributes::restore_memory_policy(&mut self.steps, thp_disabled, mdwe);

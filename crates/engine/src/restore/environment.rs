@@ -1,6 +1,7 @@
 //! What stubs inherit from the controller, and what this machine can do.
 
 use super::build::Environment;
+use super::heritage::Heritage;
 use super::namespaces::Namespaces;
 use crate::error::{Error, Result};
 use crate::own::AddressSpace;
@@ -111,5 +112,7 @@ pub fn gather(
         namespaces,
         segments: HashMap::new(),
         locks: HashMap::new(),
+        heritage: Heritage::default(),
+        lent: Vec::new(),
     })
 }

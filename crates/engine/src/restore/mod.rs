@@ -16,6 +16,7 @@ mod build;
 mod copies;
 mod environment;
 mod finish;
+mod heritage;
 pub(crate) mod lineage;
 mod locks;
 mod namespaces;
@@ -40,6 +41,7 @@ use lineage::{Lineage, Member};
 use namespaces::Namespaces;
 use page_check::PageCheck;
 use read::{Alive, Checkpoint, Task};
+use rewake_image::messages::VmaEntry;
 use rewake_image::{ImageDir, OpenOptions};
 use rewake_inject::ring::Ring;
 use rewake_inject::stub::Arena;
@@ -51,6 +53,7 @@ use rewake_objects::memory::vma::status;
 use rewake_objects::pids::Pids;
 use rewake_objects::problem::text;
 use rewake_objects::task::sharing::Objects;
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ops::Range;
 use std::time::{Duration, Instant};
 use undo::{Created, PidFile, Subreaper};
@@ -191,6 +194,12 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
         template::holdings(&checkpoint.tasks, &is_plain, &same_vdso, &env, free)
     });
     let holdings = holdings.transpose()?;
+    // Copies share more than that. On the longer way of the lineage nothing is handed down.
+    let _lent = if holdings.is_none() && lineage.sequence.is_empty() {
+        lend(&checkpoint, &lineage, &images, &mut opener, &mut env)?
+    } else {
+        Vec::new()
+    };
     let mut space = Space::new(base);
     let plans = build::plan(
         &checkpoint.tasks,
@@ -249,6 +258,59 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
     created.keep();
     report.warnings.splice(0..0, notes);
     Ok(report)
+}
+
+/// Plans what processes have from those that clone them, and opens what they need for it: the root stub inherits it.
+fn lend(
+    checkpoint: &Checkpoint,
+    lineage: &Lineage,
+    images: &ImageDir,
+    opener: &mut Opener<'_>,
+    env: &mut Environment,
+) -> Result<Vec<OwnedFd>> {
+    let stub = env.specials.span().unwrap_or(0..0);
+    let own = rustix::fs::readlink("/proc/self/exe", Vec::new()).unwrap_or_default();
+    let may = |vma: &VmaEntry| {
+        let clear = vma.end <= stub.start || stub.end <= vma.start;
+        let Ok(id) = u32::try_from(vma.shmid) else { return false };
+        let reg = opener.entry(id).ok().and_then(|entry| entry.reg.as_deref());
+        // Ours must not be mapped when a task gets its executable. In a mount namespace files are opened once that exists.
+        let file = || {
+            opener.is_ordinary(id)
+                && !env.namespaces.pid
+                && reg.is_some_and(|reg| reg.name != own.as_bytes())
+        };
+        clear && (!build::is_file(vma) || file())
+    };
+    let heritage = heritage::plan(&checkpoint.tasks, lineage, &may);
+    let (stores, files) = heritage.needs();
+    let least = build::FIRST_LENT + stores.len() + files.len();
+    // Half of the numbers there are is for all else.
+    if least as u64 > env.limits.get(7).map_or(1024, |(soft, _)| *soft) / 2 {
+        log::warn!(
+            "pages that processes share copy-on-write are not shared again: it takes {least} open files, of {:?} that there may be",
+            env.limits.get(7)
+        );
+        return Ok(Vec::new());
+    }
+    let least = least as i32;
+    let keep = |fd: BorrowedFd<'_>| {
+        rustix::io::fcntl_dupfd_cloexec(fd, least)
+            .map_err(|e| Error::new(format!("keeping a page store or mapped file open: {e}")))
+    };
+    let mut lent = Vec::new();
+    let mut kept = Vec::new();
+    for store in stores {
+        kept.push(keep(images.open_store(store)?.as_fd())?);
+        lent.push(build::Handed::Pages(store));
+    }
+    for file in files {
+        kept.push(keep(opener.open(file).map_err(|p| Error::new(p.to_string()))?)?);
+        lent.push(build::Handed::File(file));
+    }
+    env.lent = lent.into_iter().zip(kept.iter().map(AsRawFd::as_raw_fd)).collect();
+    env.heritage = heritage;
+    Ok(kept)
 }
 
 fn members(checkpoint: &Checkpoint) -> Vec<Member> {

@@ -13,6 +13,7 @@ use super::build::{self, Environment, Handed};
 use super::read::{Alive, Task};
 use crate::error::{Error, Result};
 use rewake_agent::layout::Op;
+use rewake_objects::memory::inherit::Inheritance;
 use rewake_objects::memory::mm::{self, Held, Layout};
 use rewake_objects::memory::vma::status;
 use rewake_objects::steps::{Label, Steps};
@@ -163,6 +164,7 @@ pub fn plan(
             segment: &|_| 0,
             held,
             aio: &[],
+            inherited: &Inheritance::default(),
         };
         mm::hold(&mut steps, &alive.mm, alive.pages.as_ref(), &layout).map_err(of)?;
     }

@@ -1,5 +1,7 @@
 //! The address space as a whole: its layout, and the order in which it is rebuilt.
 
+use super::fill::{fill, pieces};
+use super::inherit::Inheritance;
 use super::vma::{self, status};
 use super::{PAGE, TASK_SIZE, aio};
 use crate::Problem;
@@ -7,7 +9,7 @@ use crate::steps::{Label, Steps};
 use crate::task::attributes::Attributes;
 use rewake_agent::layout::Op;
 use rewake_image::messages::{MmEntry, VmaEntry};
-use rewake_image::{PageStore, StoredPages, StoredRun};
+use rewake_image::{PageStore, StoredPages};
 use rewake_proc::stat::Stat;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -106,6 +108,8 @@ pub struct Layout<'a> {
     pub held: &'a Held,
     /// Contexts of asynchronous I/O.
     pub aio: &'a [aio::Saved],
+    /// What the task has already, from the task that cloned it.
+    pub inherited: &'a Inheritance,
 }
 
 /// The mappings of a task that a template holds, filled, when it clones the task: where they start, and where the template
@@ -127,7 +131,7 @@ impl Held {
 }
 
 /// Is this an advice about clones? What a template holds gets it only once there are no more clones to come.
-fn is_for_clones(advice: u64) -> bool {
+pub(super) fn is_for_clones(advice: u64) -> bool {
     advice == libc::MADV_DONTFORK as u64 || advice == libc::MADV_WIPEONFORK as u64
 }
 
@@ -203,14 +207,15 @@ pub fn restore(
     pages: Option<&StoredPages>,
     layout: &Layout<'_>,
 ) -> Result<(), Problem> {
-    let held = layout.held;
+    let (held, inherited) = (layout.held, layout.inherited);
+    inherited.trim(steps);
     if !held.in_place {
         move_specials(steps, mm, layout)?;
     }
     aio::restore(steps, layout.aio, layout.pages)?;
     let filled: Vec<bool> = touched(mm, pages);
     let mapped = || mm.vmas.iter().zip(&filled).filter(|(v, _)| is_made(v, layout));
-    for (vma, filled) in mapped() {
+    for (vma, filled) in mapped().filter(|(v, _)| !inherited.has(v)) {
         match held.place(vma) {
             Some(place) => take(steps, vma, place),
             None => map(steps, vma, vma.start, *filled, layout)?,
@@ -223,12 +228,14 @@ pub fn restore(
     }
     if let Some(pages) = pages {
         let want = |vma: &VmaEntry| held.place(vma).is_none().then_some(vma.start);
-        fill(steps, mm, pages, layout, want)?;
+        fill_own(steps, mm, pages, layout, want)?;
     }
     for (vma, filled) in mapped() {
         let (start, len) = (vma.start, vma.end - vma.start);
         let label = Label::Vma(vma.start, vma.end);
-        if held.place(vma).is_none() {
+        if inherited.has(vma) {
+            inherited.protect(steps, vma);
+        } else if held.place(vma).is_none() {
             protect(steps, vma, start, *filled);
         }
         if vma.flags & libc::MAP_LOCKED as u32 != 0 {
@@ -268,12 +275,26 @@ pub fn hold(
         map(steps, vma, *place, *filled, layout)?;
     }
     if let Some(pages) = pages {
-        fill(steps, mm, pages, layout, |vma| held.place(vma))?;
+        fill_own(steps, mm, pages, layout, |vma| held.place(vma))?;
     }
     for (vma, place, filled) in &places {
         protect(steps, vma, *place, *filled);
     }
     Ok(())
+}
+
+/// Fills what `place` says, but for the vdso if it is this kernel's, and rings of asynchronous I/O.
+fn fill_own(
+    steps: &mut Steps,
+    mm: &MmEntry,
+    pages: &StoredPages,
+    layout: &Layout<'_>,
+    place: impl Fn(&VmaEntry) -> Option<u64>,
+) -> Result<(), Problem> {
+    let is_own_vdso = |vma: &VmaEntry| vma.status & status::VDSO != 0 && layout.same_vdso;
+    let by_others = |vma: &VmaEntry| is_own_vdso(vma) || vma.status & status::AIORING != 0;
+    let pieces = pieces(mm, pages, |vma| if by_others(vma) { None } else { place(vma) })?;
+    fill(steps, &pieces, layout.pages)
 }
 
 /// Is this mapping made by us? The vdso is not, if it is this kernel's.
@@ -301,7 +322,7 @@ fn protect(steps: &mut Steps, vma: &VmaEntry, place: u64, filled: bool) {
     }
 }
 
-fn advices(vma: &VmaEntry) -> impl Iterator<Item = u64> {
+pub(super) fn advices(vma: &VmaEntry) -> impl Iterator<Item = u64> {
     let madv = vma.madv.unwrap_or(0);
     (0..64u64).filter(move |bit| madv & (1 << bit) != 0)
 }
@@ -419,108 +440,6 @@ fn map(
         steps.must(label, Op::new(libc::SYS_madvise, &[place, len, advice]));
     }
     Ok(())
-}
-
-/// `IOV_MAX`.
-const RUNS_A_READ: usize = 1024;
-/// A read transfers at most 2 GiB less a page.
-const BYTES_A_READ: u64 = 1 << 30;
-
-/// A piece of memory that lies in one mapping: address, length, and where which pages file has it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Piece {
-    address: u64,
-    len: u64,
-    store: PageStore,
-    offset: u64,
-}
-
-/// Cuts the runs of the pagemap along the mappings; `place` says where a mapping is, or that it is to be left out.
-fn pieces(
-    mm: &MmEntry,
-    pages: &StoredPages,
-    place: impl Fn(&VmaEntry) -> Option<u64>,
-) -> Result<Vec<Piece>, Problem> {
-    let mut vmas = mm.vmas.iter().filter(|v| vma::has_private_pages(v)).peekable();
-    let mut pieces: Vec<Piece> = Vec::new();
-    for run in &pages.runs {
-        let StoredRun { vaddr, store, offset, .. } = *run;
-        let mut at = vaddr;
-        while at < run.end() {
-            while vmas.peek().is_some_and(|v| v.end <= at) {
-                vmas.next();
-            }
-            // `validate` has seen that every page is in such a mapping.
-            let Some(vma) = vmas.peek() else { break };
-            let end = run.end().min(vma.end);
-            if let Some(place) = place(vma) {
-                let address = place + (at - vma.start);
-                let offset = offset + (at - vaddr);
-                match pieces.last_mut() {
-                    Some(p)
-                        if (p.address + p.len, p.store, p.offset + p.len)
-                            == (address, store, offset) =>
-                    {
-                        p.len += end - at;
-                    }
-                    _ => pieces.push(Piece { address, len: end - at, store, offset }),
-                }
-            }
-            at = end;
-        }
-    }
-    Ok(pieces)
-}
-
-/// Fills private pages from the pages file, as many as fit into each vectored read; `place` as in [`pieces`].
-fn fill(
-    steps: &mut Steps,
-    mm: &MmEntry,
-    pages: &StoredPages,
-    layout: &Layout<'_>,
-    place: impl Fn(&VmaEntry) -> Option<u64>,
-) -> Result<(), Problem> {
-    let is_own_vdso = |vma: &VmaEntry| vma.status & status::VDSO != 0 && layout.same_vdso;
-    let by_others = |vma: &VmaEntry| is_own_vdso(vma) || vma.status & status::AIORING != 0;
-    let place = |vma: &VmaEntry| if by_others(vma) { None } else { place(vma) };
-    let mut batch: Vec<(u64, u64)> = Vec::new();
-    let mut bytes = 0;
-    let mut first = (PageStore { depth: 0, pages_id: 0 }, 0);
-    let mut flush = |batch: &mut Vec<(u64, u64)>, bytes: &mut u64, (store, offset)| {
-        let Some(&(start, _)) = batch.first() else { return Ok(()) };
-        let fd = (layout.pages)(store)
-            .ok_or_else(|| Problem::new("pages file", "the image has pages but no pages file"))?;
-        let end = batch.last().map_or(start, |(s, l)| s + l);
-        let words: Vec<u64> = batch.iter().flat_map(|(s, l)| [*s, *l]).collect();
-        let iov = steps.words(&words);
-        steps.must_be(
-            Label::Fill(start, end),
-            *bytes as i64,
-            Op::new(libc::SYS_preadv, &[fd as u64, iov.address, batch.len() as u64, offset, 0]),
-        );
-        batch.clear();
-        *bytes = 0;
-        Ok::<(), Problem>(())
-    };
-    for piece in pieces(mm, pages, place)? {
-        let mut done = 0;
-        while done < piece.len {
-            let offset = piece.offset + done;
-            // One read goes through the file without a gap.
-            if batch.is_empty() || (first.0, first.1 + bytes) != (piece.store, offset) {
-                flush(&mut batch, &mut bytes, first)?;
-                first = (piece.store, offset);
-            }
-            let len = (piece.len - done).min(BYTES_A_READ - bytes);
-            batch.push((piece.address + done, len));
-            bytes += len;
-            done += len;
-            if batch.len() == RUNS_A_READ || bytes == BYTES_A_READ {
-                flush(&mut batch, &mut bytes, first)?;
-            }
-        }
-    }
-    flush(&mut batch, &mut bytes, first)
 }
 
 /// Tells the kernel where code, data, heap, stack, arguments and environment lie, and which file is the executable

@@ -8,10 +8,13 @@
 //! * [`sysv`]: System V shared memory segments.
 //! * [`contents`]: what is in both of them.
 //! * [`mm`]: the address space as a whole: layout (`PR_SET_MM_MAP`), vdso, and the order in which it is rebuilt.
+//! * [`fill`]: its pages; [`inherit`]: those that a task has from the one that cloned it.
 //! * [`vdso`]: the dumped vdso under another kernel.
 
 pub mod aio;
 pub mod contents;
+pub mod fill;
+pub mod inherit;
 pub mod mm;
 pub mod pages;
 pub mod shared;

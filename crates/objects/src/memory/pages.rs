@@ -20,7 +20,7 @@ pub struct Run {
     pub end: u64,
     /// May a lazy restore bring it later? (`PE_LAZY` for CRIU.)
     pub lazy: bool,
-    /// Can it be read with process_vm_readv(2)?
+    /// Can it be read with process_vm_readv(2), and may it? See [`Vma::readable`].
     pub readable: bool,
     /// Are the pages as the parent images have them?
     pub parent: bool,
@@ -190,7 +190,7 @@ pub enum CopyError {
 pub struct Source<'a> {
     /// The process.
     pub pid: i32,
-    /// `/proc/PID/mem`, for what the task itself could not read.
+    /// `/proc/PID/mem`, for what the task itself could not read, and what reading it otherwise would change.
     pub memory: &'a File,
     /// The process runs: pages that are gone are taken for zeros, instead of being an error.
     pub gone_is_zero: bool,

@@ -43,7 +43,8 @@ pub struct Vma {
     pub device: (u32, u32),
     /// Inode number.
     pub inode: u64,
-    /// Can the pages be read with process_vm_readv(2)?
+    /// Can the pages be read with process_vm_readv(2), and may they? It pins them, and for that the kernel gives the process
+    /// copies of those that it shares with others copy-on-write.
     pub readable: bool,
     /// `MLOCK_ONFAULT`.
     pub lock_on_fault: bool,
@@ -79,10 +80,11 @@ pub fn survey(
     problems: &mut Vec<Problem>,
 ) -> Result<Vec<Vma>, rewake_proc::ParseError> {
     let mut vmas: Vec<Vma> = Vec::with_capacity(smaps_text.len() / 700 + 8);
-    for item in smaps::parse(smaps_text, Want::FLAGS) {
+    for item in smaps::parse(smaps_text, Want { shared: true, ..Want::FLAGS }) {
         let area = item?;
         match classify(&area.map, area.flags) {
-            Ok(vma) => {
+            Ok(mut vma) => {
+                vma.readable &= !may_share_pages(&vma.entry, &area.values);
                 // vvar and vvar_vclock are one mapping in the image.
                 if let Some(last) = vmas.last_mut()
                     && vma.entry.status & status::VVAR != 0
@@ -98,6 +100,13 @@ pub fn survey(
         }
     }
     Ok(vmas)
+}
+
+/// May any page be shared copy-on-write? Clean pages of a file are mostly the file's own.
+fn may_share_pages(entry: &VmaEntry, values: &smaps::Values) -> bool {
+    let dirty = values.shared_dirty.unwrap_or(0) > 0;
+    let clean = values.shared_clean.unwrap_or(0) > 0;
+    has_private_pages(entry) && (dirty || clean && entry.status & status::ANON_PRIVATE != 0)
 }
 
 fn classify(map: &Map<'_>, flags: VmFlags) -> Result<Vma, Problem> {

@@ -1,0 +1,266 @@
+//! Pages that tasks share copy-on-write: those of forked processes that neither side has written since.
+//!
+//! `/proc/PID/pagemap` tells which frame of memory a page is in. Only pages at the same address are compared: fork(2) shares
+//! no others. A frame says nothing if the page moves to another one meanwhile (compaction, swap) and the frame goes to another
+//! task; so all tasks are asked twice, one after the other, and what has changed in between is not taken for shared.
+
+use super::layout::Format;
+use crate::crew::spread;
+use crate::error::Result;
+use rewake_objects::memory::PAGE;
+use rewake_objects::memory::pages::Run;
+use rewake_proc::pagemap::{Entry, FILE_OR_SHARED, MMAP_EXCLUSIVE, PFN, SWAPPED, entries};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+/// So many pages are compared at a time.
+const WINDOW: u64 = 4096;
+const WINDOW_BYTES: u64 = WINDOW * PAGE;
+
+/// A range whose pages are those that another task has at the same addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Borrowed {
+    /// First byte.
+    pub start: u64,
+    /// Past the last byte.
+    pub end: u64,
+    /// Index of the task, which borrows them from nobody.
+    pub owner: usize,
+}
+
+/// What each task borrows from others: ascending, without overlap.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Borrowing(Vec<Vec<Borrowed>>);
+
+/// A task whose pages are compared.
+#[derive(Debug, Clone, Copy)]
+pub struct Candidate<'a> {
+    /// Its `/proc/PID/pagemap`.
+    pub pagemap: &'a File,
+    /// Its pages.
+    pub runs: &'a [Run],
+}
+
+impl Borrowing {
+    /// By task.
+    pub fn new(borrowed: Vec<Vec<Borrowed>>) -> Borrowing {
+        Borrowing(borrowed)
+    }
+
+    /// What a task borrows.
+    pub fn of(&self, task: usize) -> &[Borrowed] {
+        self.0.get(task).map_or(&[], Vec::as_slice)
+    }
+
+    /// How many bytes need not be stored.
+    pub fn bytes(&self) -> u64 {
+        self.0.iter().flatten().map(|b| b.end - b.start).sum()
+    }
+
+    /// Compares tasks that stand still, the owners first. `format` says how much is worth looking for.
+    pub fn find(tasks: &[Option<Candidate<'_>>], format: Format) -> Borrowing {
+        let windows = windows(tasks);
+        let most: u64 = windows.iter().flat_map(|(_, tasks)| tasks).map(|(_, bytes)| bytes).sum();
+        if format == Format::Criu || format == Format::Auto && most < super::layout::WORTH_SHARING {
+            return Borrowing::default();
+        }
+        /// Windows that are worth a thread of our own.
+        const ENOUGH: usize = 4;
+        let look = |windows: &[Window]| {
+            let mut found: Vec<Vec<Borrowed>> = vec![Vec::new(); tasks.len()];
+            for (window, members) in windows {
+                compare(tasks, *window, members, &mut found)?;
+            }
+            Ok(found)
+        };
+        match spread(&windows, ENOUGH, look) {
+            Ok(parts) => {
+                let mut all: Vec<Vec<Borrowed>> = vec![Vec::new(); tasks.len()];
+                for part in parts {
+                    all.iter_mut().zip(part).for_each(|(all, part)| all.extend(part));
+                }
+                Borrowing::new(all)
+            }
+            // Each task is then saved by itself.
+            Err(e) => {
+                log::warn!("what processes share copy-on-write is not noticed: {e}");
+                Borrowing::default()
+            }
+        }
+    }
+}
+
+/// A window by its number, and the tasks that have pages in it, with their bytes.
+type Window = (u64, Vec<(usize, u64)>);
+
+/// The windows in which several tasks have pages.
+fn windows(tasks: &[Option<Candidate<'_>>]) -> Vec<Window> {
+    let mut all: BTreeMap<u64, Vec<(usize, u64)>> = BTreeMap::new();
+    for (task, candidate) in tasks.iter().enumerate() {
+        for run in candidate.iter().flat_map(|candidate| candidate.runs) {
+            for window in run.start / WINDOW_BYTES..run.end.div_ceil(WINDOW_BYTES) {
+                let start = run.start.max(window * WINDOW_BYTES);
+                let bytes = run.end.min((window + 1) * WINDOW_BYTES) - start;
+                let members = all.entry(window).or_default();
+                match members.last_mut() {
+                    Some(last) if last.0 == task => last.1 += bytes,
+                    _ => members.push((task, bytes)),
+                }
+            }
+        }
+    }
+    all.into_iter().filter(|(_, members)| members.len() > 1).collect()
+}
+
+/// What tells pages of different tasks apart; 0 for what is nobody else's.
+fn key(word: Entry) -> u64 {
+    if word.has(SWAPPED) {
+        return word.0 & (PFN | SWAPPED);
+    }
+    match word.pfn() {
+        Some(frame) if !word.has(MMAP_EXCLUSIVE) && !word.has(FILE_OR_SHARED) => frame,
+        _ => 0,
+    }
+}
+
+/// Reads what a task has in a window: a key for each page of it that is to be saved.
+fn keys(candidate: &Candidate<'_>, window: u64, keys: &mut Vec<u64>) -> std::io::Result<()> {
+    keys.clear();
+    keys.resize(WINDOW as usize, 0);
+    let (start, end) = (window * WINDOW_BYTES, (window + 1) * WINDOW_BYTES);
+    let first = candidate.runs.partition_point(|run| run.end <= start);
+    let here = || candidate.runs[first..].iter().take_while(|run| run.start < end);
+    let (Some(low), Some(high)) = (here().next(), here().last()) else { return Ok(()) };
+    let (low, high) = (low.start.max(start), high.end.min(end));
+    let mut words = vec![0u8; ((high - low) / PAGE * 8) as usize];
+    candidate.pagemap.read_exact_at(&mut words, low / PAGE * 8)?;
+    let words: Vec<Entry> = entries(&words).collect();
+    for run in here() {
+        let (from, to) = (run.start.max(start), run.end.min(end));
+        let words = &words[((from - low) / PAGE) as usize..((to - low) / PAGE) as usize];
+        let at = ((from - start) / PAGE) as usize;
+        keys[at..at + words.len()].iter_mut().zip(words).for_each(|(to, word)| *to = key(*word));
+    }
+    Ok(())
+}
+
+fn compare(
+    tasks: &[Option<Candidate<'_>>],
+    window: u64,
+    members: &[(usize, u64)],
+    found: &mut [Vec<Borrowed>],
+) -> Result<()> {
+    let candidates = members.iter().filter_map(|(task, _)| Some((*task, tasks[*task].as_ref()?)));
+    let read = |candidate: &Candidate<'_>, into: &mut Vec<u64>| {
+        keys(candidate, window, into)
+            .map_err(|e| crate::error::Error::new(format!("reading a pagemap: {e}")))
+    };
+    let mut first: Vec<(usize, Vec<u64>)> = Vec::with_capacity(members.len());
+    for (task, candidate) in candidates.clone() {
+        let mut once = Vec::new();
+        read(candidate, &mut once)?;
+        first.push((task, once));
+    }
+    let mut again = Vec::new();
+    for ((_, once), (_, candidate)) in first.iter_mut().zip(candidates) {
+        if once.iter().all(|key| *key == 0) {
+            continue;
+        }
+        read(candidate, &mut again)?;
+        once.iter_mut().zip(&again).filter(|(a, b)| a != b).for_each(|(a, _)| *a = 0);
+    }
+    gather(window * WINDOW_BYTES, &first, found);
+    Ok(())
+}
+
+/// Finds equal keys of the same page; `start` is the address of the first.
+fn gather(start: u64, keys: &[(usize, Vec<u64>)], found: &mut [Vec<Borrowed>]) {
+    let mut owners: Vec<(u64, usize)> = Vec::new();
+    for page in 0..WINDOW as usize {
+        owners.clear();
+        let at = start + page as u64 * PAGE;
+        for (task, keys) in keys {
+            let key = keys[page];
+            if key == 0 {
+                continue;
+            }
+            let Some(&(_, owner)) = owners.iter().find(|(known, _)| *known == key) else {
+                owners.push((key, *task));
+                continue;
+            };
+            match found[*task].last_mut() {
+                Some(last) if last.end == at && last.owner == owner => last.end += PAGE,
+                _ => found[*task].push(Borrowed { start: at, end: at + PAGE, owner }),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file with the words of a pagemap, for pages from 0 on.
+    fn pagemap(words: &[u64]) -> File {
+        let file = rustix::fs::memfd_create("pagemap", rustix::fs::MemfdFlags::CLOEXEC);
+        let file = File::from(file.expect("a memfd"));
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        file.write_all_at(&bytes, 0).expect("it has room");
+        file
+    }
+
+    fn run(start: u64, pages: u64) -> Run {
+        let start = start * PAGE;
+        Run { start, end: start + pages * PAGE, lazy: true, readable: true, parent: false }
+    }
+
+    const THERE: u64 = 1 << 63;
+
+    #[test]
+    fn equal_frames_at_equal_addresses() {
+        let parent = [1, 2, 3, 9, 5, 6].map(|frame| THERE | frame);
+        let mut child = [1, 2, 7, 3, 8, 6].map(|frame| THERE | frame);
+        // Only the parent is asked for this one.
+        child[4] = 0;
+        let exclusive = |mut words: [u64; 6], at: usize| {
+            words[at] |= MMAP_EXCLUSIVE;
+            words
+        };
+        // Whatever the frame, an exclusive page is nobody else's.
+        let other = exclusive([1, 4, 7, 4, 4, 6].map(|frame| THERE | frame), 5);
+        let files = [pagemap(&parent), pagemap(&child), pagemap(&other)];
+        let runs = [vec![run(0, 6)], vec![run(0, 4), run(5, 1)], vec![run(0, 6)]];
+        let tasks: Vec<_> = files
+            .iter()
+            .zip(&runs)
+            .map(|(pagemap, runs)| Some(Candidate { pagemap, runs }))
+            .collect();
+        let found = Borrowing::find(&tasks, Format::Rewake);
+        let of = |task| {
+            let pages = found.of(task).iter().map(|b| (b.start / PAGE, b.end / PAGE, b.owner));
+            pages.collect::<Vec<_>>()
+        };
+        assert_eq!(of(0), []);
+        assert_eq!(of(1), [(0, 2, 0), (5, 6, 0)]);
+        assert_eq!(of(2), [(0, 1, 0), (2, 3, 1)]);
+        assert_eq!(found.bytes(), 5 * PAGE);
+        // Little is not looked for.
+        assert_eq!(Borrowing::find(&tasks, Format::Auto), Borrowing::default());
+    }
+
+    #[test]
+    fn what_spans_windows_is_found_whole() {
+        let words: Vec<u64> = (1..=3 * WINDOW).map(|frame| THERE | frame).collect();
+        let files = [pagemap(&words), pagemap(&words)];
+        let runs = [vec![run(10, 2 * WINDOW)], vec![run(0, 3 * WINDOW)]];
+        let tasks: Vec<_> = files
+            .iter()
+            .zip(&runs)
+            .map(|(pagemap, runs)| Some(Candidate { pagemap, runs }))
+            .collect();
+        let found = Borrowing::find(&tasks, Format::Auto);
+        assert_eq!(found.bytes(), 2 * WINDOW_BYTES);
+        assert!(found.of(1).iter().all(|b| b.owner == 0));
+    }
+}
