@@ -28,6 +28,8 @@ pub enum Flavour {
     AsCriu,
     /// As `Dead`, once, into a PID namespace of its own: other numbers outside, the same inside.
     NewPidns,
+    /// As `Dead`, with memory that comes when it is touched, looked at when all of it is there; then checked while it comes.
+    Lazy,
 }
 
 impl Flavour {
@@ -41,6 +43,7 @@ impl Flavour {
         (Flavour::StoppedRestored, "stopped_restored"),
         (Flavour::AsCriu, "as_criu"),
         (Flavour::NewPidns, "new_pidns"),
+        (Flavour::Lazy, "lazy"),
     ];
 }
 
@@ -76,6 +79,7 @@ fn attempt(program: &Program, tool: &Tool, flavour: Flavour) -> Result<(), NotRe
             tool.as_criu().map_err(NotReady::Fail).and_then(|t| dead(program, &t, 1))
         }
         Flavour::NewPidns => new_pidns(program, tool),
+        Flavour::Lazy => lazy(program, tool),
         Flavour::Running => survivor(program, tool),
         Flavour::RunningRestored => from_survivor(program, tool),
         Flavour::Stopped => stopped(program, tool),
@@ -231,6 +235,28 @@ fn new_pidns(program: &Program, tool: &Tool) -> Result<(), NotReady> {
     let tree = run.view()?;
     program.ask(&run)?;
     run.check(&tree)?;
+    Ok(())
+}
+
+fn lazy(program: &Program, tool: &Tool) -> Result<(), NotReady> {
+    if tool.is_criu {
+        return Err(NotReady::Skip("CRIU needs a daemon for --lazy-pages".into()));
+    }
+    let (mut run, before) = started(program, Fs::Memory)?;
+    for cycle in 1..=2 {
+        let images = run.images(cycle)?;
+        run.dump(tool, &images, program.dump_options)?;
+        run.gone(&before.pids(), &format!("after dump {cycle}"))?;
+        run.restore(tool, &images, &with(program.restore_options, "--lazy-pages"))?;
+        if cycle == 1 {
+            crate::lazy::all_there(&run, &images)?;
+            let ignored = program.ignored(tool);
+            run.same(&before, "after a lazy restore", &ignored)?;
+        }
+    }
+    program.ask(&run)?;
+    run.check(&before)?;
+    crate::lazy::all_there(&run, &run.images(2)?)?;
     Ok(())
 }
 

@@ -39,6 +39,7 @@ mod flavours;
 mod harness;
 mod hosts;
 mod kills;
+mod lazy;
 mod netns;
 mod ports;
 mod predumps;
@@ -148,6 +149,7 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     trials.extend(copies::trials(tool));
     trials.extend(chains::trials(tool, criu));
     trials.extend(predumps::trials(tool, criu));
+    trials.extend(lazy::trials(tool, criu));
     trials
 }
 

@@ -35,6 +35,13 @@ fn main() -> ExitCode {
     if rest.first().is_some_and(|word| word == "keeper") {
         return rewake_engine::keeper();
     }
+    // Likewise, to bring the memory of a lazy restore, and to see that whoever does so lives.
+    if rest.first().is_some_and(|word| word == "pager") {
+        return rewake_engine::pager(&rest[1..]);
+    }
+    if rest.first().is_some_and(|word| word == "guard") {
+        return rewake_engine::guard();
+    }
     let program = if base == OsStr::new("criu") { "criu" } else { "rewake" };
     console::set_program(program);
     run(program, rest).unwrap_or_else(|error| refuse(program, &error))
@@ -92,6 +99,7 @@ fn run(program: &str, argv: Vec<OsString>) -> Result<ExitCode, ArgError> {
         Job::Dump(job) => commands::dump::run(*job, &place),
         Job::PreDump(job) => commands::pre_dump::run(*job, &place),
         Job::Dedup => commands::dedup::run(&place),
+        Job::LazyPages(job) => commands::lazy_pages::run(job, &place),
         Job::Restore(job) => commands::restore::run(*job, &place),
         Job::Check(job) => commands::check::kernel(&job),
         Job::CheckTree(job) => commands::check::tree(*job, &place),

@@ -7,6 +7,7 @@ mod dump;
 mod error;
 pub mod features;
 mod freeze;
+mod lazy;
 mod options;
 mod own;
 mod report;
@@ -19,6 +20,8 @@ mod unlock;
 pub use dedup::dedup;
 pub use dump::{check_tree, dump, pre_dump};
 pub use error::Error;
+pub use lazy::guard::main as guard;
+pub use lazy::{PagerOptions, PagerReport, lazy_pages, pager};
 pub use options::{
     Action, DumpOptions, FinalState, Format, Hooks, LockMethod, NoHooks, OutsideUnix, Pid,
     PreDumpMode, RestoreOptions, TcpPolicy,

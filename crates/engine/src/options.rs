@@ -167,6 +167,10 @@ pub struct RestoreOptions {
     pub sibling: bool,
     /// Not `--no-verify`: the images must be as they were written.
     pub verify: bool,
+    /// `--lazy-pages`: memory comes when it is touched.
+    pub lazy_pages: bool,
+    /// `--record-working-set`: the pager that is started notes in which order memory is touched.
+    pub record_working_set: bool,
     /// `--new-pidns`: into a PID namespace (and a mount namespace with its own `/proc`) of its own.
     pub new_pidns: bool,
     /// `--copies`: so many trees, each in a PID namespace of its own.

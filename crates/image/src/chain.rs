@@ -32,6 +32,8 @@ pub struct StoredRun {
     pub store: PageStore,
     /// Where in the file, in bytes.
     pub offset: u64,
+    /// May a lazy restore bring it later?
+    pub lazy: bool,
 }
 
 impl StoredRun {
@@ -167,6 +169,7 @@ fn look(
                     nr_pages: to - at,
                     store: PageStore { depth, pages_id: place.store },
                     offset: place.offset() + (at - first) * PAGE_SIZE,
+                    lazy: run.source == PageSource::StoredLazy,
                 }),
                 (PageSource::Parent, None) => match older.last_mut() {
                     Some(last) if last.1 == at => last.1 = to,

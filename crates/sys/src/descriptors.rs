@@ -71,6 +71,21 @@ pub fn close_event_files(events: &[u8]) {
     }
 }
 
+/// Takes over a descriptor that this process was started with, by its number as the user has told it.
+///
+/// # Errors
+/// `EBADF` if there is no such descriptor, or it is a standard stream, which stays everybody's.
+pub fn inherited(number: i32) -> Result<OwnedFd> {
+    if number <= 2 {
+        return Err(crate::SyscallError::new("fcntl", crate::Errno::BADF));
+    }
+    let args = [number as usize, libc::F_SETFD as usize, libc::FD_CLOEXEC as usize, 0, 0, 0];
+    // SAFETY: numbers only.
+    unsafe { syscall("fcntl", libc::SYS_fcntl, args) }?;
+    // SAFETY: it is there, and what the user names is nobody else's: the program opens none that it does not own.
+    Ok(unsafe { OwnedFd::from_raw_fd(number) })
+}
+
 /// Another descriptor for what is descriptor `number` of this process: fcntl(2) with `F_DUPFD_CLOEXEC`.
 ///
 /// # Errors

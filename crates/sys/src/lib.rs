@@ -10,6 +10,7 @@ pub mod file;
 pub mod futex;
 pub mod io_uring;
 pub mod kcmp;
+pub mod mapped;
 pub mod memory;
 pub mod message;
 pub mod notify;

@@ -1,4 +1,7 @@
-//! userfaultfd(2): write protection of another process's memory.
+//! userfaultfd(2): write protection of another process's memory, and pages that it has not got yet ([`fill`], [`event`]).
+
+pub mod event;
+pub mod fill;
 
 use crate::call::{Result, syscall};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -13,9 +16,12 @@ pub const WP_ASYNC: u64 = 1 << 15;
 pub const USER_MODE_ONLY: u64 = 1;
 
 const UFFD_API: u64 = 0xaa;
-const UFFDIO_API: usize = 0xc018_aa3f;
-const UFFDIO_REGISTER: usize = 0xc020_aa00;
+/// `UFFDIO_API`, for those who make the request elsewhere.
+pub const REQUEST_API: usize = 0xc018_aa3f;
+/// `UFFDIO_REGISTER`, likewise.
+pub const REQUEST_REGISTER: usize = 0xc020_aa00;
 const UFFDIO_UNREGISTER: usize = 0x8010_aa01;
+const MODE_MISSING: u64 = 1;
 const MODE_WP: u64 = 2;
 
 /// A userfaultfd. Its ranges are those of the process that made it, whoever holds it; when the last holder closes it, they
@@ -37,7 +43,7 @@ impl Userfaultfd {
     pub fn enable(&self, features: u64) -> Result<()> {
         let mut api = [UFFD_API, features, 0];
         // SAFETY: `api` is a live `struct uffdio_api` of three words.
-        unsafe { self.ioctl("UFFDIO_API", UFFDIO_API, api.as_mut_ptr() as usize) }
+        unsafe { self.ioctl("UFFDIO_API", REQUEST_API, api.as_mut_ptr() as usize) }
     }
 
     /// Has write protection apply to the mappings in a range.
@@ -46,9 +52,21 @@ impl Userfaultfd {
     /// `EBUSY` if another userfaultfd has one of them; `EPERM`, `EINVAL` for mappings that cannot be; `ENOMEM` if the
     /// address space is gone.
     pub fn register(&self, start: u64, end: u64) -> Result<()> {
-        let mut register = [start, end - start, MODE_WP, 0];
+        self.register_as(start, end, MODE_WP)
+    }
+
+    /// Has touched pages of a range that are not there wait for [`Userfaultfd::copy`] or [`Userfaultfd::zero`].
+    ///
+    /// # Errors
+    /// As of [`Userfaultfd::register`].
+    pub fn register_missing(&self, start: u64, end: u64) -> Result<()> {
+        self.register_as(start, end, MODE_MISSING)
+    }
+
+    fn register_as(&self, start: u64, end: u64, mode: u64) -> Result<()> {
+        let mut register = [start, end - start, mode, 0];
         // SAFETY: a live `struct uffdio_register` of four words; the addresses in it are the other process's.
-        unsafe { self.ioctl("UFFDIO_REGISTER", UFFDIO_REGISTER, register.as_mut_ptr() as usize) }
+        unsafe { self.ioctl("UFFDIO_REGISTER", REQUEST_REGISTER, register.as_mut_ptr() as usize) }
     }
 
     /// Undoes [`Userfaultfd::register`], and takes the protection off the pages.

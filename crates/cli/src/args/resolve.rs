@@ -85,6 +85,23 @@ pub struct CheckJob {
     pub features: Vec<String>,
 }
 
+/// `lazy-pages`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct LazyPagesJob {
+    /// Not `--no-verify`.
+    pub verify: bool,
+    /// `--record-working-set`.
+    pub record: bool,
+    /// `--daemon`.
+    pub daemon: bool,
+    /// `--pidfile`, not resolved yet.
+    pub pidfile: Option<PathBuf>,
+    /// `--status-fd`.
+    pub status_fd: Option<i32>,
+    /// `-o`.
+    pub logs: bool,
+}
+
 /// What is to be done.
 #[derive(Debug)]
 pub enum Job {
@@ -94,6 +111,8 @@ pub enum Job {
     PreDump(Box<DumpJob>),
     /// Free older images of what younger ones have.
     Dedup,
+    /// Bring memory to a tree that is restored.
+    LazyPages(LazyPagesJob),
     /// Bring a tree back.
     Restore(Box<RestoreJob>),
     /// Check the kernel.
@@ -114,6 +133,9 @@ struct Values {
     detached: bool,
     sibling: bool,
     no_verify: bool,
+    lazy_pages: bool,
+    record_working_set: bool,
+    status_fd: Option<i32>,
     new_pidns: bool,
     copies: Option<u32>,
     copy_netns: bool,
@@ -244,6 +266,7 @@ fn word(command: Command) -> &'static str {
         Command::Dump => "dump",
         Command::PreDump => "pre-dump",
         Command::Dedup => "dedup",
+        Command::LazyPages => "lazy-pages",
         Command::Restore => "restore",
         Command::Check | Command::CheckTree => "check",
         Command::Resume => "resume",
@@ -304,6 +327,12 @@ impl Values {
                     if mode == "read" { PreDumpMode::Read } else { PreDumpMode::Splice };
             }
             "no-verify" => self.no_verify = true,
+            "lazy-pages" => self.lazy_pages = true,
+            "record-working-set" => self.record_working_set = true,
+            "status-fd" => {
+                let number = text().to_str().and_then(|t| t.parse().ok()).filter(|n| *n > 2);
+                self.status_fd = Some(number.ok_or_else(|| bad("a descriptor number"))?);
+            }
             "new-pidns" => self.new_pidns = true,
             "pidfile" => self.pidfile = Some(path()),
             "timeout" => {
@@ -416,6 +445,14 @@ impl Values {
             Command::Dump => Ok(Job::Dump(Box::new(self.dump("dump")?))),
             Command::PreDump => Ok(Job::PreDump(Box::new(self.dump("pre-dump")?))),
             Command::Dedup => Ok(Job::Dedup),
+            Command::LazyPages => Ok(Job::LazyPages(LazyPagesJob {
+                verify: !self.no_verify,
+                record: self.record_working_set,
+                daemon: self.detached,
+                pidfile: self.pidfile.clone(),
+                status_fd: self.status_fd,
+                logs: self.log_file.is_some(),
+            })),
             Command::CheckTree => Ok(Job::CheckTree(Box::new(self.dump("check")?))),
             Command::Restore => self.restore(notes).map(|job| Job::Restore(Box::new(job))),
             Command::Check => Ok(Job::Check(CheckJob {
@@ -484,6 +521,9 @@ impl Values {
             return Err(Kind::Usage(text.into()).argv());
         }
         self.refuse_for_copies()?;
+        if self.record_working_set && !self.lazy_pages {
+            return Err(Kind::Usage("--record-working-set needs --lazy-pages".into()).argv());
+        }
         if self.log_pid && !matches!(self.log_to(), LogTo::File(_)) {
             return Err(Kind::Usage("--log-pid needs --log-file FILE".into()).argv());
         }
@@ -505,6 +545,8 @@ impl Values {
                 detached: self.detached,
                 sibling: self.sibling,
                 verify: !self.no_verify,
+                lazy_pages: self.lazy_pages,
+                record_working_set: self.record_working_set,
                 new_pidns: self.new_pidns,
                 copies: self.copies,
                 copy_netns: self.copy_netns,
@@ -541,6 +583,7 @@ impl Values {
             (self.tcp.established, "--tcp-established: a connection can live once"),
             (self.shell_job, "--shell-job: a terminal has one job in front"),
             (self.sibling, "--restore-sibling"),
+            (self.lazy_pages, "--lazy-pages: copies share their memory"),
         ];
         if let Some((_, option)) = single.iter().find(|(given, _)| *given) {
             return usage(format!("--copies cannot be used with {option}"));

@@ -127,7 +127,7 @@ fn missing_and_surplus_words() {
 #[test]
 fn what_is_not_built_is_refused_by_name() {
     assert_eq!(error("dump -t 1 --page-server"), "--page-server of dump is not supported yet");
-    assert_eq!(error("restore --lazy-pages"), "--lazy-pages of restore is not supported yet");
+    assert_eq!(error("dump -t 1 --lazy-pages"), "--lazy-pages of dump is not supported yet");
     assert_eq!(error("dump -t 1 --external mnt[x]:y"), "--external mnt[x]:y is not supported yet");
     assert_eq!(
         error("restore --inherit-fd fd[3]:pipe:[9]"),

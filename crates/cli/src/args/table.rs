@@ -202,6 +202,14 @@ impl Opt {
                 "lazy-pages" => Wrong("cannot be used with pre-dump"),
                 _ => self.dump,
             }),
+            Command::LazyPages => Some(match self.long {
+                "restore-detached" | "daemon" | "pidfile" | "no-verify" | "record-working-set"
+                | "status-fd" => Built,
+                "lazy-pages" => NoEffect("that is what it does"),
+                "page-server" | "address" | "port" | "ps-socket" => NotYet,
+                name if name.starts_with("tls") => NotYet,
+                _ => self.resume,
+            }),
             Command::Resume | Command::Dedup => Some(self.resume),
             Command::Unlock => Some(self.unlock),
             _ => None,
@@ -313,7 +321,8 @@ pub static OPTIONS: [Opt; 91] = [
     Opt::value("address", "ADDR", Memory, "address of the server").dump(NotYet),
     Opt::value("port", "PORT", Memory, "port of the page server").dump(NotYet),
     Opt::value("ps-socket", "FD", Memory, "connected socket of the page server").dump(NotYet),
-    Opt::flag("lazy-pages", Memory, "restore memory on demand").both(NotYet),
+    Opt::flag("lazy-pages", Memory, "let the tree run at once: its memory comes when it is touched, or in the background").dump(NotYet).restore(Built),
+    Opt::flag("record-working-set", Memory, "note in which order memory is touched; the next lazy restore brings it first").restore(Built),
     Opt::value("status-fd", "FD", Memory, "write a byte to FD when the server is ready"),
     Opt::switch("tls", Memory, "encrypt the connection to the page server").dump(NotYet),
     Opt::value("tls-cacert", "FILE", Memory, "certificate authorities").dump(NotYet),
@@ -337,6 +346,8 @@ pub enum Command {
     PreDump,
     /// Free older images of what younger ones have.
     Dedup,
+    /// Bring memory to a tree that is restored.
+    LazyPages,
     /// Bring a tree back.
     Restore,
     /// Check the kernel.
@@ -384,9 +395,9 @@ pub static COMMANDS: [(&str, Command, &str, &str); 17] = [
     ("page-server", Command::NotBuilt("page-server"), "", "receive pages from a dump elsewhere"),
     (
         "lazy-pages",
-        Command::NotBuilt("lazy-pages"),
-        "",
-        "serve memory on demand to a restored tree",
+        Command::LazyPages,
+        "[-D DIR]",
+        "bring memory to the tree of a restore with --lazy-pages",
     ),
     ("service", Command::NotBuilt("service"), "", "serve requests on a socket"),
     ("swrk", Command::NotBuilt("swrk"), "FD", "serve one client on FD"),

@@ -4,6 +4,7 @@ pub mod check;
 pub mod dedup;
 pub mod dump;
 pub mod images;
+pub mod lazy_pages;
 pub mod pre_dump;
 pub mod restore;
 pub mod resume;

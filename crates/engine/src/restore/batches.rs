@@ -6,6 +6,7 @@ use super::lineage::Role;
 use super::read::Task;
 use super::{PATIENCE, Run, namespaces};
 use crate::error::{Context, Error, Result};
+use crate::lazy::client::Client;
 use crate::options::Pid;
 use rewake_agent::layout::Op;
 use rewake_image::ImageDir;
@@ -86,6 +87,7 @@ impl Run<'_> {
         rings: &[Ring],
         numbers: &HashMap<usize, [u32; 2]>,
         opener: &mut Opener<'_>,
+        mut pager: Option<&mut Client>,
         warnings: &mut Vec<String>,
     ) -> Result<()> {
         let all = || rings.iter().zip(self.plans).filter_map(|(r, p)| Some((r, p.task.as_ref()?)));
@@ -94,22 +96,43 @@ impl Run<'_> {
         for turn in 0..turns {
             let mut running = Vec::new();
             for (ring, plan) in all().filter(|(_, plan)| self.task(plan).part.turn == turn) {
-                self.hand_over(numbers, plan, &mut sockets, opener)?;
+                let uffd = self.hand_over(numbers, plan, &mut sockets, opener)?;
                 let number = ring
                     .load(&plan.build.script)
                     .and_then(|number| ring.ring().map(|()| number))
                     .map_err(|e| Error::new(e.to_string()))?;
-                running.push((ring, plan, number));
+                running.push((ring, plan, number, uffd));
             }
-            for (ring, plan, number) in running {
+            for (ring, plan, number, uffd) in running {
                 let task = self.task(plan);
                 self.wait(ring, number, task)?;
                 let results = ring.results(&plan.build.script);
                 self.check_threads(plan, task, warnings)?;
                 self.check(&plan.build, &results, task.pid, &task.comm, warnings)?;
+                if let (Some(pager), Some(socket)) = (&mut pager, uffd) {
+                    self.tell(pager, task, &socket)?;
+                }
             }
         }
         Ok(())
+    }
+
+    /// Tells the pager of a task, whose userfaultfd is in the socket.
+    fn tell(&self, pager: &mut Client, task: &Task, socket: &OwnedFd) -> Result<()> {
+        let outer = rustix::process::Pid::from_raw(self.outer(task.pid)?).ok_or(Errno::SRCH);
+        let told = receive(socket).and_then(|uffd| {
+            let pidfd = rustix::process::pidfd_open(outer?, rustix::process::PidfdFlags::empty())?;
+            Ok((uffd, pidfd))
+        });
+        let (uffd, pidfd) = told.of(task.pid, &task.comm)?;
+        pager.process(task.pid, uffd, &pidfd)
+    }
+
+    /// Tells the pager of the tasks that wait for nothing.
+    pub(super) fn tell_rest(&self, pager: &mut Client) -> Result<()> {
+        let waits = |task: &Task| task.alive.as_ref().is_some_and(|alive| alive.later.is_some());
+        let rest = self.checkpoint.tasks.iter().filter(|task| !waits(task));
+        rest.into_iter().try_for_each(|task| pager.nothing(task.pid))
     }
 
     /// The ring of a thread. Looking at it does not change it; only its header would be written by `Arena::ring`.
@@ -229,14 +252,15 @@ impl Run<'_> {
         Ok(ring.results(script).value(0))
     }
 
-    /// Sends a task everything it is handed, as its scripts expect it; `sockets` are those of tables that several share.
+    /// Sends a task everything it is handed, as its scripts expect it; `sockets` are those of tables that several share. What
+    /// has to wait for its memory sends something back: returned is where.
     fn hand_over(
         &self,
         numbers: &HashMap<usize, [u32; 2]>,
         task_plan: &TaskPlan,
         sockets: &mut HashMap<usize, OwnedFd>,
         opener: &mut Opener<'_>,
-    ) -> Result<()> {
+    ) -> Result<Option<OwnedFd>> {
         let task = self.task(task_plan);
         let table = task.part.table;
         let socket = match sockets.remove(&table) {
@@ -249,10 +273,14 @@ impl Run<'_> {
         };
         hand_over(&socket, &task_plan.messages, self.images, opener)
             .map_err(|p| Error::of(task.pid, &task.comm, p))?;
+        let waits = task.part.memory == task_plan.index
+            && task.alive.as_ref().is_some_and(|alive| alive.later.is_some());
+        let kept = waits.then(|| socket.try_clone()).transpose();
+        let kept = kept.map_err(|e| Error::new(format!("dup: {e}")))?;
         if !task.part.fills_table {
             sockets.insert(table, socket);
         }
-        Ok(())
+        Ok(kept)
     }
 
     /// Values that are set through `/proc`, before credentials change who owns it.
@@ -355,6 +383,21 @@ pub(super) fn take_socket(outer: Pid, numbers: [u32; 2]) -> std::result::Result<
         .map_err(|e| failed(format!("pidfd_open: {e}")))?;
     let none = rustix::process::PidfdGetfdFlags::empty();
     rustix::process::pidfd_getfd(&pidfd, 1, none).map_err(|e| failed(format!("pidfd_getfd: {e}")))
+}
+
+/// Receives the one descriptor that a stub sends.
+fn receive(socket: &OwnedFd) -> std::result::Result<OwnedFd, Errno> {
+    use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
+    let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut byte = [0];
+    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    recvmsg(socket, &mut [std::io::IoSliceMut::new(&mut byte)], &mut control, flags)?;
+    let fd = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    fd.ok_or(Errno::MFILE)
 }
 
 /// Sends messages of descriptors to a stub.

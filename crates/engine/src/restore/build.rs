@@ -28,6 +28,7 @@ use rewake_objects::Problem;
 use rewake_objects::files::epoll;
 use rewake_objects::files::pty::Controlling;
 use rewake_objects::memory::inherit::{self, Inheritance};
+use rewake_objects::memory::lazy;
 use rewake_objects::memory::mm::{self, Held, Layout, Specials};
 use rewake_objects::memory::vma::{self, status};
 use rewake_objects::steps::{Label, Steps};
@@ -866,6 +867,9 @@ impl Builder<'_> {
         let mdwe = alive.extra.as_ref().and_then(|e| e.mdwe).unwrap_or(0);
         let thp_disabled = alive.mm.thp_disabled.unwrap_or(false);
         attributes::restore_memory_policy(&mut self.steps, thp_disabled, mdwe);
+        if let Some(later) = &alive.later {
+            lazy::register(&mut self.steps, &lazy::mappings(&alive.mm, later), self.socket);
+        }
         Ok(())
     }
 

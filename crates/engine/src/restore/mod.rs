@@ -32,6 +32,7 @@ mod undo;
 mod vdsos;
 
 use crate::error::{Context, Error, Result};
+use crate::lazy::client::Client;
 use crate::options::{Action, FinalState, Hooks, Pid, RestoreOptions, TcpPolicy};
 use crate::own::AddressSpace;
 use crate::report::RestoreReport;
@@ -40,6 +41,7 @@ use build::{Environment, NodePlan, TaskPlan};
 use lineage::{Lineage, Member};
 use namespaces::Namespaces;
 use page_check::PageCheck;
+pub(crate) use read::read_memory;
 use read::{Alive, Checkpoint, Task};
 use rewake_image::messages::VmaEntry;
 use rewake_image::{ImageDir, OpenOptions};
@@ -110,7 +112,8 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
     let per_task = ["core-", "ids-", "mm-", "fs-", "fdinfo-", "pagemap-"];
     images.check_complete(|name| per_task.iter().any(|p| name.starts_with(p)))?;
     let checkpoint = read::read(&images, options)?;
-    let pages = PageCheck::new(&images)?;
+    // The pager checks what it reads.
+    let pages = if options.lazy_pages { PageCheck::by_others() } else { PageCheck::new(&images)? };
     log::info!("images read in {:?}", start.elapsed());
     let pid = options.new_pidns || options.copies.is_some();
     let namespaces = Namespaces { pid, net: options.copy_netns };
@@ -391,6 +394,8 @@ struct Standing<'a> {
     ready: finish::Ready<'a>,
     forked: Duration,
     pidfile: PidFile,
+    /// Who brings its memory.
+    pager: Option<Client>,
 }
 
 impl<'a> Run<'a> {
@@ -416,10 +421,17 @@ impl<'a> Run<'a> {
         let first = self.clone_root(&rings, created)?;
         let pages = Some(pages);
         let mut segments = sysv::raise(self.images, &self.checkpoint.segments)?;
-        let standing =
+        let mut standing =
             self.bring_up(first, &rings, &mut opener, pages, hooks, created, &mut warnings)?;
         segments.settle()?;
+        // If anything fails from here on, it must see so before we wait for what we kill, for it is a child of ours too.
+        let mut pager = standing.pager.take();
+        if let Some(pager) = &mut pager {
+            self.tell_rest(pager)?;
+            pager.ready()?;
+        }
         let report = self.release(vec![standing], hooks, warnings)?;
+        pager.map_or(Ok(()), |pager| pager.check())?;
         segments.keep();
         opener.into_made().keep();
         Ok(report)
@@ -453,6 +465,8 @@ impl<'a> Run<'a> {
         self.look_from_inside(first, opener)?;
         let forked = self.start.elapsed();
         log::info!("tree created after {forked:?}");
+        let mut pager =
+            self.options.lazy_pages.then(|| Client::connect(self.options)).transpose()?;
         if namespaces.any() {
             hooks.run(Action::PostSetupNamespaces, Some(root)).map_err(Error::new)?;
         }
@@ -465,7 +479,7 @@ impl<'a> Run<'a> {
         }
         let numbers = self.socket_numbers(rings);
         self.open_controlling(rings, opener)?;
-        self.build(rings, &numbers, opener, warnings)?;
+        self.build(rings, &numbers, opener, pager.as_mut(), warnings)?;
         self.map_rings(rings, opener)?;
         drop(network);
         if let Some(checking) = checking {
@@ -508,7 +522,7 @@ impl<'a> Run<'a> {
         }
         let is_restored = |group: i32| self.checkpoint.tasks.iter().any(|t| t.pgid == group);
         opener.set_going(is_restored)?;
-        Ok(Standing { root, ready, forked, pidfile })
+        Ok(Standing { root, ready, forked, pidfile, pager })
     }
 
     /// Lets all trees go on.
@@ -538,7 +552,8 @@ impl<'a> Run<'a> {
             forking_time,
             restore_time: self.start.elapsed(),
             pages_restored: memories
-                .filter_map(|(_, a)| a.pages.as_ref())
+                .flat_map(|(_, a)| [a.pages.as_ref(), a.later.as_ref()])
+                .flatten()
                 .map(|p| p.bytes() / rewake_objects::memory::PAGE)
                 .sum(),
             tasks: self.checkpoint.tasks.len() * all,

@@ -26,6 +26,11 @@ impl PageCheck {
         Ok(PageCheck(None))
     }
 
+    /// Leaves it to a pager.
+    pub fn by_others() -> PageCheck {
+        PageCheck(None)
+    }
+
     /// Begins with large ones. To be called when the tree exists: some things that creating it needs (a time namespace)
     /// only a process with a single thread may do.
     pub fn start(self) -> Checking {

@@ -9,7 +9,7 @@ use rewake_image::messages::{
     RewakeThreadEntry, TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry, TimensEntry,
 };
 use rewake_image::{ImageDir, StoredPages, kind};
-use rewake_objects::memory::{aio, mm, sysv};
+use rewake_objects::memory::{aio, lazy, mm, sysv};
 use rewake_objects::task::seccomp::{self, Filters};
 use rewake_objects::task::sharing::Objects;
 use std::collections::hash_map::Entry;
@@ -49,6 +49,8 @@ pub struct Alive {
     pub mm: MmEntry,
     /// Where its private pages are: `pagemap-PID.img` here and in the parents.
     pub pages: Option<StoredPages>,
+    /// Those of them that come when they are touched; `None` if none do.
+    pub later: Option<StoredPages>,
     /// Contexts of asynchronous I/O.
     pub aio: Vec<aio::Saved>,
     /// `fs-PID.img`, of the first that has the same.
@@ -187,6 +189,9 @@ pub fn read(images: &ImageDir, options: &RestoreOptions) -> Result<Checkpoint> {
     let read = spread(&pstree, ENOUGH, read)?.into_iter().flatten();
     let (mut tasks, lacks): (Vec<Task>, Vec<Lacks>) = read.unzip();
     share(images, &mut tasks, &lacks)?;
+    if options.lazy_pages {
+        put_off(&mut tasks);
+    }
     let segments = sysv::read(images, root_ids.ipc_ns_id.unwrap_or(0), &segments)?;
     for task in &tasks {
         let mappings = task.alive.iter().flat_map(|alive| &alive.mm.vmas);
@@ -258,8 +263,31 @@ fn share(images: &ImageDir, tasks: &mut [Task], lacks: &[Lacks]) -> Result<()> {
     Ok(())
 }
 
+/// Leaves to the pager what can come later, but for pages that the kernel touches when a thread is made ready.
+fn put_off(tasks: &mut [Task]) {
+    let soon = |alive: &Alive| {
+        let stack = |t: &Thread| Some(t.core.thread_info.as_ref()?.gpregs.sp);
+        let rseq = |t: &Thread| Some(t.thread.rseq_entry.as_ref()?.rseq_abi_pointer);
+        let threads = alive.threads.iter();
+        threads.flat_map(|t| [stack(t), rseq(t)]).flatten().collect::<Vec<u64>>()
+    };
+    for at in 0..tasks.len() {
+        if tasks[at].part.memory != at {
+            continue;
+        }
+        let sharers = tasks.iter().filter(|task| task.part.memory == at);
+        let soon: Vec<u64> = sharers.filter_map(|t| t.alive.as_ref()).flat_map(soon).collect();
+        let Some(alive) = &mut tasks[at].alive else { continue };
+        let Some(pages) = &alive.pages else { continue };
+        let (now, later) = lazy::divide(&alive.mm, pages, &soon);
+        if !later.runs.is_empty() {
+            (alive.pages, alive.later) = (Some(now), Some(later));
+        }
+    }
+}
+
 /// The memory of a process, if the images have it under its own name.
-fn read_memory(
+pub fn read_memory(
     images: &ImageDir,
     pid: u32,
     comm: &[u8],
@@ -384,6 +412,7 @@ fn read_task(
         threads,
         mm,
         pages,
+        later: None,
         aio,
         fs: directories.unwrap_or_default(),
         fds,

@@ -3,6 +3,7 @@
 //! * [`vma`]: mappings, from `/proc/PID/smaps` to image entries and back to mmap(2).
 //! * [`pages`]: which private pages hold data, and copying them out.
 //! * [`tracking`]: which of them were written since an earlier look.
+//! * [`lazy`]: memory that comes when it is touched.
 //! * [`aio`]: contexts of asynchronous I/O, whose rings are mapped.
 //! * [`shared`]: shared anonymous memory and memfds.
 //! * [`sysv`]: System V shared memory segments.
@@ -15,6 +16,7 @@ pub mod aio;
 pub mod contents;
 pub mod fill;
 pub mod inherit;
+pub mod lazy;
 pub mod mm;
 pub mod pages;
 pub mod shared;

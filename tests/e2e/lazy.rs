@@ -1,0 +1,225 @@
+//! Lazy restores of a program whose memory changes in every way while it comes, and which knows what it must be; what becomes
+//! of the tree when whoever brings the memory is killed, or cannot.
+
+use crate::flavours::finish;
+use crate::harness::{Fail, Fs, NotReady, Run, Tool, alive, execute, kill, tail};
+use crate::programs::by_name;
+use crate::trial;
+use libtest_mimic::Trial;
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// All trials about lazy restores; with CRIU, each brings the memory to the other's trees.
+pub fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
+    if tool.is_criu {
+        return Vec::new();
+    }
+    let mut all = Vec::new();
+    let mut add = |name: &str, body: fn(&Tool) -> Result<(), NotReady>| {
+        let tool = tool.clone();
+        all.push(trial(format!("lazy::{name}"), move || finish(body(&tool))));
+    };
+    add("pager_killed", pager_killed);
+    add("guard_killed", guard_killed);
+    add("working_set", working_set);
+    add("damaged_pages", damaged_pages);
+    add("restore_fails", restore_fails);
+    let mut add = |name: &str, restorer: &Tool, pager: &Tool| {
+        let (tool, restorer, pager) = (tool.clone(), restorer.clone(), pager.clone());
+        let body = move || finish(daemon(&tool, &restorer, &pager));
+        all.push(trial(format!("lazy::{name}"), body));
+    };
+    add("daemon", tool, tool);
+    if let Some(criu) = criu {
+        add("daemon_for_criu", criu, tool);
+        add("daemon_of_criu", tool, criu);
+    }
+    all
+}
+
+/// The log of a pager that a restore has started.
+fn log(images: &Path) -> String {
+    fs::read_to_string(images.join("lazy-pages.log")).unwrap_or_default()
+}
+
+/// Waits until the pager of the restore from `images` has brought all.
+pub fn all_there(run: &Run, images: &Path) -> Result<(), Fail> {
+    until(run, "the memory to be there", || log(images).contains("all memory is there"))
+        .map_err(|e| format!("{e}{}", tail("lazy-pages.log", &images.join("lazy-pages.log"))))
+}
+
+fn until(run: &Run, what: &str, is_so: impl Fn() -> bool) -> Result<(), Fail> {
+    let until = Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        if Instant::now() > until {
+            return Err(run.fail(format!("waited for {what}")));
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+/// A tree that is saved.
+fn saved(tool: &Tool) -> Result<Run, NotReady> {
+    let program = by_name("memory_written")?;
+    let run = Run::ready(program.name, &program.start(), Fs::Memory)?;
+    let before = run.view()?;
+    run.dump(tool, &run.images(1)?, &[])?;
+    run.gone(&before.pids(), "after the dump")?;
+    Ok(run)
+}
+
+/// The processes `rewake WORD` that work on a run's images.
+fn helpers(run: &Run, word: &str) -> Vec<i32> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else {
+            continue;
+        };
+        let line = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let line = String::from_utf8_lossy(&line).into_owned();
+        if line.starts_with(&format!("rewake\0{word}\0"))
+            && line.contains(&format!("{}/", run.dir.display()))
+        {
+            found.push(pid);
+        }
+    }
+    found
+}
+
+/// The guard of a pager: its child.
+fn guard_of(pager: i32) -> Option<i32> {
+    let path = format!("/proc/{pager}/task/{pager}/children");
+    fs::read_to_string(path).ok()?.split_whitespace().next()?.parse().ok()
+}
+
+/// Restores such that memory comes only where it is touched, for a while; returns the pager.
+fn restored_slowly(run: &mut Run, tool: &Tool) -> Result<i32, NotReady> {
+    let images = run.images(1)?;
+    run.restore(tool, &images, &["--lazy-pages", "--record-working-set"])?;
+    let pager = helpers(run, "pager");
+    match pager[..] {
+        [pager] => Ok(pager),
+        _ => Err(run.fail(format!("pagers: {pager:?}\n{}", log(&images))).into()),
+    }
+}
+
+fn pager_killed(tool: &Tool) -> Result<(), NotReady> {
+    let mut run = saved(tool)?;
+    let pager = restored_slowly(&mut run, tool)?;
+    let tree = run.view()?.pids();
+    kill(pager, libc::SIGKILL);
+    run.gone(&tree, "after the pager was killed")?;
+    let text = log(&run.images(1)?);
+    if !text.contains("were ended: the process that brought their memory") {
+        return Err(run.fail(format!("the log does not tell: {text}")).into());
+    }
+    if fs::metadata(run.dir.join("result")).is_ok() || !run.leftovers().is_empty() {
+        return Err(run.fail(format!("left over: {:?}", run.leftovers())).into());
+    }
+    Ok(())
+}
+
+fn guard_killed(tool: &Tool) -> Result<(), NotReady> {
+    let mut run = saved(tool)?;
+    let pager = restored_slowly(&mut run, tool)?;
+    let guard = guard_of(pager).ok_or_else(|| run.fail("the pager has no guard".into()))?;
+    kill(guard, libc::SIGKILL);
+    std::thread::sleep(Duration::from_millis(100));
+    let view = run.view()?;
+    run.check(&view)?;
+    all_there(&run, &run.images(1)?)?;
+    Ok(())
+}
+
+/// What was touched after one restore comes first after the next.
+fn working_set(tool: &Tool) -> Result<(), NotReady> {
+    let mut run = saved(tool)?;
+    restored_slowly(&mut run, tool)?;
+    let images = run.images(1)?;
+    all_there(&run, &images)?;
+    let noted = fs::read_to_string(images.join("rewake.working-set"))
+        .map_err(|e| run.fail(format!("the working set: {e}")))?;
+    if noted.lines().count() < 10 {
+        return Err(run.fail(format!("the working set is only {noted}")).into());
+    }
+    // The images are old by now: the program has gone on.
+    let view = run.view()?;
+    let again = run.images(2)?;
+    run.dump(tool, &again, &[])?;
+    run.gone(&view.pids(), "after the second dump")?;
+    fs::write(again.join("rewake.working-set"), noted).map_err(|e| e.to_string())?;
+    run.restore(tool, &again, &["--lazy-pages"])?;
+    let view = run.view()?;
+    run.check(&view)?;
+    all_there(&run, &again)?;
+    Ok(())
+}
+
+/// The program runs before all pages are compared with their checksum: if one is wrong, it is ended.
+fn damaged_pages(tool: &Tool) -> Result<(), NotReady> {
+    let run = saved(tool)?;
+    let images = run.images(1)?;
+    let failed = |e: std::io::Error| format!("pages-1.img: {e}");
+    let file = fs::File::options().read(true).write(true).open(images.join("pages-1.img"));
+    let file = file.map_err(failed)?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 5000).map_err(failed)?;
+    file.write_all_at(&[byte[0] ^ 4], 5000).map_err(failed)?;
+    run.try_restore(tool, &images, &["--lazy-pages"])?;
+    until(&run, "the damage to be found", || log(&images).contains("its checksum differs"))?;
+    until(&run, "the tree to end", || !alive(run.root))?;
+    let (log, left) = (log(&images), run.leftovers());
+    if !log.contains("the tree is ended") || !left.is_empty() {
+        return Err(run.fail(format!("left over: {left:?}\n{log}")).into());
+    }
+    Ok(())
+}
+
+/// A restore that fails leaves neither tree nor pager.
+fn restore_fails(tool: &Tool) -> Result<(), NotReady> {
+    let mut run = saved(tool)?;
+    let images = run.images(1)?;
+    let script = run.dir.join("fails.sh");
+    let text = "#!/bin/sh\ntest $CRTOOLS_SCRIPT_ACTION != post-restore\n";
+    fs::write(&script, text).map_err(|e| e.to_string())?;
+    crate::harness::set_mode(&script, 0o755)?;
+    let script = script.to_str().ok_or_else(|| String::from("the directory's name is no text"))?;
+    let started = Instant::now();
+    let done = run.try_restore(tool, &images, &["--lazy-pages", "--action-script", script])?;
+    if done.success() || started.elapsed() > Duration::from_secs(8) {
+        return Err(run.fail(format!("{:?} after {:?}", done.status, started.elapsed())).into());
+    }
+    until(&run, "the pager to end", || helpers(&run, "pager").is_empty())?;
+    if !run.leftovers().is_empty() {
+        return Err(run.fail(format!("left over: {:?}", run.leftovers())).into());
+    }
+    run.restore(tool, &images, &["--lazy-pages"])?;
+    let view = run.view()?;
+    run.check(&view)?;
+    Ok(())
+}
+
+/// `lazy-pages` as a command of its own.
+fn daemon(tool: &Tool, restorer: &Tool, pager: &Tool) -> Result<(), NotReady> {
+    let mut run = saved(tool)?;
+    let images = run.images(1)?;
+    let mut command = Command::new(&pager.path);
+    command.args(["lazy-pages", "--daemon", "--pidfile", "pager.pid", "-o", "pager.log", "-v4"]);
+    command.arg("-D").arg(&images);
+    let done = execute(command, &run.dir)?;
+    let pid = fs::read_to_string(images.join("pager.pid")).ok().and_then(|t| t.trim().parse().ok());
+    let pid: i32 = pid.ok_or_else(|| run.fail(format!("no pager: {}", done.text)))?;
+    run.restore(restorer, &images, &["--lazy-pages"])?;
+    let view = run.view()?;
+    run.check(&view)?;
+    until(&run, "the pager to end", || !alive(pid))
+        .map_err(|e| format!("{e}{}", tail("pager.log", &images.join("pager.log"))))?;
+    if fs::symlink_metadata(images.join("lazy-pages.socket")).is_ok() && !pager.is_criu {
+        return Err(run.fail("the socket is still there".into()).into());
+    }
+    Ok(())
+}
