@@ -255,7 +255,8 @@ pub fn all() -> Vec<Program> {
             .unless_criu("it locks MLOCK_ONFAULT memory outright"),
         program!(memory_guard),
         program!(prefork)
-            .unless_criu("it gives each process a copy of its own of what they share"),
+            .unless_criu("it gives each process a copy of its own of what they share")
+            .not_in(&[("lazy", "pages that come later come to each process by themselves")]),
         program!(memory_shared),
         program!(sysv_shm)
             .unless_criu("it refuses System V segments in the IPC namespace that it runs in"),

@@ -135,7 +135,7 @@ fn wrong_words_get_the_usage_text() {
 
 #[test]
 fn what_is_not_built_is_refused_by_name() {
-    for command in ["page-server", "lazy-pages", "service", "swrk 3", "cpuinfo dump"] {
+    for command in ["page-server", "service", "swrk 3", "cpuinfo dump"] {
         let name = command.split(' ').next().expect("a word");
         refused(command, 1, &format!("{name} is not supported yet"));
     }
@@ -144,7 +144,8 @@ fn what_is_not_built_is_refused_by_name() {
         "dump -t 1 --page-server",
         "pre-dump -t 1 --page-server",
         "restore --auto-dedup",
-        "restore --lazy-pages",
+        "dump -t 1 --lazy-pages",
+        "lazy-pages --page-server",
         "restore --inherit-fd fd[3]:x",
         "restore -r /x",
         "restore --manage-cgroups=full",
