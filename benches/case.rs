@@ -96,6 +96,8 @@ pub const ALL: &[Case] = &[
 
 /// The name of what is no case of its own: [`crate::copies`].
 pub const COPIES: &str = "copies";
+/// Likewise: [`crate::lazy`].
+pub const LAZY: &str = "lazy";
 
 /// The case of that name.
 pub fn find(name: &str) -> Option<&'static Case> {

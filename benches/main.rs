@@ -12,6 +12,7 @@
 mod case;
 mod copies;
 mod cycle;
+mod lazy;
 mod limit;
 mod machine;
 mod options;
@@ -90,6 +91,15 @@ fn bench(options: &Options) -> ExitCode {
             Err(text) => {
                 ok = false;
                 println!("{:<10} FAILED: {text}", case::COPIES);
+            }
+        }
+    }
+    if options.lazy {
+        match lazy::measure(&tools[0], &options.dir, options.runs.min(5)) {
+            Ok(text) => print!("{text}"),
+            Err(text) => {
+                ok = false;
+                println!("{:<10} FAILED: {text}", case::LAZY);
             }
         }
     }

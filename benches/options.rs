@@ -15,7 +15,7 @@ rewake-bench [--bin PATH] [--criu PATH] [--runs N] [--dir DIR] [CASE…]
   --criu PATH   a CRIU >= 4.2 to measure in turns with it
   --runs N      counted runs of each case (default 20)
   --dir DIR     where images are written (default /dev/shm)
-  CASE          tiny procs200 threads500 vmas20k fds3k tcp500 tcp9k tcp10k heap1g copies (default: all of them)
+  CASE          tiny procs200 threads500 vmas20k fds3k tcp500 tcp9k tcp10k heap1g copies lazy (default: all of them)
 ";
 
 /// What was asked for.
@@ -33,6 +33,8 @@ pub struct Options {
     pub cases: Vec<&'static Case>,
     /// Whether many copies are measured, too.
     pub copies: bool,
+    /// Whether a lazy restore is.
+    pub lazy: bool,
 }
 
 /// Reads the words after the program's name; `None` stands for `--help`.
@@ -44,6 +46,7 @@ pub fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Options>,
         dir: "/dev/shm".into(),
         cases: Vec::new(),
         copies: false,
+        lazy: false,
     };
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
@@ -60,6 +63,7 @@ pub fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Options>,
                     })?;
             }
             case::COPIES => options.copies = true,
+            case::LAZY => options.lazy = true,
             name => {
                 options.cases.push(case::find(name).ok_or_else(|| {
                     format!("no case or option is called {name}; --help lists them")
@@ -67,9 +71,9 @@ pub fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Options>,
             }
         }
     }
-    if options.cases.is_empty() && !options.copies {
+    if options.cases.is_empty() && !options.copies && !options.lazy {
         options.cases = case::ALL.iter().collect();
-        options.copies = true;
+        (options.copies, options.lazy) = (true, true);
     }
     for path in std::iter::once(&mut options.bin).chain(options.criu.as_mut()) {
         // The commands run in another directory.
