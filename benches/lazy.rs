@@ -36,7 +36,7 @@ pub fn measure(tool: &Tool, base: &Path, runs: usize) -> Result<String, String> 
     }
     let (mut eager, mut up, mut there) = (Vec::new(), Vec::new(), Vec::new());
     for n in 0..crate::WARM_UP + runs {
-        let mut counted = |times: &mut Vec<Duration>, took| {
+        let counted = |times: &mut Vec<Duration>, took| {
             if n >= crate::WARM_UP {
                 times.push(took);
             }

@@ -46,10 +46,10 @@ impl Client {
         let address = SocketAddrUnix::new(wire::SOCKET).map_err(lost)?;
         match rustix::net::connect(&socket, &address) {
             Ok(()) if options.new_pidns => {
-                return Err(Error::new(
+                Err(Error::new(
                     "a pager of its own (lazy-pages) cannot serve a tree in a PID namespace of its own (--new-pidns)",
                 )
-                .hint("end it: a restore with --lazy-pages starts one that can"));
+                .hint("end it: a restore with --lazy-pages starts one that can"))
             }
             Ok(()) => {
                 if options.record_working_set {

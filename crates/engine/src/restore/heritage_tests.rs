@@ -54,10 +54,12 @@ fn task(index: usize, process: &Process) -> Task {
         nr_pages: 1,
         store: STORE,
         offset: stored * PAGE,
+        lazy: false,
     });
     let alive = Alive {
         threads: Vec::new(),
         mm: MmEntry { vmas: vec![vma], ..MmEntry::default() },
+        later: None,
         pages: Some(StoredPages { runs: runs.collect() }),
         aio: Vec::new(),
         fs: Default::default(),
