@@ -2,6 +2,7 @@
 
 use crate::harness::{Fail, Fs, NotReady, Run, Tool};
 use crate::netns::Net;
+use crate::pools::{HugePages, Hugetlbfs};
 use crate::programs::Program;
 use crate::view::View;
 use libtest_mimic::{Completion, Failed};
@@ -58,6 +59,16 @@ pub fn in_its_net(
     program: &Program,
     body: impl FnOnce() -> Result<(), NotReady> + Send,
 ) -> Result<(), NotReady> {
+    let _pages =
+        (program.huge_pages > 0).then(|| HugePages::add(program.huge_pages)).transpose()?;
+    // One trial at a time: all have it at the same place.
+    static MOUNT: std::sync::Mutex<()> = std::sync::Mutex::new(());
+    let _mounted = if program.hugetlbfs {
+        let alone = MOUNT.lock().unwrap_or_else(|e| e.into_inner());
+        Some((Hugetlbfs::mount()?, alone))
+    } else {
+        None
+    };
     if !program.private_net {
         return body();
     }

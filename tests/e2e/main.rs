@@ -41,6 +41,7 @@ mod hosts;
 mod kills;
 mod lazy;
 mod netns;
+mod pools;
 mod ports;
 mod predumps;
 mod probes;

@@ -1,6 +1,7 @@
 //! The zoo: every program, and what is special about testing it.
 
 use crate::harness::{Fail, Run, Start, Tool};
+use crate::pools::Hugetlbfs;
 use crate::probes;
 
 /// A question asked from outside the tree.
@@ -36,6 +37,10 @@ pub struct Program {
     pub loses: &'static [&'static str],
     /// Whether it runs in a network namespace of its own, and the command with it.
     pub private_net: bool,
+    /// Huge pages (2 MiB) that the host needs for it.
+    pub huge_pages: u64,
+    /// Whether it needs a mount of hugetlbfs.
+    pub hugetlbfs: bool,
     /// Why it cannot be in another PID namespace than before.
     pub needs_its_pids: Option<&'static str>,
     /// How often the survivor is dumped with `--leave-running`.
@@ -68,6 +73,8 @@ impl Program {
             criu_loses: &[],
             loses: &[],
             private_net: false,
+            huge_pages: 0,
+            hugetlbfs: false,
             needs_its_pids: None,
             running_dumps: 2,
             probe: None,
@@ -99,6 +106,16 @@ impl Program {
 
     const fn private_net(mut self) -> Program {
         self.private_net = true;
+        self
+    }
+
+    const fn huge_pages(mut self, n: u64) -> Program {
+        self.huge_pages = n;
+        self
+    }
+
+    const fn hugetlbfs(mut self) -> Program {
+        self.hugetlbfs = true;
         self
     }
 
@@ -161,6 +178,10 @@ impl Program {
     pub fn start(&self) -> Start {
         let mut start = Start::program(self.path);
         start.env = self.env.iter().map(|(k, v)| (k.to_string(), v.to_string())).collect();
+        if self.hugetlbfs {
+            let mount = Hugetlbfs::path().to_string_lossy().into_owned();
+            start.env.push(("ZOO_FILE".into(), mount));
+        }
         start
     }
 
@@ -258,10 +279,47 @@ pub fn all() -> Vec<Program> {
             .unless_criu("it gives each process a copy of its own of what they share")
             .not_in(&[("lazy", "pages that come later come to each process by themselves")]),
         program!(memory_shared),
+        program!(memory_advice),
+        program!(hugetlb).huge_pages(24),
+        program!(hugetlb)
+            .named("hugetlb_sysv")
+            .env(&[("ZOO_SYSV", "1")])
+            .huge_pages(8)
+            .unless_criu("it refuses System V segments in the IPC namespace that it runs in"),
+        program!(hugetlb)
+            .named("hugetlb_file")
+            .huge_pages(12)
+            .hugetlbfs()
+            .unless_criu("it can neither save nor restore deleted files of hugetlbfs")
+            .options(&["--ghost-limit", "8M"], &[]),
+        program!(memory_sealed).unless_criu("it does not keep seals (mseal)"),
+        program!(memory_files).unless_criu_in(&[(
+            "from_criu",
+            "its images do not tell which mappings of a memfd sealed later may be written",
+        )]),
+        program!(memory_files).named("memory_files_plain").env(&[("ZOO_PLAIN", "1")]),
+        program!(memory_layout),
+        program!(memory_future)
+            .named("memory_lock_future")
+            .env(&[("ZOO_LOCK", "1")])
+            .unless_criu("it does not keep MCL_FUTURE"),
+        program!(memory_future)
+            .named("memory_lock_on_fault")
+            .env(&[("ZOO_LOCK", "2")])
+            .unless_criu("it does not keep MCL_FUTURE"),
+        program!(memory_future)
+            .named("memory_merge")
+            .env(&[("ZOO_MERGE", "1")])
+            .unless_criu("it does not keep PR_SET_MEMORY_MERGE"),
+        program!(memory_future)
+            .named("memory_thp_advised")
+            .env(&[("ZOO_THP", "1")])
+            .unless_criu("it does not keep PR_THP_DISABLE_EXCEPT_ADVISED"),
         program!(sysv_shm)
             .unless_criu("it refuses System V segments in the IPC namespace that it runs in"),
         program!(memfd),
         program!(vmas),
+        program!(vmas).named("vmas_60000").env(&[("ZOO_N", "60000")]),
         program!(brk),
         program!(vdso),
         program!(vdso).named("vdso_rounds").env(&[("ZOO_ROUNDS", "3")]),

@@ -3,6 +3,7 @@
 
 use crate::flavours::{Outcome, finish, started, with};
 use crate::harness::{Fail, Fs, NotReady, Run, Tool, alive, exists, tail};
+use crate::pools::HugePages;
 use crate::programs::{Program, by_name};
 use crate::view::{self, View};
 use crate::{no_excuses, skip, trial, trial_alone};
@@ -59,6 +60,12 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
             finish(scrambled(&tool))
         }));
     }
+    {
+        // Other trials want huge pages, too.
+        let tool = tool.clone();
+        let name = "refusals::restore_without_huge_pages".into();
+        all.push(trial_alone(name, move || finish(no_huge_pages(&tool))));
+    }
     for (name, how) in
         [("truncated", Damage::Truncate), ("flipped", Damage::Flip), ("missing", Damage::Remove)]
     {
@@ -76,6 +83,10 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
 /// Kinds of `unsupported`, and what the refusal of each says.
 const KINDS: &[(&str, &[&str])] = &[
     ("userfaultfd", &["userfaultfd"]),
+    ("userfaultfd_missing", &["mapping 0x", "registered with a userfaultfd", "unregister"]),
+    ("userfaultfd_wp", &["mapping 0x", "registered with a userfaultfd", "unregister"]),
+    ("userfaultfd_outside", &["mapping 0x", "registered with a userfaultfd", "unregister"]),
+    ("secretmem_mapped", &["mapping 0x", "memfd_secret", "unmap"]),
     ("kvm", &["kvm"]),
     ("fsopen", &["mount"]),
     ("secretmem", &["secret"]),
@@ -347,6 +358,30 @@ fn pid_taken(tool: &Tool) -> Result<(), NotReady> {
         refused(run, tool, &done, &images.join("restore.log"), &["tree", "taken"])?;
         run.same(before, "after the refused restore", &[])
     })
+}
+
+/// The host has fewer huge pages than the images need: nothing is made, and the error says how many there are.
+fn no_huge_pages(tool: &Tool) -> Result<(), NotReady> {
+    if tool.is_criu {
+        return Err(NotReady::Skip("CRIU's restore fails in the middle".into()));
+    }
+    let program = by_name("hugetlb")?;
+    let pages = HugePages::add(program.huge_pages)?;
+    let (mut run, before) = started(&program, Fs::Disk)?;
+    let images = run.images(1)?;
+    run.dump(tool, &images, &[])?;
+    run.gone(&before.pids(), "after dump")?;
+    // What others have in use or reserved meanwhile is theirs: all that is free goes.
+    let emptied = HugePages::remove_free()?;
+    let done = run.try_restore(tool, &images, &[])?;
+    let words = ["huge pages of 2048 kB", "are needed", "nr_hugepages"];
+    refused(&run, tool, &done, &images.join("restore.log"), &words)?;
+    run.gone(&before.pids(), "after the refused restore")?;
+    drop(emptied);
+    run.restore(tool, &images, &[])?;
+    run.check(&before)?;
+    drop(pages);
+    Ok(())
 }
 
 fn no_images(tool: &Tool) -> Result<(), NotReady> {

@@ -338,9 +338,11 @@ fn parse_smaps(text: &str) -> Vec<Vma> {
         if let Some(flags) = line.strip_prefix("VmFlags:") {
             if let Some(vma) = found.last_mut() {
                 // sd: soft-dirty, a matter of who wrote when; ac: accounting follows from the rest.
-                let flags: Vec<&str> =
-                    flags.split_whitespace().filter(|f| !["sd", "ac"].contains(f)).collect();
-                vma.flags = flags.join(" ");
+                // sh: without mw (a file opened for reading, a sealed memfd) it means nothing.
+                let all: Vec<&str> = flags.split_whitespace().collect();
+                let unshared = if all.contains(&"mw") { "" } else { "sh" };
+                let flags = all.iter().filter(|f| !["sd", "ac", unshared].contains(f));
+                vma.flags = flags.copied().collect::<Vec<_>>().join(" ");
             }
             continue;
         }
@@ -357,13 +359,29 @@ fn parse_smaps(text: &str) -> Vec<Vma> {
         // Shared anonymous memory: CRIU's comes back as a memfd of the same name.
         let path = path
             .strip_prefix("/memfd:")
-            .filter(|p| *p == "/dev/zero (deleted)")
+            .filter(|p| ["/dev/zero (deleted)", "/anon_hugepage (deleted)"].contains(p))
             .unwrap_or(&path)
             .to_string();
         let path = if path.ends_with("(deleted)") { class(&path) } else { path };
+        let path = without_ghost(&path).unwrap_or(path);
         found.push(Vma { start, end, perms, offset, path, flags: String::new() });
     }
     found
+}
+
+/// The name of a deleted file that had to be restored under another because its own is taken: NAME.N.ghost, NAME.N.M.ghost,
+/// with CRIU NAME.cr_link.
+fn without_ghost(path: &str) -> Option<String> {
+    if let Some(name) = path.strip_suffix(".cr_link (deleted)") {
+        return Some(format!("{name} (deleted)"));
+    }
+    let mut name = path.strip_suffix(".ghost (deleted)")?;
+    while let Some((rest, number)) = name.rsplit_once('.')
+        && number.parse::<u32>().is_ok()
+    {
+        name = rest;
+    }
+    Some(format!("{name} (deleted)"))
 }
 
 /// Numbers anonymous objects by first appearance.

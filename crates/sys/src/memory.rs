@@ -1,6 +1,8 @@
 //! Other processes' memory: process_vm_readv(2).
 
-use crate::call::{Result, pid_arg, syscall};
+use crate::call::{Errno, Result, SyscallError, pid_arg, syscall};
+use std::fs::File;
+use std::os::fd::AsRawFd;
 
 /// A range of a remote process: address and length in bytes.
 pub type RemoteRange = (u64, usize);
@@ -39,11 +41,12 @@ pub fn read_remote(pid: i32, ranges: &[RemoteRange], buffer: &mut [u8]) -> Resul
 }
 
 /// Makes a segment of shared anonymous memory of `len` bytes, as `mmap(MAP_SHARED | MAP_ANONYMOUS)` does, and returns
-/// its file (`/proc/self/map_files`), so that several processes can map the same one.
+/// its file (`/proc/self/map_files`), so that several processes can map the same one. `flags` are further ones of mmap(2):
+/// `MAP_HUGETLB`.
 ///
 /// # Errors
 /// `EPERM` without `CAP_CHECKPOINT_RESTORE`; `ENOMEM`.
-pub fn shared_anonymous(len: usize) -> Result<std::os::fd::OwnedFd> {
+pub fn shared_anonymous(len: usize, flags: u32) -> Result<std::os::fd::OwnedFd> {
     use rustix::fs::{Mode, OFlags};
     use rustix::mm::{MapFlags, ProtFlags};
     let failed = |call| move |errno| crate::SyscallError::new(call, errno);
@@ -54,7 +57,7 @@ pub fn shared_anonymous(len: usize) -> Result<std::os::fd::OwnedFd> {
             std::ptr::null_mut(),
             len,
             ProtFlags::READ | ProtFlags::WRITE,
-            MapFlags::SHARED | MapFlags::NORESERVE,
+            MapFlags::SHARED | MapFlags::NORESERVE | MapFlags::from_bits_retain(flags),
         )
     }
     .map_err(failed("mmap"))?;
@@ -64,4 +67,71 @@ pub fn shared_anonymous(len: usize) -> Result<std::os::fd::OwnedFd> {
     // SAFETY: the mapping made above, which nobody else knows.
     let _ = unsafe { rustix::mm::munmap(base, len) };
     file.map_err(failed("open map_files"))
+}
+
+/// A file that is memory (a memfd), mapped into the calling process for writing; dropping it unmaps it.
+#[derive(Debug)]
+pub struct SharedMapping {
+    address: usize,
+    len: usize,
+}
+
+impl SharedMapping {
+    /// Maps the first `len` bytes of `file`, without reserving anything.
+    ///
+    /// # Errors
+    /// Those of mmap(2).
+    pub fn new(file: impl std::os::fd::AsFd, len: usize) -> Result<SharedMapping> {
+        use rustix::mm::{MapFlags, ProtFlags};
+        // SAFETY: a new mapping at an address of the kernel's choice, of which nobody ever holds a reference.
+        let address = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                len,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED | MapFlags::NORESERVE,
+                file,
+                0,
+            )
+        }
+        .map_err(|errno| SyscallError::new("mmap", errno))?;
+        Ok(SharedMapping { address: address as usize, len })
+    }
+
+    /// Reads `len` bytes of `file` from `offset` on into the mapping at `at`.
+    ///
+    /// # Errors
+    /// Those of pread(2); `EFAULT` if the range is not in the mapping or there is no memory for it; `EIO` if the file is
+    /// too short.
+    pub fn fill_all(&self, file: &File, offset: u64, at: u64, len: u64) -> Result<()> {
+        let inside = at.checked_add(len).is_some_and(|end| end <= self.len as u64);
+        if !inside {
+            return Err(SyscallError::new("pread64", Errno::FAULT));
+        }
+        let mut done = 0;
+        while done < len {
+            let part = (len - done).min(1 << 30) as usize;
+            let to = self.address + (at + done) as usize;
+            // SAFETY: the range is in our mapping, as checked, of which nobody holds a reference.
+            let got = unsafe {
+                syscall(
+                    "pread64",
+                    libc::SYS_pread64,
+                    [file.as_raw_fd() as usize, to, part, (offset + done) as usize, 0, 0],
+                )
+            }?;
+            if got == 0 {
+                return Err(SyscallError::new("pread64", Errno::IO));
+            }
+            done += got as u64;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for SharedMapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping made in `new`, of which nobody holds a reference.
+        let _ = unsafe { rustix::mm::munmap(self.address as *mut std::ffi::c_void, self.len) };
+    }
 }

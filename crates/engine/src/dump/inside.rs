@@ -14,8 +14,8 @@ use rewake_inject::ring::{Data, Results, Script};
 use rewake_inject::tell::telling_signal;
 use rewake_inject::visit::Host;
 use rewake_objects::Problem;
-use rewake_objects::memory::aio;
 use rewake_objects::memory::vma::status;
+use rewake_objects::memory::{aio, future};
 use rewake_objects::task::attributes::{self, Attributes};
 use rewake_objects::task::{credentials, landlock, limits, registers, seccomp, signals, timers};
 use rewake_sys::ptrace;
@@ -31,6 +31,8 @@ pub struct Inside {
     pub extra: Vec<RewakeThreadEntry>,
     /// Attributes of the process.
     pub attributes: Attributes,
+    /// What is done with new mappings.
+    pub future: future::Future,
     /// Close-on-exec flags of the descriptors, in the order of `Outside::fds`.
     pub cloexec: Vec<bool>,
     /// What applies to each thread, in the order of `cores`.
@@ -61,6 +63,7 @@ struct Answers {
     timers: TaskTimersEntry,
     limits: TaskRlimitsEntry,
     attributes: Attributes,
+    future: future::Future,
     clocks: [(u64, u64); 2],
     shared: Vec<ptrace::SigInfo>,
 }
@@ -127,6 +130,7 @@ struct FirstBatch {
     timers: timers::Asked,
     limits: Data,
     attributes: attributes::Asked,
+    future: future::Asked,
     /// The operation that Landlock may forbid.
     landlock: usize,
     aio: std::ops::Range<usize>,
@@ -147,6 +151,7 @@ impl FirstBatch {
         let timers = timers::ask(script, &outside.timers[..outside.timers.len().min(FIRST_TIMERS)]);
         let limits = limits::ask(script);
         let attributes = attributes::ask(script);
+        let future = future::ask(script);
         let landlock = landlock::ask(script, own_pid());
         let aio = aio::ask(script, &outside.aio[..outside.aio.len().min(FIRST_CONTEXTS)]);
         let clocks = script.space(32);
@@ -156,7 +161,7 @@ impl FirstBatch {
         }
         let room = rewake_inject::live::OPS - script.ops.len();
         let flags = ask_cloexec(script, &outside.fds[..outside.fds.len().min(room)]);
-        FirstBatch { actions, timers, limits, attributes, landlock, aio, clocks, flags }
+        FirstBatch { actions, timers, limits, attributes, future, landlock, aio, clocks, flags }
     }
 }
 
@@ -312,6 +317,7 @@ fn ask_on(
         timers: timers::read(results, &asked.timers, &outside.timers[..first]),
         limits: limits::read(results, asked.limits),
         attributes: attributes::read(results, asked.attributes),
+        future: future::read(results, asked.future),
         clocks: [0, 16].map(|at| (results.u64(clocks, at), results.u64(clocks, at + 8))),
         shared,
     };
@@ -390,7 +396,7 @@ fn build(
     cloexec: Vec<bool>,
 ) -> Inside {
     let (pid, comm) = (task.pid(), task.comm());
-    let Answers { actions, timers, limits, attributes, clocks, shared } = answers;
+    let Answers { actions, timers, limits, attributes, future, clocks, shared } = answers;
     let mut cores = Vec::with_capacity(states.len());
     let mut extra = Vec::with_capacity(states.len());
     let mut seccomp = Vec::with_capacity(states.len());
@@ -454,5 +460,5 @@ fn build(
         seccomp.push(state.seccomp);
     }
     let problems = Vec::new();
-    Inside { cores, extra, attributes, cloexec, seccomp, problems, clocks }
+    Inside { cores, extra, attributes, future, cloexec, seccomp, problems, clocks }
 }

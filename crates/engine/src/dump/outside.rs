@@ -176,6 +176,13 @@ fn read_vdso(memory: &File, vmas: &[Vma], own: &[u8]) -> Vec<u8> {
 }
 
 impl Outside {
+    /// Start addresses of mappings of which something is true; none if another task owns the memory.
+    #[must_use]
+    pub fn mappings_that(&self, is: impl Fn(&Vma) -> bool) -> Vec<u64> {
+        let all = self.vmas.iter().filter(|_| self.owns.vm);
+        all.filter(|v| is(v)).map(|v| v.entry.start).collect()
+    }
+
     /// Is an agent inside, of another dump? Ours comes only after this survey.
     #[must_use]
     pub fn has_guest(&self) -> bool {

@@ -17,7 +17,7 @@ use rewake_objects::Problem;
 use rewake_objects::files::collect::Contents;
 use rewake_objects::files::{ghost, nsfs};
 use rewake_objects::memory::vma::status;
-use rewake_objects::memory::{PAGE, pages, shared, sysv};
+use rewake_objects::memory::{PAGE, future, pages, shared, sysv};
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -237,14 +237,11 @@ fn write_files(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -
             io_flusher: attributes.io_flusher.then_some(true),
             autogroup_nice: alive.outside.values.autogroup_nice,
             personality: Some(alive.outside.values.personality),
-            lock_on_fault: alive
-                .outside
-                .vmas
-                .iter()
-                .filter(|_| alive.outside.owns.vm)
-                .filter(|v| v.lock_on_fault)
-                .map(|v| v.entry.start)
-                .collect(),
+            lock_on_fault: alive.outside.mappings_that(|v| v.lock_on_fault),
+            lock_future: Some(alive.inside.future.lock).filter(|lock| *lock != 0),
+            memory_merge: alive.inside.future.merge.then_some(true),
+            thp_except_advised: future::thp_except_advised(attributes.thp_disable).then_some(true),
+            sealed: alive.outside.mappings_that(|v| v.sealed),
         };
         extra.push(RewakeEntry { task: Some(entry), ..RewakeEntry::default() });
         extra.extend(

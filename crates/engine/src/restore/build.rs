@@ -27,6 +27,7 @@ use rewake_image::{PageStore, StoredPages};
 use rewake_objects::Problem;
 use rewake_objects::files::epoll;
 use rewake_objects::files::pty::Controlling;
+use rewake_objects::memory::future;
 use rewake_objects::memory::inherit::{self, Inheritance};
 use rewake_objects::memory::lazy;
 use rewake_objects::memory::mm::{self, Held, Layout, Specials};
@@ -328,7 +329,8 @@ fn plan_node(
         {
             foreground_steps(&mut finish, terminal, alive);
         }
-        finish_steps(&mut finish, &tasks[index], alive, env, &groups);
+        let makes_memory = tasks[index].part.memory == index;
+        finish_steps(&mut finish, &tasks[index], alive, env, makes_memory, &groups);
         task = Some(TaskPlan { index, build, locks, finish, threads, messages, socket, warnings });
     }
     let init = (node.role == Role::Init).then(|| {
@@ -550,6 +552,7 @@ pub fn strip_steps(steps: &mut Steps, env: &Environment) {
     let mut keep = vec![env.arena];
     keep.extend(env.specials.span().map(|s| (s.start, s.end)));
     unmap_all_but(steps, keep, env.end);
+    future::forget(steps);
     // The controller's numbers of what is lent are all above these.
     for (number, (_, fd)) in (FIRST_LENT as u64..).zip(&env.lent) {
         let lend = op(libc::SYS_dup3, &[*fd as u64, number, 0]);
@@ -1012,9 +1015,13 @@ fn finish_steps(
     task: &Task,
     alive: &Alive,
     env: &Environment,
+    makes_memory: bool,
     group_helpers: &[i32],
 ) {
     let leader = &alive.threads[0];
+    if let Some(extra) = alive.extra.as_ref().filter(|_| makes_memory) {
+        future::restore(steps, &alive.mm, extra);
+    }
     for helper in group_helpers {
         steps.must(
             Label::Text("reaping a helper"),

@@ -50,8 +50,9 @@ use rewake_inject::stub::Arena;
 use rewake_inject::tracee::{Running, Stopped};
 use rewake_objects::files::open::{self, Opener};
 use rewake_objects::files::{epoll, pty};
-use rewake_objects::memory::sysv;
+use rewake_objects::memory::hugetlb::Needs;
 use rewake_objects::memory::vma::status;
+use rewake_objects::memory::{shared, sysv};
 use rewake_objects::pids::Pids;
 use rewake_objects::problem::text;
 use rewake_objects::task::sharing::Objects;
@@ -105,6 +106,22 @@ impl Hooks for Once<'_> {
     }
 }
 
+/// Has the host the huge pages that the images need?
+fn check_huge_pages(
+    checkpoint: &Checkpoint,
+    opener: &Opener<'_>,
+    copies: Option<u32>,
+) -> Result<()> {
+    let mut needs = Needs::default();
+    // Private ones are each copy's own, and so is shared memory.
+    for (_, alive) in checkpoint.memories() {
+        needs.add(&alive.mm, alive.pages.as_ref());
+    }
+    shared::add_needs(opener, &mut needs)?;
+    sysv::add_needs(&checkpoint.segments, &mut needs)?;
+    Ok(needs.check(u64::from(copies.unwrap_or(1)))?)
+}
+
 fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreReport> {
     let start = Instant::now();
     let how = OpenOptions { verify: options.verify, ..OpenOptions::default() };
@@ -139,6 +156,7 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
     let rules = addresses::rules(&options.addresses, 0)?;
     let notes = addresses::replace(&mut opener, &rules, options)?;
     opener.check()?;
+    check_huge_pages(&checkpoint, &opener, options.copies)?;
     let leads = |t: &&Task| t.sid == t.pid && t.alive.is_some();
     opener.sessions = checkpoint.tasks.iter().filter(leads).map(|t| t.pid).collect();
     pty::prepare(&mut opener)?;
@@ -183,8 +201,7 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
     env.locks = locks::read(&images, &checkpoint, &opener)?;
     env.arena = (base, base + ARENA_SPACE);
     let same_vdso = |alive: &Alive| same_vdso(&images, alive, &own);
-    env.segments =
-        checkpoint.segments.iter().map(|(id, s)| (u64::from(*id), s.entry.size)).collect();
+    env.segments = checkpoint.segments.iter().map(|(id, s)| (u64::from(*id), s.size())).collect();
     let copies = options.copies.filter(|n| *n > 1);
     if let (Some(id), Some(_)) = (checkpoint.segments.keys().next(), copies) {
         return Err(Error::new(format!(

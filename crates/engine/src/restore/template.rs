@@ -66,7 +66,9 @@ pub fn holdings(
                 let plain = u32::try_from(vma.shmid).is_ok_and(is_plain);
                 let shared = vma.status & status::ANON_SHARED != 0;
                 let vdso = vma.status & status::VDSO != 0 && own_vdso;
-                if vdso || shared || (file && !plain) {
+                // A clone would have no reservation of its own for these.
+                let huge = vma.flags & libc::MAP_HUGETLB as u32 != 0;
+                if vdso || shared || huge || (file && !plain) {
                     continue;
                 }
                 if in_place {

@@ -49,6 +49,14 @@ messages! {
         optional uint32 personality = 7;
         /// Start addresses of mappings that are locked as they are touched (`MLOCK_ONFAULT`).
         repeated uint64 lock_on_fault = 8 [hex];
+        /// mlockall(2): `MCL_FUTURE` and `MCL_ONFAULT`.
+        optional uint32 lock_future = 9;
+        /// `PR_GET_MEMORY_MERGE`.
+        optional bool memory_merge = 10;
+        /// `PR_THP_DISABLE_EXCEPT_ADVISED`.
+        optional bool thp_except_advised = 11;
+        /// Start addresses of mappings that are sealed (mseal(2)).
+        repeated uint64 sealed = 12 [hex];
     }
 
     /// Extra state of a thread.

@@ -4,11 +4,13 @@
 use super::collect::{Collector, Contents, View};
 use super::passing::{Names, unused};
 use crate::Problem;
+use crate::memory::hugetlb;
 use crate::problem::text;
 use rewake_image::ghost::Ghost;
 use rewake_image::messages::{
     GhostChunkEntry, GhostFileEntry, RemapFilePathEntry, RemapType, Timeval,
 };
+use rewake_sys::memory::SharedMapping;
 use rustix::fd::OwnedFd;
 use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags};
 use rustix::io::Errno;
@@ -204,6 +206,16 @@ fn fill(ghost: &Ghost, to: &std::fs::File) -> std::io::Result<()> {
         .size
         .or_else(|| ghost.chunks.iter().map(|c| c.offset + c.length).max())
         .unwrap_or(0);
+    if let Some(page) = hugetlb::of_file(to) {
+        // hugetlbfs has no write(2).
+        let size = size.checked_next_multiple_of(page).unwrap_or(u64::MAX);
+        rustix::fs::ftruncate(to, size)?;
+        let of = |e: rewake_sys::SyscallError| std::io::Error::from(e.errno);
+        let memory = SharedMapping::new(to, size as usize).map_err(of)?;
+        return ghost.chunks.iter().try_for_each(|c| {
+            memory.fill_all(&ghost.file, c.image_offset, c.offset, c.length).map_err(of)
+        });
+    }
     rustix::fs::ftruncate(to, size)?;
     let mut buffer = vec![0u8; 1 << 20];
     for chunk in &ghost.chunks {

@@ -332,6 +332,11 @@ impl<'a> Opener<'a> {
             .ok_or_else(|| Problem::new(format!("file id {id}"), "it is not open"))
     }
 
+    /// Memfds and shared anonymous memory of the images.
+    pub(crate) fn memfds(&self) -> impl Iterator<Item = &rewake_image::messages::MemfdFileEntry> {
+        self.files.values().filter_map(|file| file.memfd.as_deref())
+    }
+
     /// What has to wait until all tasks exist: owners of descriptions, seals. Call it before credentials change.
     ///
     /// # Errors

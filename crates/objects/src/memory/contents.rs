@@ -19,6 +19,8 @@ pub struct Source<'a> {
     pub shmid: u64,
     /// What mappings have beyond the size, in the last page; zeros where this ends.
     pub tail: &'a [u8],
+    /// Its page size, if it is a file of hugetlbfs: that tells no holes, and pages of zeros are taken for such.
+    pub huge: Option<u64>,
 }
 
 /// Pages written and looked at.
@@ -35,7 +37,7 @@ pub struct Written {
 /// # Errors
 /// Reading the memory or writing the image fails.
 pub fn write(images: &ImageWriter, source: &Source<'_>, pages_id: u32) -> Result<Written, Problem> {
-    let Source { object, file, size, shmid, tail } = *source;
+    let Source { object, file, size, shmid, tail, huge } = *source;
     let failed = |e: std::io::Error| Problem::new(object, e.to_string());
     let mut runs = Vec::new();
     let mut pages: Option<RawStream<'_>> = None;
@@ -48,8 +50,17 @@ pub fn write(images: &ImageWriter, source: &Source<'_>, pages_id: u32) -> Result
             Err(rustix::io::Errno::NXIO) => break,
             Err(e) => return Err(failed(e.into())),
         };
-        let end = rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(start))
-            .map_err(|e| failed(e.into()))?;
+        let end = match huge {
+            Some(page)
+                if is_zero(file, start, page.min(size - start), &mut buffer).map_err(failed)? =>
+            {
+                at = start + page;
+                continue;
+            }
+            Some(page) => size.min(start + page),
+            None => rustix::fs::seek(file, rustix::fs::SeekFrom::Hole(start))
+                .map_err(|e| failed(e.into()))?,
+        };
         let (first, last) = (start / PAGE * PAGE, end.next_multiple_of(PAGE));
         let to = match &mut pages {
             Some(pages) => pages,
@@ -71,12 +82,17 @@ pub fn write(images: &ImageWriter, source: &Source<'_>, pages_id: u32) -> Result
             std::io::Write::write_all(to, &buffer[..len]).map_err(failed)?;
             from += len as u64;
         }
-        runs.push(PageRun {
-            vaddr: first,
-            nr_pages: (last - first) / PAGE,
-            source: PageSource::Stored,
-            place: None,
-        });
+        match runs.last_mut() {
+            Some(PageRun { vaddr, nr_pages, .. }) if *vaddr + *nr_pages * PAGE == first => {
+                *nr_pages += (last - first) / PAGE;
+            }
+            _ => runs.push(PageRun {
+                vaddr: first,
+                nr_pages: (last - first) / PAGE,
+                source: PageSource::Stored,
+                place: None,
+            }),
+        }
         at = last;
     }
     if let Some(pages) = pages {
@@ -86,4 +102,18 @@ pub fn write(images: &ImageWriter, source: &Source<'_>, pages_id: u32) -> Result
         .write_pagemap_shmem(shmid, pages_id, &runs)
         .map_err(|e| Problem::new(object, e.to_string()))?;
     Ok(Written { scanned: size.div_ceil(PAGE), written: runs.iter().map(|r| r.nr_pages).sum() })
+}
+
+/// Are there only zeros in `len` bytes from `at` on?
+fn is_zero(file: &File, at: u64, len: u64, buffer: &mut [u8]) -> std::io::Result<bool> {
+    let mut done = 0;
+    while done < len {
+        let part = ((len - done) as usize).min(buffer.len());
+        file.read_exact_at(&mut buffer[..part], at + done)?;
+        if buffer[..part].iter().any(|byte| *byte != 0) {
+            return Ok(false);
+        }
+        done += part as u64;
+    }
+    Ok(true)
 }

@@ -61,6 +61,8 @@ pub fn is_heritable(vma: &VmaEntry) -> bool {
         && vma.status & (status::VDSO | status::AIORING) == 0
         // To lock a page is to have it for oneself.
         && vma.flags & libc::MAP_LOCKED as u32 == 0
+        // A child would have no huge pages reserved for it.
+        && vma.flags & libc::MAP_HUGETLB as u32 == 0
         && !advices(vma).any(is_for_clones)
 }
 

@@ -3,7 +3,7 @@
 use super::fill::{fill, pieces};
 use super::inherit::Inheritance;
 use super::vma::{self, status};
-use super::{PAGE, TASK_SIZE, aio};
+use super::{PAGE, TASK_SIZE, aio, hugetlb};
 use crate::Problem;
 use crate::steps::{Label, Steps};
 use crate::task::attributes::Attributes;
@@ -169,8 +169,11 @@ pub fn validate(mm: &MmEntry, pages: Option<&StoredPages>) -> Result<(), Problem
             return bad("its file offset is not aligned");
         }
         let unsupported = status::SOCKET | status::SHSTK | status::UPROBES;
-        if vma.status & unsupported != 0 || vma.flags & libc::MAP_HUGETLB as u32 != 0 {
+        if vma.status & unsupported != 0 {
             return bad("mappings of this kind cannot be restored yet");
+        }
+        if let Err(reason) = hugetlb::validate(vma) {
+            return bad(reason);
         }
         last = vma.end;
     }
@@ -231,16 +234,10 @@ pub fn restore(
         fill_own(steps, mm, pages, layout, want)?;
     }
     for (vma, filled) in mapped() {
-        let (start, len) = (vma.start, vma.end - vma.start);
-        let label = Label::Vma(vma.start, vma.end);
         if inherited.has(vma) {
             inherited.protect(steps, vma);
         } else if held.place(vma).is_none() {
-            protect(steps, vma, start, *filled);
-        }
-        if vma.flags & libc::MAP_LOCKED as u32 != 0 {
-            let on_fault = u64::from(layout.lock_on_fault.contains(&start));
-            steps.must(label, Op::new(libc::SYS_mlock2, &[start, len, on_fault]));
+            protect(steps, vma, vma.start, *filled);
         }
     }
     for guard in mm.vmas.iter().filter(|v| v.status & status::GUARD != 0) {
@@ -251,7 +248,23 @@ pub fn restore(
             Op::new(libc::SYS_madvise, &[guard.start, len, MADV_GUARD_INSTALL]),
         );
     }
+    // After the guards, for there are none in locked memory.
+    let is_locked = |vma: &VmaEntry| vma.flags & libc::MAP_LOCKED as u32 != 0;
+    for (vma, _) in mapped().filter(|(v, _)| is_locked(v)) {
+        lock(steps, vma, layout.lock_on_fault.contains(&vma.start));
+    }
     Ok(())
+}
+
+/// Locks memory in two steps: the first does everything that may be refused, the second brings the pages. That one fails
+/// where the task has no access, beyond the end of a file and at guard ranges, as it did when the program locked them.
+fn lock(steps: &mut Steps, vma: &VmaEntry, on_fault: bool) {
+    let label = Label::Vma(vma.start, vma.end);
+    let (start, len) = (vma.start, vma.end - vma.start);
+    steps.must(label, Op::new(libc::SYS_mlock2, &[start, len, u64::from(libc::MLOCK_ONFAULT)]));
+    if !on_fault {
+        steps.may(label, Op::new(libc::SYS_mlock, &[start, len]));
+    }
 }
 
 /// Makes and fills, in a template, what a task will have from it.
@@ -426,7 +439,7 @@ fn map(
     let (fd, offset) = if is_file {
         ((layout.descriptor)(vma)?, vma.pgoff)
     } else {
-        flags |= libc::MAP_ANONYMOUS as u32;
+        flags |= libc::MAP_ANONYMOUS as u32 | hugetlb::mmap_flags(vma);
         (-1, 0)
     };
     let (prot, flags) = (u64::from(prot), u64::from(flags));

@@ -7,6 +7,8 @@
 //! * [`aio`]: contexts of asynchronous I/O, whose rings are mapped.
 //! * [`shared`]: shared anonymous memory and memfds.
 //! * [`sysv`]: System V shared memory segments.
+//! * [`future`]: what is done with mappings that are yet to come (mlockall(2), merging of pages).
+//! * [`hugetlb`]: huge pages that a program asks for by size.
 //! * [`contents`]: what is in both of them.
 //! * [`mm`]: the address space as a whole: layout (`PR_SET_MM_MAP`), vdso, and the order in which it is rebuilt.
 //! * [`fill`]: its pages; [`inherit`]: those that a task has from the one that cloned it.
@@ -15,6 +17,8 @@
 pub mod aio;
 pub mod contents;
 pub mod fill;
+pub mod future;
+pub mod hugetlb;
 pub mod inherit;
 pub mod lazy;
 pub mod mm;

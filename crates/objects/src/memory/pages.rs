@@ -112,7 +112,8 @@ pub(super) fn intersect(regions: &[Region], vmas: &[Vma]) -> Vec<Run> {
     for vma in vmas.iter().filter(|v| has_private_pages(&v.entry)) {
         let (start, end) = (vma.entry.start, vma.entry.end);
         let plain = status::ANON_PRIVATE | status::REGULAR;
-        let lazy = vma.entry.status & !status::HEAP == plain;
+        let huge = vma.entry.flags & libc::MAP_HUGETLB as u32 != 0;
+        let lazy = vma.entry.status & !status::HEAP == plain && !huge;
         let mut push = |start, end| match runs.last_mut() {
             Some(last)
                 if last.end == start && last.lazy == lazy && last.readable == vma.readable =>
@@ -285,6 +286,7 @@ mod tests {
             inode: 0,
             readable: true,
             lock_on_fault: false,
+            sealed: false,
             may_have_guards: false,
             watched: false,
         }

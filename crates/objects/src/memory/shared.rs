@@ -4,14 +4,15 @@
 //! As in CRIU, both are memfd entries of the image; shared anonymous memory has the name `/dev/zero`. A restore makes real
 //! shared anonymous memory again.
 
-use super::PAGE;
 use super::contents::{self, Written};
+use super::{PAGE, hugetlb};
 use crate::Problem;
 use crate::files::collect::{Collector, Contents};
 use crate::files::open::Opener;
 use crate::problem::text;
 use rewake_image::messages::{FdTypes, FileEntry, FownEntry, MemfdFileEntry, MemfdInodeEntry};
 use rewake_image::{ImageDir, ImageWriter, kind};
+use rewake_sys::memory::SharedMapping;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
 use std::collections::HashMap;
@@ -21,6 +22,8 @@ use std::os::unix::fs::FileExt;
 
 /// Name of shared anonymous memory in the image.
 pub const ANONYMOUS: &[u8] = b"/dev/zero";
+/// The same of huge pages.
+const HUGE_ANONYMOUS: &[u8] = b"/anon_hugepage";
 
 /// A segment whose contents are still to be written.
 #[derive(Debug)]
@@ -60,6 +63,8 @@ fn segment(
             Err(e) => return Err(failed(e)),
         };
         let inode_id = collector.segments.len() as u64 + 1;
+        let huge = hugetlb::of_file(file);
+        let name = if huge.is_some() && name == ANONYMOUS { HUGE_ANONYMOUS } else { name };
         let entry = MemfdInodeEntry {
             name: name.to_vec(),
             uid: stat.st_uid,
@@ -68,7 +73,7 @@ fn segment(
             shmid: stat.st_ino as u32,
             seals: seals.bits(),
             inode_id,
-            hugetlb_flag: None,
+            hugetlb_flag: huge.map(|size| libc::MFD_HUGETLB | hugetlb::bits(size)),
             mode: Some(stat.st_mode),
         };
         // A description of our own, readable whatever theirs is.
@@ -151,7 +156,14 @@ pub fn write(images: &ImageWriter, segment: &Segment, pages_id: u32) -> Result<W
     let failed = |e: std::io::Error| Problem::new(&*object, e.to_string());
     let file = File::from(segment.file.try_clone().map_err(failed)?);
     let (size, shmid) = (segment.entry.size, u64::from(segment.entry.shmid));
-    let source = contents::Source { object: &object, file: &file, size, shmid, tail: &[] };
+    let source = contents::Source {
+        object: &object,
+        file: &file,
+        size,
+        shmid,
+        tail: &[],
+        huge: hugetlb::of_file(&file),
+    };
     contents::write(images, &source, pages_id)
 }
 
@@ -161,12 +173,18 @@ fn raise(images: &ImageDir, entry: &MemfdInodeEntry) -> Result<OwnedFd, Problem>
     let failed = |what: &str, e: &dyn std::fmt::Display| {
         Problem::new(object(), format!("cannot be {what}: {e}"))
     };
-    if entry.hugetlb_flag.is_some_and(|f| f != 0) {
-        return Err(Problem::new(object(), "huge pages cannot be restored yet"));
-    }
-    let anonymous = entry.name == ANONYMOUS;
+    let huge = match entry.hugetlb_flag.filter(|f| *f != 0) {
+        Some(flag) => Some(
+            hugetlb::size(flag)
+                .filter(|size| entry.size.is_multiple_of(*size))
+                .ok_or_else(|| Problem::new(object(), "its size is not one of huge pages"))?,
+        ),
+        None => None,
+    };
+    let anonymous = entry.name == if huge.is_some() { HUGE_ANONYMOUS } else { ANONYMOUS };
     let made = if anonymous {
-        rewake_sys::memory::shared_anonymous(entry.size as usize).ok()
+        let flags = huge.map_or(0, |size| libc::MAP_HUGETLB as u32 | hugetlb::bits(size));
+        rewake_sys::memory::shared_anonymous(entry.size as usize, flags).ok()
     } else {
         None
     };
@@ -176,6 +194,9 @@ fn raise(images: &ImageDir, entry: &MemfdInodeEntry) -> Result<OwnedFd, Problem>
         let mut flags = MemfdFlags::CLOEXEC;
         if entry.seals & SealFlags::SEAL.bits() == 0 || entry.seals != SealFlags::SEAL.bits() {
             flags |= MemfdFlags::ALLOW_SEALING;
+        }
+        if let Some(size) = huge {
+            flags |= MemfdFlags::HUGETLB | MemfdFlags::from_bits_retain(hugetlb::bits(size));
         }
         let file = rustix::fs::memfd_create(entry.name.as_slice(), flags)
             .map_err(|e| failed("made", &e))?;
@@ -196,6 +217,17 @@ fn raise(images: &ImageDir, entry: &MemfdInodeEntry) -> Result<OwnedFd, Problem>
     let mut files = HashMap::new();
     for store in stored.stores() {
         files.insert(store, images.open_store(store).map_err(|e| failed("filled", &e))?);
+    }
+    if huge.is_some() {
+        // hugetlbfs has no write(2).
+        let memory =
+            SharedMapping::new(&file, entry.size as usize).map_err(|e| failed("mapped", &e))?;
+        for run in &stored.runs {
+            memory
+                .fill_all(&files[&run.store], run.offset, run.vaddr, run.bytes())
+                .map_err(|e| failed("filled", &e))?;
+        }
+        return Ok(file);
     }
     let target = File::from(file);
     let mut buffer = vec![0u8; 1 << 20];
@@ -242,6 +274,13 @@ pub fn open(opener: &mut Opener<'_>, entry: &MemfdFileEntry) -> Result<OwnedFd, 
             .find(|i| i.inode_id == inode_id)
             .ok_or_else(|| Problem::new(object(), format!("memfd.img has no inode {inode_id}")))?;
         let file = raise(opener.images, &inode)?;
+        // Such memory has no mapping that could ever be made writable. CRIU's images ask for them by descriptors that may
+        // write, though, which makes them so, unless the seal is there before them.
+        let at_once = SealFlags::from_bits_retain(inode.seals) & SealFlags::WRITE;
+        if !at_once.is_empty() {
+            rustix::fs::fcntl_add_seals(&file, at_once)
+                .map_err(|e| Problem::new(object(), format!("sealing: {e}")))?;
+        }
         opener.segments.insert(inode_id, file);
         opener.seals.push((inode_id, inode.seals));
     }
@@ -262,6 +301,30 @@ pub fn open(opener: &mut Opener<'_>, entry: &MemfdFileEntry) -> Result<OwnedFd, 
         rustix::fs::seek(&fd, rustix::fs::SeekFrom::Start(entry.pos)).map_err(failed)?;
     }
     Ok(fd)
+}
+
+/// Adds the huge pages that the segments of the images need.
+///
+/// # Errors
+/// An image is damaged.
+pub fn add_needs(opener: &Opener<'_>, needs: &mut hugetlb::Needs) -> Result<(), Problem> {
+    let failed = |e: rewake_image::ImageError| Problem::new("shared memory", e.to_string());
+    let files: Vec<&MemfdFileEntry> = opener.memfds().collect();
+    if files.is_empty() {
+        return Ok(());
+    }
+    for inode in opener.images.read_all(kind::MEMFD_INODE, ()).map_err(failed)? {
+        if inode.hugetlb_flag.is_none_or(|flag| flag == 0) {
+            continue;
+        }
+        let of_it = files.iter().filter(|f| u64::from(f.inode_id) == inode.inode_id);
+        let ids: Vec<u32> = of_it.map(|f| f.id).collect();
+        let shmid = u64::from(inode.shmid);
+        let stored = opener.images.stored_pages_shmem(shmid).map_err(failed)?;
+        let bytes = stored.map_or(0, |pages| pages.runs.iter().map(|run| run.bytes()).sum());
+        needs.add_segment(&inode, &ids, bytes);
+    }
+    Ok(())
 }
 
 /// Puts the seals on, once everything is mapped.

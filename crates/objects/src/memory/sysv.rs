@@ -4,9 +4,9 @@
 //! else did would see it replaced by another one), and stays when the tree is killed unless it is marked for removal. A
 //! restore takes such a leftover over if nobody maps it, and otherwise makes the segment again under its id.
 
-use super::PAGE;
 use super::contents::{self, Written};
 use super::vma::{Vma, status};
+use super::{PAGE, hugetlb};
 use crate::Problem;
 use crate::files::collect::{Collector, Contents};
 use crate::steps::{Label, Steps};
@@ -220,12 +220,14 @@ pub fn write(
         let Shm { key, mode, size, uid, gid, cuid, cgid, .. } = seen.shm;
         let object = name(*id);
         let file = seen.file.try_clone().map_err(|e| Problem::new(&*object, e.to_string()))?;
+        let huge = hugetlb::of_file(&file);
         let source = contents::Source {
             object: &object,
             file: &File::from(file),
-            size,
+            size: whole(size, huge),
             shmid: u64::from(*id),
             tail: &seen.tail,
+            huge,
         };
         let written = contents::write(images, &source, pages_id)?;
         pages_id += 1;
@@ -236,7 +238,7 @@ pub fn write(
             desc: IpcDescEntry { key, uid, gid, cuid, cgid, mode, id: *id },
             size,
             in_pagemaps: Some(true),
-            hugetlb_flag: None,
+            hugetlb_flag: huge.map(huge_flags),
         });
     }
     images
@@ -256,6 +258,29 @@ pub struct Saved {
     pub extra: RewakeSegmentEntry,
 }
 
+/// The size of a segment in whole pages, which those who map it have; huge ones are not told of in the segment's own size.
+fn whole(size: u64, huge: Option<u64>) -> u64 {
+    huge.map_or(size, |page| size.next_multiple_of(page))
+}
+
+/// The flags of shmget(2) that ask for huge pages of this size.
+fn huge_flags(size: u64) -> u32 {
+    libc::SHM_HUGETLB as u32 | hugetlb::bits(size)
+}
+
+impl Saved {
+    /// The page size, if it has huge pages.
+    fn huge(&self) -> Option<u64> {
+        self.entry.hugetlb_flag.filter(|f| *f != 0).and_then(hugetlb::size)
+    }
+
+    /// Its size in whole pages.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        whole(self.entry.size, self.huge()).next_multiple_of(PAGE)
+    }
+}
+
 /// Reads and checks the segments of IPC namespace `ns`.
 ///
 /// # Errors
@@ -273,8 +298,8 @@ pub fn read(
         if id > i32::MAX as u32 || entry.size == 0 || entry.size > i64::MAX as u64 - PAGE {
             return bad("its id or size is out of range");
         }
-        if entry.hugetlb_flag.is_some_and(|f| f != 0) {
-            return bad("segments of huge pages cannot be restored yet");
+        if entry.hugetlb_flag.is_some_and(|f| f != 0 && hugetlb::size(f).is_none()) {
+            return bad("it has pages of an impossible size");
         }
         let extra = extra.get(&id).cloned().unwrap_or_default();
         if all.insert(id, Saved { entry, payload, extra }).is_some() {
@@ -298,7 +323,7 @@ pub fn check(segments: &BTreeMap<u32, Saved>, vma: &VmaEntry) -> Result<(), Prob
     let Some(segment) = segment else {
         return bad(format!("the images have no segment {}", vma.shmid));
     };
-    let size = segment.entry.size.next_multiple_of(PAGE);
+    let size = segment.size();
     let len = vma.end - vma.start;
     if vma.pgoff.checked_add(len).is_none_or(|end| end > size) {
         return bad(format!("it reaches beyond the end of segment {}", vma.shmid));
@@ -309,14 +334,13 @@ pub fn check(segments: &BTreeMap<u32, Saved>, vma: &VmaEntry) -> Result<(), Prob
     Ok(())
 }
 
-/// Maps (a part of) a segment of `size` bytes in a task.
+/// Maps (a part of) a segment in a task; `size` is that of the whole, see [`Saved::size`].
 ///
 /// # Errors
 /// The image asks for something impossible.
 pub fn attach(steps: &mut Steps, vma: &VmaEntry, size: u64) -> Result<(), Problem> {
     let (start, len) = (vma.start, vma.end - vma.start);
     let label = Label::Vma(vma.start, vma.end);
-    let size = size.next_multiple_of(PAGE);
     let write = vma.prot & libc::PROT_WRITE as u32 != 0;
     let may_write = write || vma.fdflags.is_none_or(|f| f & libc::O_ACCMODE as u32 != 0);
     let flags = if may_write { 0 } else { libc::SHM_RDONLY as u64 };
@@ -411,7 +435,7 @@ pub fn raise(images: &ImageDir, segments: &BTreeMap<u32, Saved>) -> Result<Raise
             }
         }
         let attached =
-            shm::Attached::new(number, saved.entry.size).map_err(|e| failed("attached", &e))?;
+            shm::Attached::new(number, saved.size()).map_err(|e| failed("attached", &e))?;
         if left.is_some() {
             attached.clear().map_err(|e| failed("emptied", &e))?;
         }
@@ -427,6 +451,24 @@ pub fn raise(images: &ImageDir, segments: &BTreeMap<u32, Saved>) -> Result<Raise
         }
     }
     Ok(raised)
+}
+
+/// Adds the huge pages that segments need, unless they are there already.
+///
+/// # Errors
+/// `/proc` does not tell of segments.
+pub fn add_needs(
+    segments: &BTreeMap<u32, Saved>,
+    needs: &mut hugetlb::Needs,
+) -> Result<(), Problem> {
+    let present = if segments.values().any(|s| s.huge().is_some()) { list()? } else { Vec::new() };
+    let is_there = |id: u32| present.iter().any(|shm| shm.id == id as i32);
+    for (_, saved) in segments.iter().filter(|(id, _)| !is_there(**id)) {
+        if let Some(page) = saved.huge() {
+            needs.add_reserved(page, saved.size());
+        }
+    }
+    Ok(())
 }
 
 /// Is this the segment of the images, left by a tree that is gone?
@@ -466,7 +508,7 @@ fn make(saved: &Saved) -> Result<i32, Problem> {
     let new = shm::New {
         key: desc.key as i32,
         size: saved.entry.size,
-        flags: (desc.mode & 0o777) as i32,
+        flags: (desc.mode & 0o777 | saved.huge().map_or(0, huge_flags)) as i32,
         creator: (desc.cuid, desc.cgid),
     };
     shm::create(&new).map_err(|e| {
@@ -508,7 +550,7 @@ fn fill(images: &ImageDir, saved: &Saved, attached: &shm::Attached) -> Result<()
         let place = place.filter(|place| place.store == pagemap.pages_id).ok_or_else(|| {
             failed(&"its pages are in a parent image, which is not supported yet")
         })?;
-        if run.end() > saved.entry.size.next_multiple_of(PAGE) {
+        if run.end() > saved.size() {
             return Err(failed(&"the image has pages beyond its end"));
         }
         read_into(attached, &pages, place.offset(), run.vaddr, run.bytes())

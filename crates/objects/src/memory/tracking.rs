@@ -6,7 +6,7 @@
 
 use super::PAGE;
 use super::pages::{self, Run};
-use super::vma::{Backing, REGISTERED, Vma, has_private_pages, status};
+use super::vma::{self, Backing, Vma, has_private_pages, status};
 use crate::Problem;
 use rewake_sys::pagemap::{self, Filter, Region, WPALLOWED, WRITTEN};
 use rewake_sys::userfaultfd::{USER_MODE_ONLY, Userfaultfd, WP_ASYNC, WP_SHARED, WP_UNPOPULATED};
@@ -84,7 +84,7 @@ pub fn judge(pagemap: &File, vmas: &[Vma], problems: &mut Vec<Problem>) {
         let scanned = pagemap::scan(pagemap.as_fd(), start, start + PAGE, filter, &mut regions);
         if scanned.is_err() || regions.is_empty() {
             let object = format!("mapping {:#x}-{:#x}", start, vma.entry.end);
-            problems.push(Problem::new(object, REGISTERED));
+            problems.push(vma::registered(object));
         }
     }
 }
@@ -123,7 +123,9 @@ fn register(with: &Userfaultfd, vmas: &[Vma], new: bool) -> Vec<(u64, u64)> {
 /// The vdso is always taken whole.
 fn is_tracked(vma: &Vma) -> bool {
     let kernels = status::VDSO | status::VSYSCALL | status::AIORING;
-    has_private_pages(&vma.entry) && vma.entry.status & kernels == 0
+    // Huge pages of hugetlbfs are always saved whole.
+    let huge = vma.entry.flags & libc::MAP_HUGETLB as u32 != 0;
+    has_private_pages(&vma.entry) && vma.entry.status & kernels == 0 && !huge
 }
 
 fn watched(vmas: &[Vma]) -> Vec<(u64, u64)> {

@@ -1,5 +1,6 @@
 //! Mappings (VMAs): `/proc/PID/smaps` and mmap(2), madvise(2), mlock2(2).
 
+use super::hugetlb;
 use crate::Problem;
 use crate::problem::text;
 use rewake_image::messages::VmaEntry;
@@ -48,6 +49,8 @@ pub struct Vma {
     pub readable: bool,
     /// `MLOCK_ONFAULT`.
     pub lock_on_fault: bool,
+    /// mseal(2).
+    pub sealed: bool,
     /// May guard ranges lie in it?
     pub may_have_guards: bool,
     /// Is it registered with a userfaultfd for write protection, and nothing else? See [`super::tracking`].
@@ -55,7 +58,11 @@ pub struct Vma {
 }
 
 /// Why a mapping of a program's own userfaultfd is refused.
-pub const REGISTERED: &str = "it is registered with a userfaultfd, which cannot be saved";
+#[must_use]
+pub fn registered(object: String) -> Problem {
+    Problem::new(object, "it is registered with a userfaultfd, which cannot be saved")
+        .remedy("let the program, or whoever handles its page faults, unregister it for the time of the dump")
+}
 
 /// `MAP_DROPPABLE` (since Linux 6.11), in the place of `MAP_PRIVATE`: the kernel may throw the pages away.
 pub const MAP_DROPPABLE: u32 = 8;
@@ -99,6 +106,9 @@ pub fn survey(
             Err(problem) => problems.push(problem),
         }
     }
+    if vmas.iter().any(|v| v.entry.flags & libc::MAP_HUGETLB as u32 != 0) {
+        add_page_sizes(smaps_text, &mut vmas)?;
+    }
     Ok(vmas)
 }
 
@@ -107,6 +117,20 @@ fn may_share_pages(entry: &VmaEntry, values: &smaps::Values) -> bool {
     let dirty = values.shared_dirty.unwrap_or(0) > 0;
     let clean = values.shared_clean.unwrap_or(0) > 0;
     has_private_pages(entry) && (dirty || clean && entry.status & status::ANON_PRIVATE != 0)
+}
+
+/// Adds to mappings with huge pages of what size they are. A look of its own, since hardly anybody has such mappings.
+fn add_page_sizes(smaps_text: &[u8], vmas: &mut [Vma]) -> Result<(), rewake_proc::ParseError> {
+    for item in smaps::parse(smaps_text, Want { kernel_page_size: true, ..Want::FLAGS }) {
+        let area = item?;
+        if area.flags.contains(VmFlags::HUGETLB)
+            && let Some(size) = area.values.kernel_page_size
+            && let Ok(at) = vmas.binary_search_by_key(&area.map.start, |v| v.entry.start)
+        {
+            vmas[at].entry.flags |= hugetlb::bits(size);
+        }
+    }
+    Ok(())
 }
 
 fn classify(map: &Map<'_>, flags: VmFlags) -> Result<Vma, Problem> {
@@ -143,16 +167,11 @@ fn classify(map: &Map<'_>, flags: VmFlags) -> Result<Vma, Problem> {
             return refuse("the page of a user-space probe; detach the probes first");
         }
         MapName::Aio => st::AIORING,
-        MapName::AnonHugepage => return refuse("huge pages (MAP_HUGETLB) are not supported yet"),
         _ if flags.contains(VmFlags::SHADOW_STACK) => {
             return refuse("shadow stacks are not supported yet");
         }
-        _ if flags.contains(VmFlags::HUGETLB) => return refuse("huge pages are not supported yet"),
-        _ if flags.contains(VmFlags::SEALED) => {
-            return refuse("it is sealed (mseal); a sealed mapping could not be built again");
-        }
         _ if flags.contains(VmFlags::UFFD_MISSING) || flags.contains(VmFlags::UFFD_MINOR) => {
-            return refuse(REGISTERED);
+            return Err(registered(describe()));
         }
         _ if flags.contains(VmFlags::PFNMAP) || flags.contains(VmFlags::IO) => {
             return refuse("it maps device memory");
@@ -164,13 +183,28 @@ fn classify(map: &Map<'_>, flags: VmFlags) -> Result<Vma, Problem> {
         }
         MapName::SysV(_) => return refuse("it is private memory of a System V segment"),
         // Private if somebody mapped it anew through map_files.
+        MapName::SharedAnon | MapName::AnonHugepage if map.shared => {
+            backing = Backing::SharedAnon;
+            regular | st::MEMFD | st::FILE_SHARED
+        }
         MapName::SharedAnon => {
             backing = Backing::SharedAnon;
-            regular | st::MEMFD | if map.shared { st::FILE_SHARED } else { st::FILE_PRIVATE }
+            regular | st::MEMFD | st::FILE_PRIVATE
         }
         MapName::Memfd(name) => {
             backing = Backing::Memfd(name.to_vec());
             regular | st::MEMFD | if map.shared { st::FILE_SHARED } else { st::FILE_PRIVATE }
+        }
+        // Always locked and not in core dumps, other than a deleted file of that name.
+        MapName::File
+            if map.raw_name == b"/secretmem (deleted)"
+                && flags.contains(VmFlags::LOCKED | VmFlags::DONTDUMP) =>
+        {
+            return Err(Problem::new(
+                describe(),
+                "secret memory (memfd_secret) cannot be read by anybody but the program itself",
+            )
+            .remedy("unmap it for the time of the dump"));
         }
         MapName::File | MapName::SlashAnon
             if map.ino != 0 && map.raw_name.first() == Some(&b'/') =>
@@ -197,6 +231,9 @@ fn classify(map: &Map<'_>, flags: VmFlags) -> Result<Vma, Problem> {
     };
     if flags.contains(VmFlags::DROPPABLE) {
         mmap_flags = mmap_flags & !(libc::MAP_PRIVATE as u32) | MAP_DROPPABLE;
+    }
+    if flags.contains(VmFlags::HUGETLB) {
+        mmap_flags |= libc::MAP_HUGETLB as u32;
     }
     if flags.contains(VmFlags::GROWSDOWN) {
         mmap_flags |= libc::MAP_GROWSDOWN as u32;
@@ -229,6 +266,9 @@ fn classify(map: &Map<'_>, flags: VmFlags) -> Result<Vma, Problem> {
         inode: map.ino,
         readable: map.read,
         lock_on_fault: flags.contains(VmFlags::LOCKONFAULT),
+        // The kernel may seal its own mappings itself; those are not made by us.
+        sealed: flags.contains(VmFlags::SEALED)
+            && status & (st::VDSO | st::VVAR | st::VSYSCALL) == 0,
         may_have_guards: flags.contains(VmFlags::MAYBE_GUARD),
         watched: flags.contains(VmFlags::UFFD_WP),
     })

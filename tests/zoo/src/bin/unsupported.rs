@@ -1,7 +1,7 @@
 //! Kernel state that cannot be checkpointed, of the kind in ZOO_KIND. A dump must be refused, and leave everything as it was.
 #![allow(unsafe_code, reason = "objects that have no library functions")]
 
-use zoo::{check, ensure, ensure_eq, errno, ok};
+use zoo::{Zoo, check, ensure, ensure_eq, errno, ok};
 
 /// A system call that makes a descriptor.
 macro_rules! make {
@@ -80,10 +80,60 @@ fn broken_lease() -> Result<i32, String> {
     Ok(fd)
 }
 
-fn make(kind: &str) -> Result<i32, String> {
+/// A userfaultfd that gets the faults of a mapping; mode 1: missing pages, 2: write protection.
+fn registered(mode: u64) -> Result<i32, String> {
+    const LEN: usize = 16 << 12;
+    let fd = make!("userfaultfd", libc::SYS_userfaultfd, libc::O_NONBLOCK)?;
+    let p = zoo::mmap_anon(LEN, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE)?;
+    let mut api = [0xaau64, 0, 0];
+    make!("UFFDIO_API", libc::SYS_ioctl, fd, 0xc018_aa3fu64, api.as_mut_ptr())?;
+    let mut range = [p as u64, LEN as u64, mode, 0];
+    make!("UFFDIO_REGISTER", libc::SYS_ioctl, fd, 0xc020_aa00u64, range.as_mut_ptr())?;
+    Ok(fd)
+}
+
+/// As missing pages, but whoever handles them is outside the tree.
+fn registered_outside(z: &Zoo) -> Result<i32, String> {
+    let fd = registered(1)?;
+    // As standard input, which one outside keeps: it lives as long as that.
+    // SAFETY: descriptors of our own.
+    unsafe {
+        check(libc::dup2(fd, 0) - libc::STDIN_FILENO, "dup2")?;
+        libc::close(fd);
+    }
+    z.outside(|z| {
+        z.publish("handles", "");
+        while !z.is_over() {
+            zoo::nap(10);
+        }
+        Ok(())
+    })?;
+    z.wait_for("handles")?;
+    let null = open("/dev/null")?;
+    // SAFETY: descriptors of our own.
+    unsafe {
+        check(libc::dup2(null, 0) - libc::STDIN_FILENO, "dup2")?;
+        libc::close(null);
+    }
+    Ok(-1)
+}
+
+fn make(z: &Zoo, kind: &str) -> Result<i32, String> {
     match kind {
         "perf_event" => perf_event(),
         "userfaultfd" => make!("userfaultfd", libc::SYS_userfaultfd, 1),
+        "userfaultfd_missing" => registered(1),
+        "userfaultfd_wp" => registered(2),
+        "userfaultfd_outside" => registered_outside(z),
+        "secretmem_mapped" => {
+            let fd = make!("memfd_secret", libc::SYS_memfd_secret, 0)?;
+            // SAFETY: our descriptor.
+            check(unsafe { libc::ftruncate(fd, 8192) }, "ftruncate")?;
+            zoo::mmap(0, 8192, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, fd, 0)?;
+            // SAFETY: our descriptor.
+            unsafe { libc::close(fd) };
+            Ok(-1)
+        }
         "kvm" => {
             let kvm = open("/dev/kvm")?;
             // KVM_CREATE_VM
@@ -140,7 +190,7 @@ fn main() {
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o777);
         std::fs::set_permissions(z.dir(), mode).map_err(|e| e.to_string())?;
         let kind = std::env::var("ZOO_KIND").unwrap_or_else(|_| "perf_event".into());
-        let fd = make(&kind).unwrap_or_else(|why| z.skip(&why));
+        let fd = make(z, &kind).unwrap_or_else(|why| z.skip(&why));
         let read = || -> Result<u64, String> {
             let mut value = 0u64;
             // SAFETY: eight bytes of a local.
