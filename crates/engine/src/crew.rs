@@ -7,7 +7,7 @@
 use crate::error::{Error, Result};
 use std::sync::OnceLock;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::JoinHandle;
+use std::thread::{Builder, JoinHandle};
 
 type Job<S> = Box<dyn FnOnce(&mut S) + Send>;
 
@@ -41,7 +41,7 @@ impl<S: Default + 'static> Crew<S> {
     pub fn grow(&mut self, members: usize) {
         while self.len() < members {
             let (sender, jobs): (_, Receiver<Job<S>>) = channel();
-            let thread = std::thread::Builder::new().name("tracer".into()).spawn(move || {
+            let thread = Builder::new().name("tracer".into()).spawn(move || {
                 let mut state = S::default();
                 for job in jobs {
                     job(&mut state);
@@ -90,7 +90,8 @@ impl<S: Default + 'static> Crew<S> {
     }
 }
 
-/// CPUs that we may use. The standard library looks through our control groups for it each time.
+/// CPUs that we may use. The standard library looks through our control groups for it, which takes longer than what little
+/// work there may be: whoever has little does not ask.
 pub fn cpus() -> usize {
     static CPUS: OnceLock<usize> = OnceLock::new();
     *CPUS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
@@ -106,17 +107,26 @@ pub fn spread<I: Sync, T: Send>(
     enough: usize,
     work: impl Fn(&[I]) -> Result<T> + Sync,
 ) -> Result<Vec<T>> {
-    let workers = cpus();
-    let share = items.len().div_ceil(workers).max(enough);
+    if items.len() <= enough {
+        return Ok(vec![work(items)?]);
+    }
+    let share = items.len().div_ceil(cpus()).max(enough);
     if share >= items.len() {
         return Ok(vec![work(items)?]);
     }
     let (own, others) = items.split_at(share);
     std::thread::scope(|scope| {
-        let running: Vec<_> = others.chunks(share).map(|part| scope.spawn(|| work(part))).collect();
+        let work = &work;
+        let begin = |part| (part, Builder::new().spawn_scoped(scope, move || work(part)));
+        let running: Vec<_> = others.chunks(share).map(begin).collect();
         let mut results = vec![work(own)];
-        let died = |_| Err(Error::new("a thread of rewake died"));
-        results.extend(running.into_iter().map(|part| part.join().unwrap_or_else(died)));
+        results.extend(running.into_iter().map(|(part, begun)| match begun {
+            Ok(thread) => {
+                thread.join().unwrap_or_else(|_| Err(Error::new("a thread of rewake died")))
+            }
+            // Without a further thread it takes longer, that is all.
+            Err(_) => work(part),
+        }));
         results.into_iter().collect()
     })
 }

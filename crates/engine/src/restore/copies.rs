@@ -36,7 +36,7 @@ pub struct Files<'i> {
     pub first: Opener<'i>,
 }
 
-impl<'a> Run<'a> {
+impl Run<'_> {
     /// Makes `number` copies and lets them go on.
     pub fn copies(
         &mut self,
@@ -60,7 +60,7 @@ impl<'a> Run<'a> {
         let mut warnings = Vec::new();
         let ring = self.arena.ring(template.at, template.len, template.data, Kind::Process);
         let pid = self.fill(template, &ring, &mut another()?, pages, created, &mut warnings)?;
-        let mut trees: Vec<Standing<'a>> = Vec::new();
+        let mut trees: Vec<Standing> = Vec::new();
         let mut made = Vec::new();
         let mut first = Some(files.first);
         for (i, rules) in rules.iter().enumerate() {
@@ -155,7 +155,7 @@ impl<'a> Run<'a> {
         hooks: &mut dyn Hooks,
         created: &mut Created,
         warnings: &mut Vec<String>,
-    ) -> Result<Standing<'a>> {
+    ) -> Result<Standing> {
         let rings = self.load()?;
         let of = |e: rewake_inject::Error| Error::new(format!("the template: {e}"));
         let number = ring.load(&template.clone.script).map_err(of)?;

@@ -1,88 +1,27 @@
 //! The last steps, from outside: take the arena away, set registers, let go.
 //!
 //! Until now every thread sits in its agent. From here on the controller's death kills the whole tree
-//! (`PTRACE_O_EXITKILL`), and only a tree in which every thread is ready is released.
+//! (`PTRACE_O_EXITKILL`), and only a tree in which every thread is ready is released. The threads of a large tree are
+//! divided among tracer threads ([`Crew`]): ptrace(2) ties each to the one that has seized it.
 
 use super::read::{Checkpoint, STOPPED, Task, Thread};
+use super::start;
+use crate::crew::{Crew, cpus};
 use crate::error::{Context, Error, Result};
 use rewake_inject::guard::Guard;
-use rewake_inject::stub::{RemoteCall, find_syscall_instruction, interrupted_calls, remote_calls};
+use rewake_inject::stub::{RemoteCall, find_syscall_instruction, remote_calls};
 use rewake_inject::tracee::{Running, Stopped};
 use rewake_objects::pids::Pids;
-use rewake_objects::task::registers::{self, XSAVE_MAX, XsaveFormat};
 use rewake_objects::task::signals;
-use rewake_sys::call::if_known;
-use rewake_sys::ptrace::{self, Registers, SudConfig};
-use rewake_sys::signal;
-
-const EINTR: u64 = -4i64 as u64;
-const ERESTART_RESTARTBLOCK: u64 = -516i64 as u64;
-
-/// An interrupted sleep that can be taken up where it was: the call that gives the kernel a restart block for it. `None`
-/// for anything else.
-///
-/// The kernel wrote the remaining time to the caller's own buffer when the sleep was interrupted for the dump; if the
-/// caller gave none, the sleep starts again from its beginning.
-fn sleep_again(thread: &Thread) -> Option<(i64, [u64; 6])> {
-    let extra = thread.extra.as_ref()?;
-    let (&[number, _], info) = (extra.again.as_slice(), thread.core.thread_info.as_ref()?) else {
-        return None;
-    };
-    let g = &info.gpregs;
-    let or = |remaining: u64, request: u64| if remaining != 0 { remaining } else { request };
-    match number as i64 {
-        libc::SYS_nanosleep => Some((libc::SYS_nanosleep, [or(g.si, g.di), g.si, 0, 0, 0, 0])),
-        libc::SYS_clock_nanosleep => {
-            Some((libc::SYS_clock_nanosleep, [g.di, g.si, or(g.r10, g.dx), g.r10, 0, 0]))
-        }
-        _ => None,
-    }
-}
-
-/// The registers a thread goes on with, without regard to an interrupted call that must be made again.
-fn image_registers(thread: &Thread) -> std::result::Result<Registers, rewake_objects::Problem> {
-    match thread.core.thread_info.as_ref() {
-        Some(info) => registers::restore_general(info),
-        None => Err(rewake_objects::Problem::new("registers", "the image has none")),
-    }
-}
-
-/// What a thread goes on with.
-struct Start {
-    regs: Registers,
-    /// A sleep to be begun once more (through the `syscall` instruction in the vdso) and interrupted at once, so that the
-    /// kernel itself will go on with it.
-    sleep: Option<(i64, [u64; 6])>,
-}
-
-/// The registers a thread goes on with.
-fn start(thread: &Thread, task: &Task) -> Result<Start> {
-    let mut regs = image_registers(thread).map_err(|p| Error::of(task.pid, &task.comm, p))?;
-    let again = thread.extra.as_ref().map_or(&[][..], |e| e.again.as_slice());
-    let &[number, address] = again else { return Ok(Start { regs, sleep: None }) };
-    if regs.rax != EINTR || regs.rip != address.wrapping_add(2) {
-        return Ok(Start { regs, sleep: None });
-    }
-    let sleep = sleep_again(thread);
-    match sleep {
-        Some(_) => regs.orig_rax = number,
-        // Made again from its beginning: absolute timeouts are exact, relative ones start anew.
-        None => (regs.rax, regs.rip) = (number, address),
-    }
-    Ok(Start { regs, sleep })
-}
-
-/// A task whose threads are all seized.
-#[derive(Debug)]
-pub struct Seized<'a> {
-    task: &'a Task,
-    /// Its pid as we see it.
-    pid: i32,
-    threads: Vec<(&'a Thread, Running)>,
-}
+use rewake_sys::{ptrace, signal};
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 /// How a stub is traced: our death is its own.
 const TRACE: u32 = ptrace::O_TRACESYSGOOD | ptrace::O_EXITKILL;
+
+/// From so many threads on, they are divided among tracer threads.
+const MANY: usize = 16;
 
 fn cannot_suspend(e: Error) -> Error {
     e.hint("seccomp is restored only with CAP_SYS_ADMIN, and outside of any seccomp filter")
@@ -96,262 +35,283 @@ pub fn seize_init(pid: i32) -> Result<Running> {
     Running::seize(pid, TRACE).of(pid, super::namespaces::INIT)
 }
 
-/// Seizes all threads of all tasks; they run on in their agents.
-///
-/// # Errors
-/// One of them is gone.
-pub fn seize<'a>(checkpoint: &'a Checkpoint, pids: &Pids) -> Result<Vec<Seized<'a>>> {
-    let mut seized = Vec::new();
-    for task in &checkpoint.tasks {
-        let Some(alive) = &task.alive else { continue };
-        let mut threads = Vec::with_capacity(alive.threads.len());
-        let outer = |tid: i32| {
-            pids.outer(tid).ok_or_else(|| format!("thread {tid} is gone")).of(task.pid, &task.comm)
-        };
-        let filtered = alive.is_filtered();
-        // What is left to be done after the filters are installed is not theirs to judge.
-        let how = TRACE | if filtered { ptrace::O_SUSPEND_SECCOMP } else { 0 };
-        for thread in &alive.threads {
-            let running = Running::seize(outer(thread.tid)?, how).of(task.pid, &task.comm);
-            threads
-                .push((thread, if filtered { running.map_err(cannot_suspend)? } else { running? }));
+/// Which thread of the checkpoint.
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    task: usize,
+    thread: usize,
+}
+
+impl Place {
+    fn of(self, checkpoint: &Checkpoint) -> Result<(&Task, &Thread)> {
+        let task = checkpoint.tasks.get(self.task);
+        let thread = task.and_then(|task| task.alive.as_ref()?.threads.get(self.thread));
+        task.zip(thread).ok_or_else(|| Error::new("a thread that the images do not have"))
+    }
+}
+
+/// A thread to be seized: its id as we see it, and with which options.
+#[derive(Debug, Clone, Copy)]
+struct Wanted {
+    place: Place,
+    tid: i32,
+    how: u32,
+}
+
+/// What one tracer thread holds.
+#[derive(Debug, Default)]
+struct Shard {
+    /// Threads that run on in their agents.
+    seized: Vec<(Place, Running)>,
+    /// Those that stand still.
+    stopped: Vec<(Place, Stopped)>,
+    /// Those that are ready to go on, of all trees.
+    ready: Vec<(Place, Stopped)>,
+}
+
+impl Shard {
+    fn seize(&mut self, wanted: &[Wanted], checkpoint: &Checkpoint) -> Result<()> {
+        for Wanted { place, tid, how } in wanted {
+            let (task, _) = place.of(checkpoint)?;
+            let running = Running::seize(*tid, *how).of(task.pid, &task.comm);
+            let filtered = how & ptrace::O_SUSPEND_SECCOMP != 0;
+            let running = if filtered { running.map_err(cannot_suspend)? } else { running? };
+            self.seized.push((*place, running));
         }
-        seized.push(Seized { task, pid: outer(task.pid)?, threads });
+        Ok(())
     }
-    Ok(seized)
-}
 
-/// Tasks that are ready to go on.
-#[derive(Debug)]
-pub struct Ready<'a> {
-    /// The init of their PID namespace.
-    init: Option<Stopped>,
-    /// Tasks, their pids as we see them, their threads.
-    tasks: Vec<(&'a Task, i32, Vec<Stopped>)>,
-}
-
-/// What [`make_ready`] needs besides.
-#[derive(Debug)]
-pub struct Final<'a> {
-    /// The arena, to be unmapped.
-    pub arena: (u64, usize),
-    /// Address of a `syscall` instruction in each task, by its pid.
-    pub gadgets: &'a std::collections::HashMap<i32, u64>,
-    /// The pids of those that have the memory of another.
-    pub guests: &'a std::collections::HashSet<i32>,
-    /// Refuse registers of CPU features that are not there?
-    pub check_cpu: bool,
-}
-
-/// Stops all threads, takes the arena away and sets their registers.
-///
-/// # Errors
-/// One of them is gone, or its registers cannot be set.
-pub fn make_ready<'a>(seized: Vec<Seized<'a>>, last: &Final<'_>) -> Result<Ready<'a>> {
-    for task in &seized {
-        for (_, running) in &task.threads {
-            running.interrupt().of(task.task.pid, &task.task.comm)?;
+    fn stop(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        for (place, running) in &self.seized {
+            let (task, _) = place.of(checkpoint)?;
+            running.interrupt().of(task.pid, &task.comm)?;
         }
-    }
-    let mut tasks = Vec::with_capacity(seized.len());
-    for Seized { task, pid, threads } in seized {
-        let stop = |(thread, running): (_, Running)| Ok((thread, running.wait_stop()?));
-        let threads = threads.into_iter().map(stop).collect::<rewake_inject::Result<Vec<_>>>();
-        tasks.push((task, pid, threads.of(task.pid, &task.comm)?));
-    }
-    take_arena_away(&mut tasks, last)?;
-    let starts = begin_sleeps(&mut tasks, last)?;
-    let mut starts = starts.into_iter();
-    let mut format = None;
-    let mut ready = Vec::with_capacity(tasks.len());
-    for (task, pid, threads) in tasks {
-        let mut done = Vec::with_capacity(threads.len());
-        for ((thread, at), regs) in threads.into_iter().zip(&mut starts) {
-            let format = match format {
-                Some(format) => format,
-                None => *format.insert(xsave_format(at.tid()).of(task.pid, &task.comm)?),
-            };
-            set_state(task, thread, &at, &regs, format, last.check_cpu)?;
-            done.push(at);
+        for (place, running) in self.seized.drain(..) {
+            let (task, _) = place.of(checkpoint)?;
+            let stopped = running.wait_stop().of(task.pid, &task.comm)?;
+            self.stopped.push((place, stopped));
         }
-        ready.push((task, pid, done));
-    }
-    Ok(Ready { init: None, tasks: ready })
-}
-
-/// A task, its pid as we see it, its threads.
-type StoppedTask<'a> = (&'a Task, i32, Vec<(&'a Thread, Stopped)>);
-
-/// Has the leader of every task unmap the arena; all threads stand still, so of those that share memory one is enough.
-fn take_arena_away(tasks: &mut [StoppedTask<'_>], last: &Final<'_>) -> Result<()> {
-    let (base, len) = last.arena;
-    let has_it = |task: &Task| !last.guests.contains(&task.pid);
-    let calls = tasks
-        .iter_mut()
-        .filter(|(task, ..)| has_it(task))
-        .map(|(task, _, threads)| RemoteCall {
-            stub: threads.remove(0).1,
-            gadget: last.gadgets.get(&task.pid).copied().unwrap_or(0),
-            number: libc::SYS_munmap,
-            args: [base, len as u64, 0, 0, 0, 0],
-        })
-        .collect();
-    let results = remote_calls(calls).map_err(|e| Error::new(e.to_string()))?;
-    let asked = tasks.iter_mut().filter(|(task, ..)| has_it(task));
-    for ((task, _, threads), (stub, result)) in asked.zip(results) {
-        if result != 0 {
-            return Err(Error::new(format!(
-                "process {}: the agent cannot be unmapped: {}",
-                task.pid,
-                rewake_sys::Errno::from_raw_os_error(-result as i32)
-            )));
-        }
-        let leader = task.alive.as_ref().and_then(|a| a.threads.first());
-        let leader = leader.ok_or_else(|| Error::new("a task without threads"))?;
-        threads.insert(0, (leader, stub));
-    }
-    Ok(())
-}
-
-/// The registers that all threads go on with, in order, after the sleeps have been begun.
-fn begin_sleeps(tasks: &mut [StoppedTask<'_>], last: &Final<'_>) -> Result<Vec<Registers>> {
-    let mut all = Vec::new();
-    let mut sleepers = Vec::new();
-    let mut calls = Vec::new();
-    for (task, _, threads) in tasks.iter() {
-        let gadget = last.gadgets.get(&task.pid).copied().unwrap_or(0);
-        for (thread, stub) in threads {
-            let Start { regs, sleep } = start(thread, task)?;
-            if let Some((number, args)) = sleep {
-                sleepers.push(all.len());
-                calls.push(RemoteCall { stub: Stopped::assume(stub.tid()), gadget, number, args });
-            }
-            all.push(regs);
-        }
-    }
-    let results = interrupted_calls(calls).map_err(|e| Error::new(e.to_string()))?;
-    for (at, (_, result)) in sleepers.into_iter().zip(results) {
-        if result == ERESTART_RESTARTBLOCK as i64 {
-            all[at].rax = ERESTART_RESTARTBLOCK;
-        } else {
-            // The time was up.
-            (all[at].rax, all[at].orig_rax) = (0, u64::MAX);
-        }
-    }
-    Ok(all)
-}
-
-fn xsave_format(tid: i32) -> std::result::Result<XsaveFormat, rewake_sys::SyscallError> {
-    let mut area = vec![0u8; XSAVE_MAX];
-    let len = if_known(ptrace::regset(tid, ptrace::NT_X86_XSTATE, &mut area))?.unwrap_or(512);
-    Ok(XsaveFormat::of(&area[..len]))
-}
-
-fn set_state(
-    task: &Task,
-    thread: &Thread,
-    at: &Stopped,
-    regs: &Registers,
-    format: XsaveFormat,
-    check_cpu: bool,
-) -> Result<()> {
-    let (pid, comm, tid) = (task.pid, &task.comm, at.tid());
-    if let Some(info) = &thread.core.thread_info {
-        let area = registers::restore_xsave(info, format, check_cpu)
-            .map_err(|p| Error::of(pid, comm, p))?;
-        let set = if format.size > 512 { ptrace::NT_X86_XSTATE } else { ptrace::NT_PRFPREG };
-        ptrace::set_regset(tid, set, &area)
-            .map_err(|e| format!("thread {tid}: the FPU registers of the images are refused: {e}"))
-            .of(pid, comm)?;
-    }
-    at.set_registers(regs).of(pid, comm)?;
-    let leader = thread.tid == pid;
-    let mask = if leader { Some(task.tc.blk_sigset) } else { thread.thread.blk_sigset };
-    ptrace::set_signal_mask(tid, mask.unwrap_or(0)).of(pid, comm)?;
-    if let Some(&[mode, selector, offset, len]) =
-        thread.extra.as_ref().map(|e| e.syscall_dispatch.as_slice())
-    {
-        ptrace::set_sud_config(tid, &SudConfig { mode, selector, offset, len })
-            .map_err(|e| format!("thread {tid}: syscall user dispatch: {e}"))
-            .of(pid, comm)?;
-    }
-    Ok(())
-}
-
-impl Ready<'_> {
-    /// Adds the init of their PID namespace.
-    pub fn with_init(self, init: Option<Stopped>) -> Self {
-        Ready { init, ..self }
+        Ok(())
     }
 
-    /// Sends those their signal that shall be stopped when they go on.
-    fn stop(&self, all_stopped: bool) -> Result<()> {
-        let before: Vec<i32> = self
-            .tasks
+    fn make_ready(&mut self, checkpoint: &Checkpoint, last: &Final) -> Result<()> {
+        self.take_arena_away(checkpoint, last)?;
+        let threads = self
+            .stopped
             .iter()
-            .filter(|(task, ..)| task.tc.task_state == STOPPED)
-            .map(|(_, pid, _)| *pid)
-            .collect();
-        if all_stopped && let Some((_, root, _)) = self.tasks.first() {
-            crate::resume::note_stopped(*root, &before)?;
+            .map(|(place, at)| {
+                let (task, thread) = place.of(checkpoint)?;
+                let gadget = last.gadgets.get(&task.pid).copied().unwrap_or(0);
+                Ok(start::Standing { task, thread, at, gadget })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        start::set(&threads, last.check_cpu)?;
+        self.ready.append(&mut self.stopped);
+        Ok(())
+    }
+
+    /// Has the first thread of every task unmap the arena; all threads stand still, so of those that share memory one is
+    /// enough.
+    fn take_arena_away(&self, checkpoint: &Checkpoint, last: &Final) -> Result<()> {
+        let (base, len) = last.arena;
+        let mut tasks = Vec::new();
+        let mut calls = Vec::new();
+        for (place, at) in self.stopped.iter().filter(|(place, _)| place.thread == 0) {
+            let (task, _) = place.of(checkpoint)?;
+            if last.guests.contains(&task.pid) {
+                continue;
+            }
+            tasks.push(task);
+            calls.push(RemoteCall {
+                stub: Stopped::assume(at.tid()),
+                gadget: last.gadgets.get(&task.pid).copied().unwrap_or(0),
+                number: libc::SYS_munmap,
+                args: [base, len as u64, 0, 0, 0, 0],
+            });
         }
-        let groups: Vec<Group> = self.tasks.iter().map(|(task, ..)| Group::of(task)).collect();
-        for (task, pid, _) in &self.tasks {
-            let stop = if task.tc.task_state == STOPPED {
-                Some(stop_signal(task, &groups))
-            } else {
-                all_stopped.then_some(libc::SIGSTOP)
-            };
-            if let Some(stop) = stop {
-                signal::kill(*pid, stop).of(task.pid, &task.comm)?;
+        let results = remote_calls(calls).map_err(|e| Error::new(e.to_string()))?;
+        for (task, (_, result)) in tasks.into_iter().zip(results) {
+            if result != 0 {
+                return Err(Error::new(format!(
+                    "process {}: the agent cannot be unmapped: {}",
+                    task.pid,
+                    rewake_sys::Errno::from_raw_os_error(-result as i32)
+                )));
             }
         }
         Ok(())
     }
 
-    /// Its processes, the init first.
-    fn pids(&self) -> impl Iterator<Item = i32> {
-        self.init.iter().map(Stopped::tid).chain(self.tasks.iter().map(|(_, pid, _)| *pid))
-    }
-
-    fn detach(self) -> Result<()> {
+    fn detach(&mut self, checkpoint: &Checkpoint) -> Result<()> {
         let mut result = Ok(());
-        if let Some(init) = self.init {
-            let pid = init.tid();
-            result = init.detach(0).of(pid, super::namespaces::INIT);
-        }
-        for (task, _, threads) in self.tasks {
-            for thread in threads {
-                result = result.and(thread.detach(0).of(task.pid, &task.comm));
-            }
+        for (place, thread) in self.ready.drain(..) {
+            let detached = place
+                .of(checkpoint)
+                .and_then(|(task, _)| thread.detach(0).of(task.pid, &task.comm));
+            result = result.and(detached);
         }
         result
     }
 }
 
-/// Lets every task of all trees go: stopped ones stopped, the others running (or all stopped).
-///
-/// # Errors
-/// A task is gone already; the others go on all the same.
-pub fn release(trees: Vec<Ready<'_>>, all_stopped: bool) -> Result<()> {
-    trees.iter().try_for_each(|tree| tree.stop(all_stopped))?;
-    // From the first that is released the others must follow, or all end: should we die in between, the guard sees to it.
-    let pids: Vec<i32> = trees.iter().flat_map(Ready::pids).collect();
-    let own = |tree: &Ready<'_>| tree.tasks.iter().map(|(_, pid, _)| *pid).collect::<Vec<_>>();
-    let tasks: Vec<i32> = trees.iter().flat_map(own).collect();
-    let guard = if pids.len() > 1 {
-        Some(Guard::post(&pids).map_err(|e| Error::new(e.to_string()))?)
-    } else {
-        None
-    };
-    let result = trees.into_iter().map(Ready::detach).fold(Ok(()), Result::and);
-    if let (Ok(()), Some(guard)) = (&result, guard) {
-        guard.dismiss().map_err(|e| Error::new(e.to_string()))?;
+/// What is needed to make threads ready.
+#[derive(Debug)]
+pub struct Final {
+    /// The arena, to be unmapped.
+    pub arena: (u64, usize),
+    /// Address of a `syscall` instruction in each task, by its pid.
+    pub gadgets: HashMap<i32, u64>,
+    /// The pids of those that have the memory of another.
+    pub guests: HashSet<i32>,
+    /// Refuse registers of CPU features that are not there?
+    pub check_cpu: bool,
+}
+
+/// Those who trace the threads of all trees that are restored. Dropping them kills what they have not let go.
+#[derive(Debug)]
+pub struct Tracers {
+    crew: Crew<Shard>,
+    checkpoint: Arc<Checkpoint>,
+}
+
+/// A tree that is ready to go on.
+#[derive(Debug)]
+pub struct Ready {
+    /// The init of its PID namespace.
+    init: Option<Stopped>,
+    /// Its living tasks, with their pids as we see them.
+    tasks: Vec<(usize, i32)>,
+}
+
+impl Tracers {
+    /// Nothing is traced yet.
+    #[must_use]
+    pub fn new(checkpoint: Arc<Checkpoint>) -> Tracers {
+        Tracers { crew: Crew::alone(), checkpoint }
     }
-    if result.is_ok() && all_stopped {
-        crate::resume::until_stopped(tasks.into_iter());
+
+    /// Has every tracer do something.
+    fn each(
+        &mut self,
+        mut job: impl FnMut(usize) -> Box<dyn FnOnce(&mut Shard, &Checkpoint) -> Result<()> + Send>,
+    ) -> Result<()> {
+        let checkpoint = &self.checkpoint;
+        let results = self.crew.each(|member| {
+            let (job, checkpoint) = (job(member), checkpoint.clone());
+            move |shard: &mut Shard| job(shard, &checkpoint)
+        })?;
+        results.into_iter().collect()
     }
-    result
+
+    /// Seizes all threads of a tree; they run on in their agents.
+    ///
+    /// # Errors
+    /// One of them is gone.
+    pub fn seize(&mut self, pids: &Pids) -> Result<Ready> {
+        let mut wanted = Vec::new();
+        let mut tasks = Vec::new();
+        for (index, task) in self.checkpoint.tasks.iter().enumerate() {
+            let Some(alive) = &task.alive else { continue };
+            let outer = |tid: i32| {
+                let outer = pids.outer(tid).ok_or_else(|| format!("thread {tid} is gone"));
+                outer.of(task.pid, &task.comm)
+            };
+            // What is left to be done after the filters are installed is not theirs to judge.
+            let how = TRACE | if alive.is_filtered() { ptrace::O_SUSPEND_SECCOMP } else { 0 };
+            for (thread, of) in alive.threads.iter().enumerate() {
+                let place = Place { task: index, thread };
+                wanted.push(Wanted { place, tid: outer(of.tid)?, how });
+            }
+            tasks.push((index, outer(task.pid)?));
+        }
+        if wanted.len() >= MANY {
+            self.crew.grow(cpus());
+        }
+        let share = wanted.len().div_ceil(self.crew.len()).max(1);
+        let mut shares = wanted.chunks(share);
+        self.each(|_| {
+            let share = shares.next().unwrap_or(&[]).to_vec();
+            Box::new(move |shard, checkpoint| shard.seize(&share, checkpoint))
+        })?;
+        Ok(Ready { init: None, tasks })
+    }
+
+    /// Stops all threads that are seized, takes the arena away and sets their registers.
+    ///
+    /// # Errors
+    /// One of them is gone, or its registers cannot be set.
+    pub fn make_ready(&mut self, last: Final) -> Result<()> {
+        self.each(|_| Box::new(Shard::stop))?;
+        // Only now: nobody is in the arena any more.
+        let last = Arc::new(last);
+        self.each(|_| {
+            let last = last.clone();
+            Box::new(move |shard, checkpoint| shard.make_ready(checkpoint, &last))
+        })
+    }
+
+    /// Lets every task of all trees go: stopped ones stopped, the others running (or all stopped).
+    ///
+    /// # Errors
+    /// A task is gone already; the others go on all the same.
+    pub fn release(&mut self, trees: Vec<Ready>, all_stopped: bool) -> Result<()> {
+        trees.iter().try_for_each(|tree| tree.stop(&self.checkpoint, all_stopped))?;
+        // From the first that is released the others must follow, or all end: should we die in between, the guard sees to it.
+        let inits = trees.iter().flat_map(|tree| &tree.init).map(Stopped::tid);
+        let tasks: Vec<i32> = trees.iter().flat_map(|tree| &tree.tasks).map(|(_, p)| *p).collect();
+        let pids: Vec<i32> = inits.chain(tasks.iter().copied()).collect();
+        let guard = if pids.len() > 1 {
+            Some(Guard::post(&pids).map_err(|e| Error::new(e.to_string()))?)
+        } else {
+            None
+        };
+        let mut result = Ok(());
+        for init in trees.into_iter().filter_map(|tree| tree.init) {
+            let pid = init.tid();
+            result = result.and(init.detach(0).of(pid, super::namespaces::INIT));
+        }
+        result = result.and(self.each(|_| Box::new(Shard::detach)));
+        if let (Ok(()), Some(guard)) = (&result, guard) {
+            guard.dismiss().map_err(|e| Error::new(e.to_string()))?;
+        }
+        if result.is_ok() && all_stopped {
+            crate::resume::until_stopped(tasks.into_iter());
+        }
+        result
+    }
+}
+
+impl Ready {
+    /// Adds the init of its PID namespace.
+    pub fn with_init(self, init: Option<Stopped>) -> Self {
+        Ready { init, ..self }
+    }
+
+    /// Sends those their signal that shall be stopped when they go on.
+    fn stop(&self, checkpoint: &Checkpoint, all_stopped: bool) -> Result<()> {
+        let tasks = || {
+            let task = |(index, pid): &(usize, i32)| Some((checkpoint.tasks.get(*index)?, *pid));
+            self.tasks.iter().filter_map(task)
+        };
+        let is_stopped = |task: &Task| task.tc.task_state == STOPPED;
+        if all_stopped && let Some((_, root)) = tasks().next() {
+            let before: Vec<i32> =
+                tasks().filter(|(task, _)| is_stopped(task)).map(|(_, pid)| pid).collect();
+            crate::resume::note_stopped(root, &before)?;
+        }
+        let groups: Vec<Group> = tasks().map(|(task, _)| Group::of(task)).collect();
+        for (task, pid) in tasks() {
+            let stop = if is_stopped(task) {
+                Some(stop_signal(task, &groups))
+            } else {
+                all_stopped.then_some(libc::SIGSTOP)
+            };
+            if let Some(stop) = stop {
+                signal::kill(pid, stop).of(task.pid, &task.comm)?;
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Who can keep a process group from being an orphan.

@@ -24,6 +24,7 @@ mod page_check;
 mod read;
 mod rings;
 mod sharing;
+mod start;
 mod template;
 mod terminal;
 mod thread;
@@ -38,6 +39,7 @@ use crate::own::AddressSpace;
 use crate::report::RestoreReport;
 use arena::Space;
 use build::{Environment, NodePlan, TaskPlan};
+use finish::Tracers;
 use lineage::{Lineage, Member};
 use namespaces::Namespaces;
 use page_check::PageCheck;
@@ -58,6 +60,7 @@ use rewake_objects::problem::text;
 use rewake_objects::task::sharing::Objects;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use undo::{Created, PidFile, Subreaper};
 use vdsos::same_vdso;
@@ -128,7 +131,7 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
     let images = ImageDir::open_with(&options.images_dir, how)?.with_parents()?;
     let per_task = ["core-", "ids-", "mm-", "fs-", "fdinfo-", "pagemap-"];
     images.check_complete(|name| per_task.iter().any(|p| name.starts_with(p)))?;
-    let checkpoint = read::read(&images, options)?;
+    let checkpoint = Arc::new(read::read(&images, options)?);
     // The pager checks what it reads.
     let pages = if options.lazy_pages { PageCheck::by_others() } else { PageCheck::new(&images)? };
     log::info!("images read in {:?}", start.elapsed());
@@ -265,6 +268,7 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
         specials: holdings.as_ref().map(|h| h.specials.clone()),
         prepared,
         pids: Pids::Same,
+        tracers: Tracers::new(checkpoint.clone()),
         start,
     };
     let _subreaper = Subreaper::become_one();
@@ -402,13 +406,14 @@ struct Run<'a> {
     prepared: bool,
     /// How the ids of the images are to be understood; known once the first process exists.
     pids: Pids,
+    tracers: Tracers,
     start: Instant,
 }
 
 /// A tree that is ready to go on.
-struct Standing<'a> {
+struct Standing {
     root: Pid,
-    ready: finish::Ready<'a>,
+    ready: finish::Ready,
     forked: Duration,
     pidfile: PidFile,
     /// Who brings its memory.
@@ -465,7 +470,7 @@ impl<'a> Run<'a> {
         hooks: &mut dyn Hooks,
         created: &mut Created,
         warnings: &mut Vec<String>,
-    ) -> Result<Standing<'a>> {
+    ) -> Result<Standing> {
         let planned = self.plans.iter().filter_map(|p| p.task.as_ref());
         warnings.extend(planned.flat_map(|t| t.warnings.clone()));
         if self.env.namespaces.pid {
@@ -520,19 +525,20 @@ impl<'a> Run<'a> {
 
         let has_init = self.lineage.root() != 0;
         let init = if has_init { Some(finish::seize_init(first)?) } else { None };
-        let seized = finish::seize(self.checkpoint, &self.pids)?;
+        let tree = self.tracers.seize(&self.pids)?;
         self.finish(rings, warnings)?;
         let gadgets = self.gadgets()?;
         let shared = |(at, task): &(usize, &Task)| task.part.memory != *at;
         let guests = self.checkpoint.tasks.iter().enumerate().filter(shared);
         let last = finish::Final {
             arena: (self.arena.base(), self.arena.len()),
-            gadgets: &gadgets,
-            guests: &guests.map(|(_, task)| task.pid).collect(),
+            gadgets,
+            guests: guests.map(|(_, task)| task.pid).collect(),
             check_cpu: self.options.check_cpu,
         };
         let init = init.map(|init| self.init_ready(init)).transpose()?;
-        let ready = finish::make_ready(seized, &last)?.with_init(init);
+        self.tracers.make_ready(last)?;
+        let ready = tree.with_init(init);
         log::info!("ready after {:?}", self.start.elapsed());
         if let Err(e) = hooks.run(Action::PreResume, Some(root)) {
             warnings.push(e);
@@ -544,8 +550,8 @@ impl<'a> Run<'a> {
 
     /// Lets all trees go on.
     fn release(
-        &self,
-        trees: Vec<Standing<'_>>,
+        &mut self,
+        trees: Vec<Standing>,
         hooks: &mut dyn Hooks,
         mut warnings: Vec<String>,
     ) -> Result<RestoreReport> {
@@ -553,7 +559,7 @@ impl<'a> Run<'a> {
         let forking_time = trees.first().map_or(Duration::ZERO, |t| t.forked);
         let (ready, pidfiles): (Vec<_>, Vec<_>) =
             trees.into_iter().map(|t| (t.ready, t.pidfile)).unzip();
-        finish::release(ready, self.options.final_state == FinalState::Stopped)?;
+        self.tracers.release(ready, self.options.final_state == FinalState::Stopped)?;
         pidfiles.into_iter().for_each(PidFile::keep);
         for root in &roots {
             if let Err(e) = hooks.run(Action::PostResume, Some(*root)) {
