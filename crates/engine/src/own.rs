@@ -22,7 +22,11 @@ impl AddressSpace {
     /// `/proc` is not there.
     pub fn read() -> Result<AddressSpace> {
         let failed = |e: &dyn std::fmt::Display| Error::new(format!("own address space: {e}"));
-        let text = std::fs::read("/proc/self/maps").map_err(|e| failed(&e))?;
+        let mut text = Vec::with_capacity(16 * 1024);
+        // Into a large buffer: the kernel writes anew what a small one has no room for.
+        std::fs::File::open("/proc/self/maps")
+            .and_then(|mut maps| std::io::Read::read_to_end(&mut maps, &mut text))
+            .map_err(|e| failed(&e))?;
         let specials = Specials::find(&text).map_err(|e| failed(&e))?;
         let mut maps = Vec::new();
         for map in rewake_proc::maps::parse(&text) {

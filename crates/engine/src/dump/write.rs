@@ -118,7 +118,7 @@ pub fn write(
 /// Does `job` for each number below `count`. Tasks are independent: as many at a time as there are CPUs.
 pub fn each(count: usize, job: impl Fn(usize, &mut Vec<u8>) -> Result<()> + Sync) -> Result<()> {
     let next = AtomicUsize::new(0);
-    let workers = cpus().min(count.max(1));
+    let workers = if count > 1 { cpus().min(count) } else { 1 };
     let work = || -> Result<()> {
         let mut buffer = Vec::new();
         loop {
@@ -133,7 +133,9 @@ pub fn each(count: usize, job: impl Fn(usize, &mut Vec<u8>) -> Result<()> + Sync
         return work();
     }
     std::thread::scope(|scope| {
-        let others: Vec<_> = (1..workers).map(|_| scope.spawn(work)).collect();
+        // Without further threads it takes longer, that is all.
+        let begin = |_| std::thread::Builder::new().spawn_scoped(scope, work).ok();
+        let others: Vec<_> = (1..workers).filter_map(begin).collect();
         let mut result = work();
         for other in others {
             let other = other

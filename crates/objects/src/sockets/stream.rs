@@ -32,8 +32,9 @@ use rustix::net::RecvFlags;
 use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::AsRawFd;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::Builder;
 
 const SIOCINQ: u32 = 0x541b;
 const SIOCOUTQ: u32 = 0x5411;
@@ -515,6 +516,10 @@ const SHARE: usize = 32;
 
 /// How many connections a thread gets, if all CPUs take part.
 pub(super) fn share(connections: usize) -> usize {
+    // Counting the CPUs takes longer than a few connections do.
+    if connections <= SHARE {
+        return SHARE;
+    }
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     connections.div_ceil(workers).max(SHARE)
 }
@@ -530,20 +535,26 @@ where
     R: Send,
     E: Send,
 {
-    let mut pairs = pairs.peekable();
+    let mut pairs = pairs.map(|pair| Mutex::new(Some(pair)));
     let Some(first) = pairs.next() else { return Ok(Vec::new()) };
-    if pairs.peek().is_none() {
-        return work(first.0, first.1).map(|result| vec![result]);
-    }
-    let work = &work;
+    let others: Vec<_> = pairs.collect();
+    // Who takes a pair works on it; nobody else finds it any more.
+    let take = |pair: &Mutex<Option<(C, T)>>| {
+        let taken = pair.lock().unwrap_or_else(PoisonError::into_inner).take();
+        taken.map(|(c, t)| work(c, t))
+    };
+    let take = &take;
     std::thread::scope(|scope| {
-        let others: Vec<_> = pairs.map(|(c, t)| scope.spawn(move || work(c, t))).collect();
-        let first = work(first.0, first.1);
-        let others = others.into_iter().map(|other| match other.join() {
-            Ok(result) => result,
-            Err(panic) => std::panic::resume_unwind(panic),
+        let begin = |pair| (pair, Builder::new().spawn_scoped(scope, move || take(pair)));
+        let running: Vec<_> = others.iter().map(begin).collect();
+        let first = take(&first);
+        let others = running.into_iter().map(|(pair, begun)| match begun.map(|t| t.join()) {
+            Ok(Ok(result)) => result,
+            Ok(Err(panic)) => std::panic::resume_unwind(panic),
+            // Without a further thread it takes longer, that is all.
+            Err(_) => take(pair),
         });
-        std::iter::once(first).chain(others).collect()
+        std::iter::once(first).chain(others).flatten().collect()
     })
 }
 
