@@ -275,10 +275,11 @@ impl ImageDir {
 
     fn raw_files(&self, files: &mut Vec<RawFile>) -> Result<()> {
         for name in self.manifest.iter().flat_map(Manifest::names) {
-            let raw = kind::by_file_name(name)
-                .is_some_and(|(kind, _)| kind.name == kind::PAGES.info().name);
+            if !kind::PAGES.info().names(name) {
+                continue;
+            }
             let Some(crc) = self.manifest.as_ref().and_then(|m| m.get(name)?.crc) else { continue };
-            if let (true, Some((fd, size))) = (raw, self.open_file(name)?) {
+            if let Some((fd, size)) = self.open_file(name)? {
                 files.push(RawFile { path: self.path_of(name), file: fd.into(), size, crc });
             }
         }

@@ -294,6 +294,11 @@ impl KindInfo {
         numbers.iter().flat_map(|n| n.to_le_bytes()).collect()
     }
 
+    /// Is this the name of a file of this kind?
+    pub fn names(&self, name: &str) -> bool {
+        self.match_name(name).is_some()
+    }
+
     fn match_name(&self, name: &str) -> Option<Id> {
         let (prefix, hex, suffix) = self.split_pattern();
         let digits = name.strip_prefix(prefix)?.strip_suffix(suffix)?;

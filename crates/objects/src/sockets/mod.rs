@@ -355,10 +355,17 @@ fn apply_own(opener: &Opener<'_>, id: u32, making: Making<'_>, when: When) -> Re
     let Some(extra) = opener.extra.get(&id).filter(|e| !e.socket_options.is_empty()) else {
         return Ok(());
     };
-    let get = |name| {
-        option_int(making.fd, libc::SOL_SOCKET, name).map_err(|e| making.problem(e.to_string()))
+    let image = opener.files.get(&id).and_then(|file| file.isk.as_deref());
+    let kinds = match image {
+        Some(entry) => Kinds::of(entry.family as i32, entry.r#type as i32, entry.proto as i32),
+        None => {
+            let get = |name| {
+                option_int(making.fd, libc::SOL_SOCKET, name)
+                    .map_err(|e| making.problem(e.to_string()))
+            };
+            Kinds::of(get(libc::SO_DOMAIN)?, get(libc::SO_TYPE)?, get(libc::SO_PROTOCOL)?)
+        }
     };
-    let kinds = Kinds::of(get(libc::SO_DOMAIN)?, get(libc::SO_TYPE)?, get(libc::SO_PROTOCOL)?);
     option_own::apply(making, &extra.socket_options, kinds, when)
 }
 
