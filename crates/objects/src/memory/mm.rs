@@ -3,7 +3,7 @@
 use super::fill::{fill, pieces};
 use super::inherit::Inheritance;
 use super::vma::{self, status};
-use super::{PAGE, TASK_SIZE, aio, hugetlb};
+use super::{PAGE, TASK_SIZE, aio, hugetlb, together};
 use crate::Problem;
 use crate::steps::{Label, Steps};
 use crate::task::attributes::Attributes;
@@ -218,10 +218,21 @@ pub fn restore(
     aio::restore(steps, layout.aio, layout.pages)?;
     let filled: Vec<bool> = touched(mm, pages);
     let mapped = || mm.vmas.iter().zip(&filled).filter(|(v, _)| is_made(v, layout));
-    for (vma, filled) in mapped().filter(|(v, _)| !inherited.has(v)) {
-        match held.place(vma) {
-            Some(place) => take(steps, vma, place),
-            None => map(steps, vma, vma.start, *filled, layout)?,
+    let own: Vec<together::Wanted<'_>> =
+        mapped().filter(|(v, _)| !inherited.has(v)).map(|(v, filled)| (v, *filled)).collect();
+    let is_new = |vma: &VmaEntry| held.place(vma).is_none();
+    let joins = |a: &together::Wanted<'_>, b: &together::Wanted<'_>| {
+        together::joins(a.0, b.0) && is_new(a.0) && is_new(b.0)
+    };
+    for group in own.chunk_by(joins) {
+        if together::map(steps, group) {
+            continue;
+        }
+        for (vma, filled) in group {
+            match held.place(vma) {
+                Some(place) => take(steps, vma, place),
+                None => map(steps, vma, vma.start, *filled, layout)?,
+            }
         }
     }
     if let Some(range) = &held.range {

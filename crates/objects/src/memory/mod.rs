@@ -11,7 +11,7 @@
 //! * [`hugetlb`]: huge pages that a program asks for by size.
 //! * [`contents`]: what is in both of them.
 //! * [`mm`]: the address space as a whole: layout (`PR_SET_MM_MAP`), vdso, and the order in which it is rebuilt.
-//! * [`fill`]: its pages; [`inherit`]: those that a task has from the one that cloned it.
+//! * [`together`]: neighbouring mappings made as one; [`fill`]: their pages; [`inherit`]: those that a task has from the one that cloned it.
 //! * [`vdso`]: the dumped vdso under another kernel.
 
 pub mod aio;
@@ -25,6 +25,7 @@ pub mod mm;
 pub mod pages;
 pub mod shared;
 pub mod sysv;
+pub mod together;
 pub mod tracking;
 pub mod vdso;
 pub mod vma;
