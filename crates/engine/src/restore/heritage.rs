@@ -99,6 +99,10 @@ struct Piece {
 
 /// Plans what is handed down. `may` says of a mapping whether it can be: for reasons that are not in the images.
 pub fn plan(tasks: &[Task], lineage: &Lineage, may: &dyn Fn(&VmaEntry) -> bool) -> Heritage {
+    // One alone has nothing in common with anybody.
+    if tasks.iter().filter(|task| task.alive.is_some()).count() < 2 {
+        return Heritage::default();
+    }
     let is_eligible = |vma: &VmaEntry| is_heritable(vma) && may(vma);
     let mut pieces = pieces(tasks, &is_eligible);
     if pieces.is_empty() {
