@@ -139,7 +139,7 @@ pub fn watch_as(
     data: u64,
 ) -> Result<()> {
     std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, || {
             // SAFETY: a number; only this thread's table changes, which ends with it.
             unsafe {
                 syscall("unshare", libc::SYS_unshare, [libc::CLONE_FILES as usize, 0, 0, 0, 0, 0])
@@ -160,7 +160,9 @@ pub fn watch_as(
             // SAFETY: the event is live.
             unsafe { syscall("epoll_ctl", libc::SYS_epoll_ctl, args) }.map(drop)
         });
-        thread.join().unwrap_or(Err(crate::SyscallError::new("epoll_ctl", crate::Errno::IO)))
+        let failed = |errno| crate::SyscallError::new("epoll_ctl", errno);
+        let thread = thread.map_err(|_| failed(crate::Errno::AGAIN))?;
+        thread.join().unwrap_or(Err(failed(crate::Errno::IO)))
     })
 }
 

@@ -29,12 +29,12 @@ pub fn create(new: &New) -> Result<i32> {
     }
     // The kernel takes the caller's effective ids, which belong to a thread: one that ends afterwards.
     let new = *new;
-    std::thread::spawn(move || {
+    let thread = std::thread::Builder::new().spawn(move || {
         become_creator(new.creator)?;
         get(&new)
-    })
-    .join()
-    .unwrap_or(Err(SyscallError::new("shmget", Errno::AGAIN)))
+    });
+    let failed = || SyscallError::new("shmget", Errno::AGAIN);
+    thread.map_err(|_| failed())?.join().unwrap_or_else(|_| Err(failed()))
 }
 
 fn get(new: &New) -> Result<i32> {

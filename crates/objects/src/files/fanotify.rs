@@ -209,12 +209,13 @@ fn without_admin<T: Send>(job: impl FnOnce() -> T + Send) -> Result<T, Problem> 
     use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
     let failed = |reason: String| Problem::new("fanotify", reason);
     std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
+        let thread = std::thread::Builder::new().spawn_scoped(scope, || {
             let mut sets = capabilities(None)?;
             sets.effective -= CapabilitySet::SYS_ADMIN;
             set_capabilities(None, sets)?;
             Ok(job())
         });
+        let thread = thread.map_err(|e| failed(format!("no thread of its own: {e}")))?;
         let done = thread.join().map_err(|_| failed("a thread died".into()))?;
         done.map_err(|e: rustix::io::Errno| failed(format!("dropping a capability: {e}")))
     })

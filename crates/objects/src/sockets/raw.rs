@@ -156,12 +156,13 @@ pub(super) fn open_echo(family: AddressFamily, protocol: u32) -> Result<OwnedFd,
     }
     // Credentials are a thread's own: one that ends with the call.
     std::thread::scope(|scope| {
-        let made = scope.spawn(|| {
+        let made = std::thread::Builder::new().spawn_scoped(scope, || {
             let group = rustix::thread::Gid::from_raw(low);
             rustix::thread::set_thread_res_gid(group, group, group)
                 .map_err(|e| format!("{SYSCTL} allows it to group {low}: {e}"))?;
             socket().map_err(|e| e.to_string())
         });
+        let made = made.map_err(|e| e.to_string())?;
         made.join().unwrap_or_else(|_| Err("a thread has failed".to_owned()))
     })
 }

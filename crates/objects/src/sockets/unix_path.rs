@@ -252,12 +252,13 @@ impl Places {
         let address = SocketAddrUnix::new(name).map_err(refused)?;
         // Root and working directory belong to a thread only once they are unshared.
         std::thread::scope(|scope| {
-            let thread = scope.spawn(|| {
+            let thread = std::thread::Builder::new().spawn_scoped(scope, || {
                 unshare_directory().map_err(|e| refused(e.errno))?;
                 rustix::process::chroot(&root).map_err(refused)?;
                 rustix::process::chdir("/").map_err(refused)?;
                 rustix::net::bind(fd, &address).map_err(refused)
             });
+            let thread = thread.map_err(|e| problem(name, format!("cannot be bound: {e}")))?;
             thread.join().unwrap_or_else(|_| Err(problem(name, "cannot be bound")))
         })?;
         std::fs::rename(&at, &path).map_err(failed)?;
