@@ -332,7 +332,8 @@ impl Run {
         self.try_restore_with(tool, images, extra, |_| {})
     }
 
-    fn try_restore_with(
+    /// The same, with a command that was prepared.
+    pub fn try_restore_with(
         &self,
         tool: &Tool,
         images: &Path,

@@ -41,6 +41,7 @@ mod hosts;
 mod kills;
 mod lazy;
 mod netns;
+mod outside;
 mod pools;
 mod ports;
 mod predumps;
@@ -146,6 +147,7 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     trials.extend(tcp::trials(tool));
     trials.extend(sockets::trials(tool));
     trials.extend(unix::trials(tool));
+    trials.extend(outside::trials(tool));
     trials.extend(vdso::trials(tool));
     trials.extend(copies::trials(tool));
     trials.extend(chains::trials(tool, criu));

@@ -523,6 +523,7 @@ pub fn all() -> Vec<Program> {
         program!(multicast).private_net().unless_criu("it does not keep multicast memberships"),
         program!(packet).private_net().unless_criu("it refuses memberships that were added twice"),
         program!(packet).named("packet_plain").private_net().env(&[("ZOO_PLAIN", "1")]),
+        program!(socket_bound).private_net(),
         program!(netlink).private_net().unless_criu("it refuses groups above 32"),
         program!(netlink).named("netlink_plain").private_net().env(&[("ZOO_PLAIN", "1")]),
         program!(vsock).unless_criu("it refuses vsock sockets"),
@@ -578,6 +579,9 @@ pub fn all() -> Vec<Program> {
         program!(shared_files).unless_criu("it restores shared tables of parents and their children only"),
         program!(shared_files).named("shared_files_plain").env(&[("ZOO_PLAIN", "1")]),
         program!(shared_mm).unless_criu("it refuses processes that share memory"),
+        program!(no_vdso),
+        program!(proc_files),
+        program!(pty_unheld),
         program!(shared_fs).unless_criu("it refuses processes that share a working directory"),
         // What is handed down copy-on-write, among processes that share other things outright.
         program!(shared_files).named("shared_files_own_format").options(OWN_FORMAT, &[]).unless_criu(OWN),
@@ -592,6 +596,7 @@ pub fn by_name(name: &str) -> Result<Program, Fail> {
         program!(unsupported),
         program!(vfork_waiter),
         program!(unix_client),
+        program!(outside),
         program!(sysv_shm).named("sysv_shm_outside").env(&[("ZOO_OUTSIDE", "1")]),
         program!(shell_job),
         program!(tcp_listen)

@@ -57,7 +57,7 @@ pub fn start(argv: &[&Path]) -> Start {
 }
 
 /// A directory for scripts, gone with it.
-pub struct Scripts(PathBuf);
+pub struct Scripts(pub PathBuf);
 
 impl Scripts {
     /// Makes it.

@@ -333,7 +333,47 @@ fn postgres_programs() -> Result<PathBuf, NotReady> {
     found.pop().ok_or_else(|| NotReady::Skip("PostgreSQL is not installed".into()))
 }
 
-/// pgbench before and after; its clients have gone when the server is saved.
+/// pgbench whose clients stay connected while the server is saved and restored twice.
+fn bench_across(tool: &Tool, run: &mut Run, mut pgbench: Command, log: &Path) -> Result<(), Fail> {
+    let file = fs::File::create(log).map_err(|e| format!("{}: {e}", log.display()))?;
+    let copy = file.try_clone().map_err(|e| e.to_string())?;
+    pgbench.args(["-h", "127.0.0.1", "-p", &PORT.to_string(), "-U", "postgres", "-n"]);
+    pgbench.args(["-c", "3", "-T", "4", "postgres"]).stdout(copy).stderr(file);
+    let before = view::descendants(run.root).len();
+    let mut clients = pgbench.spawn().map_err(|e| format!("pgbench: {e}"))?;
+    let until = Instant::now() + Duration::from_secs(40);
+    let mut result = (|| {
+        while view::descendants(run.root).len() < before + 3 {
+            if Instant::now() > until {
+                return Err("its clients do not connect".to_owned());
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        for n in 3..=4 {
+            cycle(run, tool, n, &["--tcp-established"])?;
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        Ok(())
+    })();
+    let mut status = None;
+    while result.is_ok() && status.is_none() {
+        status = clients.try_wait().map_err(|e| e.to_string())?;
+        if Instant::now() > until {
+            result = Err("its clients do not come to an end".to_owned());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let _ = clients.kill();
+    let _ = clients.wait();
+    let text = fs::read_to_string(log).unwrap_or_default();
+    result.map_err(|e| format!("pgbench across a dump: {e}; it says:\n{text}"))?;
+    if !status.is_some_and(|s| s.success()) || text.contains("aborted") {
+        return Err(format!("pgbench across a dump: {status:?}:\n{text}"));
+    }
+    Ok(())
+}
+
+/// pgbench before and after, when its clients have gone, and across.
 fn postgresql(tool: &Tool) -> Result<(), NotReady> {
     let programs = postgres_programs()?;
     let setpriv = find("setpriv")?;
@@ -389,7 +429,8 @@ fn postgresql(tool: &Tool) -> Result<(), NotReady> {
             bench(&["-c", "4", "-t", "100", "-n"])?;
             cycle(&mut run, tool, n, &["--tcp-established"])?;
         }
-        bench(&["-c", "4", "-t", "100", "-n"])
+        bench(&["-c", "4", "-t", "100", "-n"])?;
+        bench_across(tool, &mut run, as_postgres("pgbench"), &place.0.join("bench.log"))
     })();
     result.map_err(|e| run.fail(e))?;
     end(&run)?;

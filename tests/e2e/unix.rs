@@ -177,7 +177,7 @@ fn end_replaced(tool: &Tool) -> Result<(), NotReady> {
     let inherit = format!("fd[{NUMBER}]:{stream}");
     let options = ["--ext-unix-sk", "--inherit-fd", &inherit];
     let missing = run.try_restore(tool, &images, &options)?;
-    refused(&run, &missing, &[&inherit, "Bad file descriptor"])?;
+    refused(&run, &missing, &[&inherit, "is not open"])?;
     let number = given.as_raw_fd();
     run.restore_with(tool, &images, &options, |command| {
         // SAFETY: dup2 is async-signal-safe; the descriptor is open until the command has ended.

@@ -87,6 +87,9 @@ fn run(program: &str, argv: Vec<OsString>) -> Result<ExitCode, ArgError> {
     let (given, skipped) = config::with_files(words.given, &config::Places::from_env())?;
     let (mut common, job) = resolve::job(command, &words.operands, &given)?;
     startup::environment(&mut common.notes, skipped)?;
+    if let Job::Restore(job) = &job {
+        startup::inherited(&job.options.inherited)?;
+    }
 
     let place = match startup::start(&common) {
         Ok(place) => place,

@@ -4,11 +4,13 @@ use std::io;
 use std::path::PathBuf;
 
 use log::Level;
+use rewake_engine::Inherited;
 use rustix::thread::CapabilitySet;
 
 use crate::args::help::{CRIU_VERSION, VERSION};
 use crate::args::resolve::{Common, LogTo};
 use crate::args::{ArgError, Kind};
+use crate::console;
 use crate::logging::{self, Failure};
 
 /// Where the command works; the process is in the work directory now.
@@ -42,6 +44,29 @@ pub fn environment(notes: &mut Vec<(Level, String)>, skipped: Vec<String>) -> Re
     }
     notes.extend(skipped.into_iter().map(|remark| (Level::Warn, remark)));
     Ok(())
+}
+
+/// Checks that the descriptors of `--inherit-fd` are there, while nothing of ours has got their numbers.
+///
+/// # Errors
+/// One is not open.
+pub fn inherited(inherited: &Inherited) -> Result<(), ArgError> {
+    let mut all: Vec<_> = inherited.iter().map(|(key, number)| (*number, key)).collect();
+    all.sort_unstable();
+    match all.into_iter().find(|(number, _)| !is_open(*number)) {
+        None => Ok(()),
+        Some((number, key)) => {
+            let text = format!(
+                "--inherit-fd fd[{number}]:{}: descriptor {number} is not open",
+                console::printable(&String::from_utf8_lossy(key))
+            );
+            Err(Kind::Usage(text).argv())
+        }
+    }
+}
+
+fn is_open(number: i32) -> bool {
+    std::fs::symlink_metadata(format!("/proc/self/fd/{number}")).is_ok()
 }
 
 /// Checks the capabilities, enters the work directory and opens the log.

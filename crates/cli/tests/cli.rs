@@ -146,7 +146,6 @@ fn what_is_not_built_is_refused_by_name() {
         "restore --auto-dedup",
         "dump -t 1 --lazy-pages",
         "lazy-pages --page-server",
-        "restore --inherit-fd fd[3]:x",
         "restore -r /x",
         "restore --manage-cgroups=full",
         "restore --exec-cmd",

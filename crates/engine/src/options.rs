@@ -1,6 +1,8 @@
 //! What a caller (command line, RPC) asks of a dump or a restore, in plain values.
 
 use rewake_image::addresses::Template;
+pub use rewake_objects::files::external::{Inherited, Outside as External};
+pub use rewake_objects::files::watched::Scan;
 pub use rewake_objects::sockets::unix::Outside as OutsideUnix;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -132,6 +134,10 @@ pub struct DumpOptions {
     pub outside_unix: OutsideUnix,
     /// `--format`: whose images. Those of a chain are always CRIU's.
     pub format: Format,
+    /// `--external file[…]` and `tty[…]`: what is left out.
+    pub external: External,
+    /// `--force-irmap`, `--irmap-scan-path`: how watched files are looked for.
+    pub scan: Scan,
     /// `--track-mem`: track memory from now on, for the next dump.
     pub track_mem: bool,
     /// `--prev-images-dir`, relative to the images directory.
@@ -197,6 +203,6 @@ pub struct RestoreOptions {
     pub tcp: TcpPolicy,
     /// `--ext-unix-sk`: unix sockets may connect anew to addresses outside the tree.
     pub external_unix: bool,
-    /// `--inherit-fd fd[N]:socket:[INODE]`: inode number in the images, and the caller's descriptor to be put in its place.
-    pub inherited_sockets: Vec<(u32, i32)>,
+    /// `--inherit-fd fd[N]:KEY`: the caller's descriptors, by the keys of what they are put in the place of.
+    pub inherited: Inherited,
 }

@@ -274,6 +274,8 @@ fn device(inner: u32) -> u64 {
 /// A packet socket.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Packet {
+    /// `ETH_P_*`
+    pub protocol: u16,
     /// Number of the interface it is bound to; 0: all.
     pub interface: u32,
     /// `PACKET_VERSION`
@@ -327,7 +329,8 @@ pub fn packet(socket: &mut Socket) -> Result<HashMap<u32, Packet>, Error> {
 }
 
 fn packet_record(body: &[u8]) -> Option<(u32, Packet)> {
-    let mut record = Packet::default();
+    // struct packet_diag_msg
+    let mut record = Packet { protocol: u16_at(body, 2)?, ..Packet::default() };
     for (kind, value) in attributes(body.get(PACKET_RECORD..)?) {
         let word = |at: usize| u32_at(value, at * 4);
         let ring = || {

@@ -4,7 +4,7 @@ use crate::Errno;
 use crate::call::{Result, syscall};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-/// `struct termios` of the kernel (asm-generic/termbits.h).
+/// `struct termios2` of the kernel (asm-generic/termbits.h), which begins as its `struct termios`.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[allow(missing_docs, reason = "the kernel's field names")]
@@ -15,7 +15,24 @@ pub struct Termios {
     pub c_lflag: u32,
     pub c_line: u8,
     pub c_cc: [u8; 19],
+    pub c_ispeed: u32,
+    pub c_ospeed: u32,
 }
+
+impl Termios {
+    /// Is a speed told by its number (`BOTHER`), and not by a constant in `c_cflag`?
+    #[must_use]
+    pub fn has_numbers(&self) -> bool {
+        const BOTHER: u32 = 0x1000;
+        const CBAUD: u32 = 0x100f;
+        const INPUT: u32 = 16;
+        self.c_cflag & CBAUD == BOTHER || self.c_cflag >> INPUT & CBAUD == BOTHER
+    }
+}
+
+/// `TCGETS2` and `TCSETS2`
+const GET_WITH_NUMBERS: u64 = 0x802c_542a;
+const SET_WITH_NUMBERS: u64 = 0x402c_542b;
 
 /// `struct winsize`.
 #[repr(C)]
@@ -31,7 +48,7 @@ pub struct WinSize {
 /// Which settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Settings {
-    /// `TCGETS`, `TCSETS`: the current ones.
+    /// `TCGETS2`, `TCSETS` or `TCSETS2`: the current ones.
     Current,
     /// `TIOCGLCKTRMIOS`, `TIOCSLCKTRMIOS`: a bit set here locks that of the current ones.
     Locked,
@@ -44,17 +61,20 @@ fn ioctl(name: &'static str, fd: BorrowedFd<'_>, request: u64, arg: usize) -> Re
     }
 }
 
-/// Reads settings.
+/// Reads settings; speeds only if they are told by their numbers.
 ///
 /// # Errors
 /// `ENOTTY`; `EIO` if the terminal is hung up.
 pub fn settings(fd: BorrowedFd<'_>, which: Settings) -> Result<Termios> {
     let mut termios = Termios::default();
     let (name, request) = match which {
-        Settings::Current => ("ioctl(TCGETS)", libc::TCGETS),
+        Settings::Current => ("ioctl(TCGETS2)", GET_WITH_NUMBERS),
         Settings::Locked => ("ioctl(TIOCGLCKTRMIOS)", libc::TIOCGLCKTRMIOS),
     };
     ioctl(name, fd, request, (&raw mut termios) as usize)?;
+    if !termios.has_numbers() {
+        (termios.c_ispeed, termios.c_ospeed) = (0, 0);
+    }
     Ok(termios)
 }
 
@@ -64,6 +84,10 @@ pub fn settings(fd: BorrowedFd<'_>, which: Settings) -> Result<Termios> {
 /// `ENOTTY`; `EIO` if the terminal is hung up; `EPERM` for the locked ones without `CAP_SYS_ADMIN`.
 pub fn set_settings(fd: BorrowedFd<'_>, which: Settings, termios: &Termios) -> Result<()> {
     let (name, request) = match which {
+        // Images of others say that there are numbers, and have none.
+        Settings::Current if termios.has_numbers() && termios.c_ospeed != 0 => {
+            ("ioctl(TCSETS2)", SET_WITH_NUMBERS)
+        }
         Settings::Current => ("ioctl(TCSETS)", libc::TCSETS),
         Settings::Locked => ("ioctl(TIOCSLCKTRMIOS)", libc::TIOCSLCKTRMIOS),
     };

@@ -1,18 +1,20 @@
 //! From occurrences to what a command needs: the last value wins, lists accumulate, and what is not built is refused by name.
 
 use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use log::Level;
 use rewake_engine::{
-    DumpOptions, FinalState, Format, LockMethod, Locks, OutsideUnix, Pid, PreDumpMode,
-    RestoreOptions, TcpPolicy,
+    DumpOptions, External as OutsideFiles, FinalState, Format, Inherited, LockMethod, Locks,
+    OutsideUnix, Pid, PreDumpMode, RestoreOptions, Scan, TcpPolicy,
 };
 
 use rewake_image::addresses::Template;
 
 use super::table::{Command, Status};
+use super::values::External;
 use super::{ArgError, Given, Kind, Origin, values};
 
 /// CRIU's default for `--ghost-limit`.
@@ -155,7 +157,9 @@ struct Values {
     format: Format,
     outside_unix: OutsideUnix,
     external_unix: bool,
-    inherited_sockets: Vec<(u32, i32)>,
+    external: OutsideFiles,
+    scan: Scan,
+    inherited: Inherited,
     track_mem: bool,
     parent: Option<PathBuf>,
     auto_dedup: bool,
@@ -347,6 +351,12 @@ impl Values {
             "shell-job" => self.shell_job = on,
             "file-locks" => self.file_locks = on,
             "link-remap" => self.link_remap = on,
+            "force-irmap" => self.scan.first = on,
+            // Relative to where the command was started.
+            "irmap-scan-path" => {
+                let full = std::path::absolute(path()).map_err(|_| bad("a path"))?;
+                self.scan.paths.push(full);
+            }
             "evasive-devices" => self.evasive_devices = on,
             "ghost-limit" => {
                 let size = values::size(text())
@@ -368,19 +378,25 @@ impl Values {
                 self.outside_unix.all |= inodes.is_empty();
                 self.outside_unix.inodes.extend(inodes);
             }
-            "external" => {
-                let inode = values::bracketed(text(), "unix")
-                    .ok_or_else(|| Kind::NotYet(format!("--external {}", text().display())))?;
-                self.external_unix = on;
-                self.outside_unix.inodes.insert(inode);
-            }
+            "external" => match values::external(text()) {
+                Some(External::Unix(inode)) => {
+                    self.external_unix = on;
+                    self.outside_unix.inodes.insert(inode);
+                }
+                Some(External::File(key)) => {
+                    self.external.files.insert(key);
+                }
+                Some(External::Terminal(key)) => {
+                    self.external.terminals.insert(key);
+                }
+                None => {
+                    return Err(Kind::NotYet(format!("--external {}", text().display())));
+                }
+            },
             "inherit-fd" => {
                 let (number, resource) =
                     values::inherited(text()).ok_or_else(|| bad("fd[N]:RES"))?;
-                let inode = values::bracketed(resource, "socket:").ok_or_else(|| {
-                    Kind::NotYet(format!("--inherit-fd of {}", resource.display()))
-                })?;
-                self.inherited_sockets.push((inode, number));
+                self.inherited.insert(resource.as_bytes().to_vec(), number);
             }
             "network-lock" => {
                 let method = one_of(arg, &["iptables", "nftables", "skip", "none"])
@@ -505,6 +521,8 @@ impl Values {
                 network_lock: self.network_lock,
                 format: self.format,
                 outside_unix: self.outside_unix.clone(),
+                external: self.external.clone(),
+                scan: self.scan.clone(),
                 track_mem: self.track_mem,
                 parent: self.parent.clone(),
                 auto_dedup: self.auto_dedup,
@@ -560,7 +578,7 @@ impl Values {
                 pidfile: self.pidfile.clone(),
                 tcp: self.tcp,
                 external_unix: self.external_unix,
-                inherited_sockets: self.inherited_sockets.clone(),
+                inherited: self.inherited.clone(),
             },
             display_stats: self.display_stats,
             scripts: self.scripts.clone(),

@@ -272,8 +272,8 @@ pub static OPTIONS: [Opt; 92] = [
     Opt::value("ghost-limit", "SIZE", Objects, "largest deleted file that is stored in the images (default: 1M; K, M, G)").dump(Built),
     Opt::switch("ghost-fiemap", Objects, "find the holes of deleted files with FIEMAP (default: on)").dump(NoEffect("holes are found with SEEK_DATA, which works on every file system")),
     Opt::switch("evasive-devices", Objects, "take any path to a device that leads to the same device").dump(Built),
-    Opt::switch("force-irmap", Objects, "look for watched files by a scan of the file system").dump(NotYet),
-    Opt::value("irmap-scan-path", "PATH", Objects, "also scan PATH for watched files").dump(NotYet),
+    Opt::switch("force-irmap", Objects, "look for watched files by a scan of the file system").dump(Built),
+    Opt::value("irmap-scan-path", "PATH", Objects, "look for watched files below PATH first; may repeat").dump(Built),
     Opt::value("file-validation", "MODE", Objects, "how a file is known to be the same: buildid (default) or filesize").both(Built),
     Opt::switch("skip-file-rwx-check", Objects, "do not compare the permissions of files").restore(Built),
     Opt::switch("allow-uprobes", Objects, "allow memory with uprobes").both(NotYet),
@@ -290,8 +290,8 @@ pub static OPTIONS: [Opt; 92] = [
     Opt::value("empty-ns", "NS", Network, "create the namespace (net) but leave it empty").both(NotYet),
     // Namespaces
     Opt::value("root", "PATH", Namespaces, "new root of the mount namespace; a mount point").short(b'r').both(NotYet),
-    Opt::value("external", "ID[:VALUE]", Namespaces, "a resource that belongs to the outside (only unix[INODE] yet)").both(Built),
-    Opt::value("inherit-fd", "fd[N]:RES", Namespaces, "use descriptor N in the place of RES (only socket:[INODE] of a unix socket yet)")
+    Opt::value("external", "ID[:VALUE]", Namespaces, "what belongs to the outside: unix[INODE], file[MNT:INODE], tty[RDEV:DEV]").both(Built),
+    Opt::value("inherit-fd", "fd[N]:RES", Namespaces, "use descriptor N in the place of RES, as pipe:[ID] or a path without its first slash")
         .dump(Wrong("can only be used with restore")).restore(Built).check(Wrong("can only be used with restore")),
     Opt::value("join-ns", "NS:PID|FILE", Namespaces, "restore into this namespace").short(b'J').restore(NotYet),
     Opt::value("skip-mnt", "PATH", Namespaces, "leave out the mount at PATH").dump(NotYet),

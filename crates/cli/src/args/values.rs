@@ -76,6 +76,33 @@ pub fn numbers(arg: Option<&OsStr>) -> Option<Vec<u32>> {
     arg.to_str()?.split(',').map(|number| number.parse().ok()).collect()
 }
 
+/// What `--external` can name.
+#[derive(Debug, PartialEq, Eq)]
+pub enum External {
+    /// `unix[INODE]`
+    Unix(u32),
+    /// `file[MNT_ID:INODE]`, the whole of it.
+    File(String),
+    /// `tty[RDEV:DEV]`, the whole of it.
+    Terminal(String),
+}
+
+/// The resource of `--external`; `None` for other kinds, and numbers that no key of the images could have.
+pub fn external(arg: &OsStr) -> Option<External> {
+    if let Some(inode) = bracketed(arg, "unix") {
+        return Some(External::Unix(inode));
+    }
+    let arg = arg.to_str()?;
+    // Keys are compared as they are: lower case, without zeros before.
+    let pair = |kind: &str| {
+        let (a, b) =
+            arg.strip_prefix(kind)?.strip_prefix('[')?.strip_suffix(']')?.split_once(':')?;
+        let number = |n: &str| u64::from_str_radix(n, 16).ok();
+        Some(format!("{kind}[{:x}:{:x}]", number(a)?, number(b)?))
+    };
+    pair("file").map(External::File).or_else(|| pair("tty").map(External::Terminal))
+}
+
 /// The number in `KIND[NUMBER]`.
 pub fn bracketed(arg: &OsStr, kind: &str) -> Option<u32> {
     arg.to_str()?.strip_prefix(kind)?.strip_prefix('[')?.strip_suffix(']')?.parse().ok()
@@ -143,6 +170,13 @@ mod tests {
         assert_eq!(bracketed(os("unix[12]"), "unix"), Some(12));
         assert_eq!(bracketed(os("mnt[12]"), "unix"), None);
         assert_eq!(bracketed(os("unix[12]:x"), "unix"), None);
+        assert_eq!(external(os("unix[12]")), Some(External::Unix(12)));
+        let key = |s: &str| s.to_owned();
+        assert_eq!(external(os("file[1f:0A2]")), Some(External::File(key("file[1f:a2]"))));
+        assert_eq!(external(os("tty[8803:1a]")), Some(External::Terminal(key("tty[8803:1a]"))));
+        for bad in ["file[1]", "file[x:1]", "tty[1:2", "mnt[1:2]", "file[1:2]:x"] {
+            assert_eq!(external(os(bad)), None, "{bad}");
+        }
         assert_eq!(inherited(os("fd[3]:socket:[9]")), Some((3, os("socket:[9]"))));
         for bad in ["fd[3]:", "fd[-1]:x", "fd[x]:y", "3:x", ""] {
             assert_eq!(inherited(os(bad)), None, "{bad}");

@@ -182,6 +182,8 @@ fn survey(
         tcp_close: options.tcp.close,
         skip_in_flight: options.tcp.skip_in_flight,
         outside: options.outside_unix.clone(),
+        external: options.external.clone(),
+        scan: options.scan.clone(),
     });
     collector.pids = tree.tasks.iter().map(|t| t.pid()).collect();
     let mut obstacles = sessions(tree, options);

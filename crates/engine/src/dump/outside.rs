@@ -9,6 +9,7 @@ use rewake_objects::memory::aio;
 use rewake_objects::memory::pages::{self, Run};
 use rewake_objects::memory::tracking::{self, Tracking};
 use rewake_objects::memory::vma::{self, Backing, Vma, status};
+use rewake_objects::task::label;
 use rewake_proc::read::{ProcDir, ReadError};
 use rewake_proc::status::Status;
 use rewake_proc::timers::PosixTimer;
@@ -138,6 +139,12 @@ pub fn survey(
         Err(ReadError::Absent { .. }) => Vec::new(),
         Err(e) => return Err(e).of(pid, comm),
     };
+    static LABEL: std::sync::OnceLock<Option<Vec<u8>>> = std::sync::OnceLock::new();
+    if let Some(own) = LABEL.get_or_init(label::own)
+        && let Ok(theirs) = dir.read("attr/current", &mut buffer)
+    {
+        problems.extend(label::judge(own, theirs));
+    }
     if status.shadow_stack.is_some_and(|s| s.shstk) {
         problems.push(Problem::new("shadow stack", "x86 shadow stacks cannot be saved yet"));
     }

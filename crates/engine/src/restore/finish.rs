@@ -11,10 +11,13 @@ use crate::error::{Context, Error, Result};
 use rewake_inject::guard::Guard;
 use rewake_inject::stub::{RemoteCall, find_syscall_instruction, remote_calls};
 use rewake_inject::tracee::{Running, Stopped};
+use rewake_objects::memory::vma::status;
 use rewake_objects::pids::Pids;
 use rewake_objects::task::signals;
-use rewake_sys::{ptrace, signal};
+use rewake_sys::ptrace::{self, Registers};
+use rewake_sys::signal;
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 use std::sync::Arc;
 
 /// How a stub is traced: our death is its own.
@@ -65,6 +68,8 @@ struct Shard {
     seized: Vec<(Place, Running)>,
     /// Those that stand still.
     stopped: Vec<(Place, Stopped)>,
+    /// The registers that these go on with, in the same order.
+    starts: Vec<Registers>,
     /// Those that are ready to go on, of all trees.
     ready: Vec<(Place, Stopped)>,
 }
@@ -94,31 +99,56 @@ impl Shard {
         Ok(())
     }
 
-    fn make_ready(&mut self, checkpoint: &Checkpoint, last: &Final) -> Result<()> {
-        self.take_arena_away(checkpoint, last)?;
-        let threads = self
-            .stopped
-            .iter()
-            .map(|(place, at)| {
-                let (task, thread) = place.of(checkpoint)?;
-                let gadget = last.gadgets.get(&task.pid).copied().unwrap_or(0);
-                Ok(start::Standing { task, thread, at, gadget })
-            })
-            .collect::<Result<Vec<_>>>()?;
-        start::set(&threads, last.check_cpu)?;
+    /// Takes the arena away and begins sleeps.
+    fn begin(&mut self, checkpoint: &Checkpoint, last: &Final) -> Result<()> {
+        let (base, len) = last.arena;
+        self.unmap(checkpoint, last, "the agent", base..base + len as u64, |_| true)?;
+        self.starts = start::begin_sleeps(&self.standing(checkpoint, last)?)?;
+        Ok(())
+    }
+
+    /// Has those that had unmapped their vdso unmap ours, and with it the very instruction that does it: they stand still
+    /// before the next one, and go on elsewhere. No thread makes a call any more.
+    fn take_vdso_away(&mut self, checkpoint: &Checkpoint, last: &Final) -> Result<()> {
+        self.unmap(checkpoint, last, "the vdso", last.specials.clone(), is_without_vdso)
+    }
+
+    /// Sets the registers and all else that threads go on with.
+    fn set(&mut self, checkpoint: &Checkpoint, last: &Final) -> Result<()> {
+        start::set(&self.standing(checkpoint, last)?, &self.starts, last.check_cpu)?;
+        self.starts.clear();
         self.ready.append(&mut self.stopped);
         Ok(())
     }
 
-    /// Has the first thread of every task unmap the arena; all threads stand still, so of those that share memory one is
-    /// enough.
-    fn take_arena_away(&self, checkpoint: &Checkpoint, last: &Final) -> Result<()> {
-        let (base, len) = last.arena;
+    fn standing<'a>(
+        &'a self,
+        checkpoint: &'a Checkpoint,
+        last: &Final,
+    ) -> Result<Vec<start::Standing<'a>>> {
+        let standing = |(place, at): &'a (Place, Stopped)| {
+            let (task, thread) = place.of(checkpoint)?;
+            let gadget = last.gadgets.get(&task.pid).copied().unwrap_or(0);
+            Ok(start::Standing { task, thread, at, gadget })
+        };
+        self.stopped.iter().map(standing).collect()
+    }
+
+    /// Has the first thread of every task that is meant unmap a range of memory; all threads stand still, so of those that
+    /// share memory one is enough.
+    fn unmap(
+        &self,
+        checkpoint: &Checkpoint,
+        last: &Final,
+        what: &str,
+        range: Range<u64>,
+        meant: impl Fn(&Task) -> bool,
+    ) -> Result<()> {
         let mut tasks = Vec::new();
         let mut calls = Vec::new();
         for (place, at) in self.stopped.iter().filter(|(place, _)| place.thread == 0) {
             let (task, _) = place.of(checkpoint)?;
-            if last.guests.contains(&task.pid) {
+            if last.guests.contains(&task.pid) || !meant(task) {
                 continue;
             }
             tasks.push(task);
@@ -126,14 +156,14 @@ impl Shard {
                 stub: Stopped::assume(at.tid()),
                 gadget: last.gadgets.get(&task.pid).copied().unwrap_or(0),
                 number: libc::SYS_munmap,
-                args: [base, len as u64, 0, 0, 0, 0],
+                args: [range.start, range.end - range.start, 0, 0, 0, 0],
             });
         }
         let results = remote_calls(calls).map_err(|e| Error::new(e.to_string()))?;
         for (task, (_, result)) in tasks.into_iter().zip(results) {
             if result != 0 {
                 return Err(Error::new(format!(
-                    "process {}: the agent cannot be unmapped: {}",
+                    "process {}: {what} cannot be unmapped: {}",
                     task.pid,
                     rewake_sys::Errno::from_raw_os_error(-result as i32)
                 )));
@@ -154,11 +184,19 @@ impl Shard {
     }
 }
 
+/// Has this task unmapped its vdso?
+fn is_without_vdso(task: &Task) -> bool {
+    let alive = task.alive.as_ref();
+    alive.is_some_and(|a| !a.mm.vmas.iter().any(|vma| vma.status & status::VDSO != 0))
+}
+
 /// What is needed to make threads ready.
 #[derive(Debug)]
 pub struct Final {
     /// The arena, to be unmapped.
     pub arena: (u64, usize),
+    /// Where vvar and vdso are in tasks that have none in the images: to be unmapped too.
+    pub specials: Range<u64>,
     /// Address of a `syscall` instruction in each task, by its pid.
     pub gadgets: HashMap<i32, u64>,
     /// The pids of those that have the memory of another.
@@ -166,6 +204,9 @@ pub struct Final {
     /// Refuse registers of CPU features that are not there?
     pub check_cpu: bool,
 }
+
+/// What each tracer thread does before the next thing is done by any.
+type Step = fn(&mut Shard, &Checkpoint, &Final) -> Result<()>;
 
 /// Those who trace the threads of all trees that are restored. Dropping them kills what they have not let go.
 #[derive(Debug)]
@@ -244,10 +285,25 @@ impl Tracers {
         self.each(|_| Box::new(Shard::stop))?;
         // Only now: nobody is in the arena any more.
         let last = Arc::new(last);
-        self.each(|_| {
-            let last = last.clone();
-            Box::new(move |shard, checkpoint| shard.make_ready(checkpoint, &last))
-        })
+        let without =
+            self.checkpoint.tasks.iter().any(is_without_vdso) && !last.specials.is_empty();
+        if !without {
+            return self.each(|_| {
+                let last = last.clone();
+                Box::new(move |shard, checkpoint| {
+                    shard.begin(checkpoint, &last)?;
+                    shard.set(checkpoint, &last)
+                })
+            });
+        }
+        let steps: [Step; 3] = [Shard::begin, Shard::take_vdso_away, Shard::set];
+        for step in steps {
+            self.each(|_| {
+                let last = last.clone();
+                Box::new(move |shard, checkpoint| step(shard, checkpoint, &last))
+            })?;
+        }
+        Ok(())
     }
 
     /// Lets every task of all trees go: stopped ones stopped, the others running (or all stopped).

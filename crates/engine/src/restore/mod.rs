@@ -152,7 +152,7 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
         tcp_established: options.tcp.established,
         tcp_close: options.tcp.close,
         external_unix: options.external_unix,
-        inherited_sockets: options.inherited_sockets.clone(),
+        inherited: options.inherited.clone(),
     };
     let mut opener = Opener::new(&images, opener_options.clone(), checkpoint.file_extra.clone())?;
     opener.make_room();
@@ -532,6 +532,11 @@ impl<'a> Run<'a> {
         let guests = self.checkpoint.tasks.iter().enumerate().filter(shared);
         let last = finish::Final {
             arena: (self.arena.base(), self.arena.len()),
+            specials: self
+                .own
+                .specials
+                .span()
+                .map_or(0..0, |s| self.env.hop..self.env.hop + (s.end - s.start)),
             gadgets,
             guests: guests.map(|(_, task)| task.pid).collect(),
             check_cpu: self.options.check_cpu,

@@ -20,9 +20,10 @@ use std::os::fd::AsRawFd;
 type Call = (Label, Option<i64>, Op);
 
 impl Run<'_> {
-    /// Has all tasks that have rings fetch and map them.
-    pub(super) fn map_rings(&self, rings: &[Ring], opener: &Opener<'_>) -> Result<()> {
-        if opener.rings.is_empty() {
+    /// Has all tasks that have rings fetch and map them; other files that they could not be sent, too.
+    pub(super) fn map_rings(&self, rings: &[Ring], opener: &mut Opener<'_>) -> Result<()> {
+        opener.open_late().map_err(|p| Error::new(p.to_string()))?;
+        if opener.fetched.is_empty() {
             return Ok(());
         }
         for (ring, plan) in rings.iter().zip(self.plans) {
@@ -36,7 +37,7 @@ impl Run<'_> {
                 .fds
                 .iter()
                 .filter(|_| !fetched)
-                .filter_map(|fd| Some((fd, opener.rings.get(&fd.id)?)))
+                .filter_map(|fd| Some((fd, opener.fetched.get(&fd.id)?)))
                 .flat_map(|(fd, ours)| fetch(fd, ours.as_raw_fd()))
                 .collect();
             for part in fetch.chunks(FETCH) {
@@ -97,7 +98,7 @@ impl Run<'_> {
 /// Calls by which one descriptor is fetched: a later one needs the result of the first.
 const FETCH: usize = 3;
 
-/// Fetches an instance, which is descriptor `ours` of the controller, by the pidfd that is in its place.
+/// Fetches a file, which is descriptor `ours` of the controller, by the pidfd that is in its place.
 fn fetch(fd: &FdinfoEntry, ours: i32) -> [Call; FETCH] {
     let label = Label::Descriptor(fd.fd);
     let cloexec = if fd.flags & 1 != 0 { libc::O_CLOEXEC as u64 } else { 0 };

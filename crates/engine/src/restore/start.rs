@@ -75,14 +75,13 @@ pub(super) struct Standing<'a> {
     pub(super) gadget: u64,
 }
 
-/// Gives threads everything they go on with, after their sleeps have been begun.
+/// Gives threads everything they go on with, after their sleeps have been begun, which told their registers.
 ///
 /// # Errors
 /// One of them is gone, or its registers cannot be set.
-pub(super) fn set(threads: &[Standing<'_>], check_cpu: bool) -> Result<()> {
-    let starts = begin_sleeps(threads)?;
+pub(super) fn set(threads: &[Standing<'_>], starts: &[Registers], check_cpu: bool) -> Result<()> {
     let mut format = None;
-    for (standing, regs) in threads.iter().zip(&starts) {
+    for (standing, regs) in threads.iter().zip(starts) {
         let Standing { task, thread, at, .. } = standing;
         let format = match format {
             Some(format) => format,
@@ -93,8 +92,11 @@ pub(super) fn set(threads: &[Standing<'_>], check_cpu: bool) -> Result<()> {
     Ok(())
 }
 
-/// The registers that the threads go on with, in order, after the sleeps have been begun.
-fn begin_sleeps(threads: &[Standing<'_>]) -> Result<Vec<Registers>> {
+/// Begins the sleeps of threads: the registers that they go on with, in order.
+///
+/// # Errors
+/// One of them is gone.
+pub(super) fn begin_sleeps(threads: &[Standing<'_>]) -> Result<Vec<Registers>> {
     let mut all = Vec::with_capacity(threads.len());
     let mut sleepers = Vec::new();
     let mut calls = Vec::new();

@@ -127,6 +127,8 @@ messages! {
         optional bool slave_closed = 40;
         /// `/dev/tty`: the session whose terminal it is.
         optional uint32 session = 41;
+        /// Of an internet socket: it is bound to an address that no interface had (`IP_FREEBIND` while it was bound).
+        optional bool foreign_address = 50;
     }
 
     /// An idle io_uring(7) instance.

@@ -40,6 +40,10 @@ pub struct Options {
     pub skip_in_flight: bool,
     /// `--ext-unix-sk` and `--external unix[INODE]`.
     pub outside: crate::sockets::unix::Outside,
+    /// `--external file[…]` and `tty[…]`.
+    pub external: super::external::Outside,
+    /// `--force-irmap`, `--irmap-scan-path`.
+    pub scan: super::watched::Scan,
 }
 
 /// One descriptor of one task, seen from the controller.

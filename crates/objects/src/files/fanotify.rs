@@ -34,7 +34,7 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
     let group = info.fanotify.ok_or_else(|| view.problem("the kernel does not tell its flags"))?;
     watched::warn_of_unread(view);
     let id = collector.new_id();
-    let mut mounts = Mounts::default();
+    let mut mounts = Mounts::new(&collector.options.scan);
     let mut mark = Vec::with_capacity(info.fanotify_marks.len());
     let mut filesystems = Vec::new();
     // The kernel tells the newest first.

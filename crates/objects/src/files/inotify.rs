@@ -29,7 +29,7 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
     let info = rewake_proc::fdinfo::parse(&info_text).map_err(|e| view.problem(e.to_string()))?;
     watched::warn_of_unread(view);
     let id = collector.new_id();
-    let mut mounts = Mounts::default();
+    let mut mounts = Mounts::new(&collector.options.scan);
     let mut wd = Vec::with_capacity(info.inotify.len());
     for watch in &info.inotify {
         let (entry, deleted) = watch_entry(view, watch, &mut mounts)?;

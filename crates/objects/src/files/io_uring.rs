@@ -198,7 +198,7 @@ fn content(view: &View<'_>, told: &Told) -> Result<RewakeRingEntry, Problem> {
     })
 }
 
-/// Makes an instance of the image and puts it to [`Opener::rings`]; returns what tasks are given in its place, our pidfd.
+/// Makes an instance of the image and puts it to [`Opener::fetched`]; returns what tasks are given in its place, our pidfd.
 ///
 /// # Errors
 /// The image is impossible, or the kernel lacks something.
@@ -206,10 +206,8 @@ pub fn open(opener: &mut Opener<'_>, id: u32) -> Result<OwnedFd, Problem> {
     let problem = |reason: String| Problem::new(format!("io_uring instance {id}"), reason);
     let entry = opener.extra.get(&id).and_then(|e| e.ring.as_ref());
     let ring = make(id, entry.ok_or_else(|| problem("its entry is missing".into()))?)?;
-    opener.rings.insert(id, ring);
-    let own = rustix::process::getpid();
-    rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty())
-        .map_err(|e| problem(format!("pidfd_open: {e}")))
+    opener.fetched.insert(id, ring);
+    super::open::placeholder().map_err(|e| problem(format!("pidfd_open: {e}")))
 }
 
 /// Makes an instance of the image and brings it to its position.

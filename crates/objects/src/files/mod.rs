@@ -12,6 +12,7 @@ pub mod build_id;
 pub mod collect;
 pub mod epoll;
 pub mod eventfd;
+pub mod external;
 pub mod fanotify;
 pub mod fifo;
 pub mod flight;

@@ -1,8 +1,8 @@
 //! Opening the file descriptions of an image: each once, in the controller.
 
 use super::{
-    bpf_map, epoll, eventfd, fanotify, fifo, ghost, inotify, io_uring, link_remap, nsfs, passing,
-    pidfd, pipe, regular, signalfd, timerfd, tty, watched,
+    bpf_map, epoll, eventfd, external, fanotify, fifo, ghost, inotify, io_uring, link_remap, nsfs,
+    passing, pidfd, pipe, regular, signalfd, timerfd, tty, watched,
 };
 use crate::Problem;
 use crate::pids::Pids;
@@ -38,8 +38,8 @@ pub struct Options {
     pub tcp_close: bool,
     /// `--ext-unix-sk`: connect unix sockets to the addresses of their peers outside the tree.
     pub external_unix: bool,
-    /// `--inherit-fd fd[N]:socket:[INODE]`: inode number in the image, and our descriptor to be put in its place.
-    pub inherited_sockets: Vec<(u32, i32)>,
+    /// `--inherit-fd fd[N]:KEY`: our descriptors, by the keys of what they are put in the place of.
+    pub inherited: external::Inherited,
 }
 
 /// The descriptions of an image and those that are open already.
@@ -76,15 +76,20 @@ pub struct Opener<'a> {
     pub(super) bpf_data: HashMap<u32, (BpfmapDataEntry, Vec<u8>)>,
     /// BPF maps made so far, by their id in the images.
     pub(super) bpf_maps: HashMap<u32, OwnedFd>,
-    /// io_uring instances by file id. The kernel lets nobody send them: tasks are given our pidfd in their place, and fetch
-    /// them by that.
-    pub rings: HashMap<u32, OwnedFd>,
+    /// Files that cannot be sent to the tasks while these are built, by id: io_uring instances, which the kernel lets nobody
+    /// send, and files of `/proc` that are not there before the tasks are. They are given our pidfd in their place, and
+    /// fetch them by that.
+    pub fetched: HashMap<u32, OwnedFd>,
+    /// Files of `/proc` that are still to be opened, and whether that is to be done now.
+    late: (Vec<u32>, bool),
     /// `tty-info.img` by id.
     pub(super) ttys: HashMap<u32, TtyInfoEntry>,
     /// `tty-data.img`, joined, by id.
     pub(super) tty_data: HashMap<u32, Vec<u8>>,
     /// Terminals in whose place our own was put.
     pub(super) inherited: Vec<TtyInfoEntry>,
+    /// Terminals of the caller's (`--inherit-fd`), by the id of those in whose place they were put.
+    pub(super) given_terminals: Vec<(u32, OwnedFd)>,
     /// Pseudoterminals whose both sides are the tree's, by their number in the images.
     pub(super) ptys: HashMap<u32, super::pty::Pair>,
     /// The sessions whose leaders are restored.
@@ -147,10 +152,12 @@ impl<'a> Opener<'a> {
             fifos: HashMap::new(),
             bpf_data: bpf_data.into_iter().map(|(e, data)| (e.map_id, (e, data))).collect(),
             bpf_maps: HashMap::new(),
-            rings: HashMap::new(),
+            fetched: HashMap::new(),
+            late: (Vec::new(), false),
             ttys: ttys.into_iter().map(|t| (t.id, t)).collect(),
             tty_data,
             inherited: Vec::new(),
+            given_terminals: Vec::new(),
             ptys: HashMap::new(),
             sessions: HashSet::new(),
             controlling: HashMap::new(),
@@ -183,6 +190,7 @@ impl<'a> Opener<'a> {
     /// # Errors
     /// They are damaged or ask for something impossible.
     pub fn check(&mut self) -> Result<(), Problem> {
+        external::check(self)?;
         sockets::check_unix(self)
     }
 
@@ -215,7 +223,8 @@ impl<'a> Opener<'a> {
     /// Is this file one that others can open too: an ordinary one, by its name?
     #[must_use]
     pub fn is_ordinary(&self, id: u32) -> bool {
-        self.files.get(&id).is_some_and(|f| f.reg.is_some()) && !self.remaps.contains_key(&id)
+        let own = |f: &FileEntry| f.reg.is_some() && !external::replaces(self, f);
+        self.files.get(&id).is_some_and(own) && !self.remaps.contains_key(&id)
     }
 
     /// Path and status flags of file `id`, if it is an ordinary one.
@@ -248,7 +257,14 @@ impl<'a> Opener<'a> {
         }
         if !self.opened.contains_key(&id) {
             let entry = self.entry(id)?.clone();
-            let fd = open_kind(self, &entry)?;
+            let fd = match external::other(self, &entry)? {
+                Some(fd) => fd,
+                None => open_kind(self, &entry)?,
+            };
+            if self.late.0.contains(&id) {
+                self.opened.insert(id, fd);
+                return Ok(self.opened[&id].as_fd());
+            }
             apply_common(&entry, fd.as_fd())?;
             if let Some(fifo) = &entry.fifo {
                 // Flags and owner are in the entry of its path.
@@ -257,6 +273,37 @@ impl<'a> Opener<'a> {
             self.opened.insert(id, fd);
         }
         Ok(self.opened[&id].as_fd())
+    }
+
+    /// Has file `id` be opened when the tasks are whole ([`Opener::open_late`]), if that may help: what tasks are given in
+    /// its place.
+    pub(super) fn put_off(&mut self, id: u32, path: &[u8]) -> Result<Option<OwnedFd>, Problem> {
+        if self.late.1 || !regular::is_of_task(path) {
+            return Ok(None);
+        }
+        let fd = placeholder().map_err(|e| Problem::new(text(path), e.to_string()))?;
+        self.late.0.push(id);
+        Ok(Some(fd))
+    }
+
+    /// Opens the files of `/proc` that were not there before the tasks were whole.
+    ///
+    /// # Errors
+    /// They are not there now.
+    pub fn open_late(&mut self) -> Result<(), Problem> {
+        self.late.1 = true;
+        for id in std::mem::take(&mut self.late.0) {
+            self.opened.remove(&id);
+            let fd = self.open(id)?.try_clone_to_owned();
+            let fd = fd.map_err(|e| Problem::new(format!("file id {id}"), e.to_string()))?;
+            self.fetched.insert(id, fd);
+        }
+        Ok(())
+    }
+
+    /// Is file `id` one that tasks fetch, so that nobody can have it in flight?
+    pub(crate) fn is_put_off(&self, id: u32) -> bool {
+        self.late.0.contains(&id)
     }
 
     /// Arms the timers among the open files: call it as late as possible, for it starts them.
@@ -463,6 +510,15 @@ impl<'a> Opener<'a> {
             None => Ok(path.to_owned()),
         }
     }
+}
+
+/// What tasks are given in the place of a file that they will fetch: our pidfd.
+///
+/// # Errors
+/// There is none.
+pub(super) fn placeholder() -> Result<OwnedFd, Errno> {
+    let own = rustix::process::getpid();
+    rustix::process::pidfd_open(own, rustix::process::PidfdFlags::empty())
 }
 
 /// A file that had no name, and where it can be opened for the moment.

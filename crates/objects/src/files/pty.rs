@@ -85,14 +85,6 @@ impl Collector {
             if let Some(slave) = self.ttys.iter_mut().find(|t| t.id == id & !1) {
                 (slave.sid, slave.pgrp) = (sid, pgrp);
             }
-            if sid != 0 && ends.slave.is_none() {
-                let problem = Problem::new(
-                    ends.object.clone(),
-                    "its slave is the terminal of a session, but no process of the tree has it open",
-                );
-                problems.push((ends.holder, problem));
-                continue;
-            }
             match queues(master.as_fd(), ends.slave.as_ref().map(AsFd::as_fd)) {
                 Ok(queues) => {
                     if queues.closed {
@@ -404,7 +396,9 @@ fn make(
     let pair = Pair { index: now, master, slave: None };
     let master = pair.master.as_fd();
     tty::set_property(master, Property::Locked, false).map_err(|e| failed("unlocked", &e))?;
-    let wanted = of_slave.is_some() || closed || !output.is_empty() || !input.is_empty();
+    let controls = opener.sessions.contains(&(info.sid as i32));
+    let wanted =
+        of_slave.is_some() || closed || controls || !output.is_empty() || !input.is_empty();
     let slave = wanted.then(|| tty::peer(master)).transpose().map_err(|e| failed("opened", &e))?;
     if let (Some(slave), Some(info)) = (&slave, of_slave) {
         let owner = (rustix::fs::Uid::from_raw, rustix::fs::Gid::from_raw);
@@ -436,7 +430,8 @@ fn make(
             .and_then(|()| put_output(master, Some(slave.as_fd()), output))
             .map_err(|e| failed("filled", &e))?;
     }
-    Ok(Some(Pair { slave: slave.filter(|_| of_slave.is_some()), ..pair }))
+    // Whose session is to get it finds it open.
+    Ok(Some(Pair { slave: slave.filter(|_| of_slave.is_some() || controls), ..pair }))
 }
 
 /// Opens one side of a pseudoterminal that was made anew.
@@ -492,10 +487,14 @@ pub fn controlling(opener: &Opener<'_>) -> BTreeMap<i32, Controlling> {
         let same = |f: &&rewake_image::messages::TtyFileEntry| f.tty_info_id == info.id;
         let files = || opener.files.values().filter_map(|f| f.tty.as_deref()).filter(same);
         let reg = files().find_map(|f| opener.files.get(&f.regf_id?)?.reg.as_deref());
-        let path = reg.map_or(&[][..], |reg| &reg.name);
         let kind = TtyType::try_from(info.r#type).unwrap_or(TtyType::Unknown);
-        let master = info.id & 1 == 1 && kind == TtyType::Pty;
+        let of_master = info.id & 1 == 1 && kind == TtyType::Pty;
+        // It counts if the images have no slave.
+        let master = of_master && opener.ttys.contains_key(&(info.id & !1));
+        let path = reg.filter(|_| !of_master).map_or(&[][..], |reg| &reg.name);
+        let given = super::external::terminal_path(opener, info);
         let (path, must) = match opener.ptys.get(&(info.id >> 1)) {
+            _ if given.is_some() => (given.unwrap_or_default(), true),
             _ if master || matches!(kind, TtyType::Ctty | TtyType::ExtTty | TtyType::Unknown) => {
                 continue;
             }

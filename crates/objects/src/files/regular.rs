@@ -5,13 +5,14 @@
 
 use super::collect::{Collector, View};
 use super::open::Opener;
-use super::{build_id, ghost, link_remap};
+use super::{build_id, external, ghost, link_remap};
 use crate::Problem;
 use crate::problem::text;
 use rewake_image::messages::{FdTypes, FileEntry, FownEntry, RegFileEntry};
 use rustix::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags, Stat};
 use rustix::io::Errno;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 
 /// Devices that are no more than a file with a funny driver: `/dev/null`, `zero`, `full`, `random`, `urandom`, `kmsg`.
@@ -37,8 +38,15 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
         Err(e) => return Err(view.problem(format!("its position cannot be read: {e}"))),
     };
     let id = collector.new_id();
-    let name = place(collector, id, &view.link, &view.stat, Some(view))?;
+    let own = format!("/proc/self/fd/{}", view.fd.as_raw_fd());
+    let key = external::file_key(collector, &own)
+        .map_err(|e| view.problem(format!("its mount cannot be told: {e}")))?;
     let flags = view.flags & KEPT;
+    if let Some(key) = key {
+        collector.push(outside(entry(id, flags, pos, view.owner()?, key, &view.stat)));
+        return Ok((id, FdTypes::Reg));
+    }
+    let name = place(collector, id, &view.link, &view.stat, Some(view))?;
     let mut entry = entry(id, flags, pos, view.owner()?, name, &view.stat);
     // Reading other files would be seen in their times.
     let readable =
@@ -66,6 +74,15 @@ fn entry(id: u32, flags: u32, pos: u64, fown: FownEntry, name: Vec<u8>, stat: &S
         ..RegFileEntry::default()
     };
     FileEntry { r#type: FdTypes::Reg as i32, id, reg: Some(Box::new(reg)), ..FileEntry::default() }
+}
+
+/// Makes an entry one of a file that is left outside.
+fn outside(mut entry: FileEntry) -> FileEntry {
+    if let Some(reg) = &mut entry.reg {
+        // Whatever is put in its place need not be like it.
+        (reg.ext, reg.size, reg.mode) = (Some(true), None, None);
+    }
+    entry
 }
 
 /// Has an entry of a regular file tell of which build it is.
@@ -176,6 +193,11 @@ pub fn of_path(
     let unreadable = |e: rustix::io::Errno| Problem::new(text(path), format!("{open}: {e}"));
     let real = rustix::fs::stat(open).map_err(unreadable)?;
     let id = collector.new_id();
+    if let Some(name) = external::file_key(collector, open).map_err(unreadable)? {
+        collector.push(outside(entry(id, flags & KEPT, 0, FownEntry::default(), name, &real)));
+        collector.by_path.insert(key, id);
+        return Ok(id);
+    }
     let named =
         real.st_nlink > 0 && leads_to(path, &real).map_err(|e| Problem::new(text(path), e))?;
     let name = if named {
@@ -214,6 +236,9 @@ pub fn of_path(
 /// # Errors
 /// It is gone, or not the one that was dumped.
 pub fn open(opener: &mut Opener<'_>, reg: &RegFileEntry) -> Result<OwnedFd, Problem> {
+    if let Some(fd) = external::file(opener, reg)? {
+        return Ok(fd);
+    }
     let path = absolute(&reg.name);
     let ghost = opener.place_ghost(reg.id, &path)?;
     let flags = OFlags::from_bits_retain(reg.flags & KEPT) | OFlags::CLOEXEC | OFlags::NOCTTY;
@@ -228,9 +253,13 @@ pub fn open(opener: &mut Opener<'_>, reg: &RegFileEntry) -> Result<OwnedFd, Prob
         Some(placed) => &placed.path,
         None => std::path::Path::new(std::ffi::OsStr::from_bytes(&path)),
     };
-    let fd = opener
-        .open_path(place, flags)
-        .map_err(|e| Problem::new(text(&path), format!("cannot be opened: {e}")))?;
+    let opened = opener.open_path(place, flags);
+    if opened.as_ref().is_err_and(|e| *e == Errno::NOENT)
+        && let Some(fd) = opener.put_off(reg.id, &path)?
+    {
+        return Ok(fd);
+    }
+    let fd = opened.map_err(|e| Problem::new(text(&path), format!("cannot be opened: {e}")))?;
     if ghost.is_none_or(|placed| !placed.made) {
         validate(opener, reg, &path, &fd)?;
     }
@@ -239,6 +268,15 @@ pub fn open(opener: &mut Opener<'_>, reg: &RegFileEntry) -> Result<OwnedFd, Prob
             .map_err(|e| Problem::new(text(&path), format!("cannot seek to {}: {e}", reg.pos)))?;
     }
     Ok(fd)
+}
+
+/// Is it a file of `/proc` that is about something that a task has, and not there before the task has that: a thread, a
+/// descriptor, a mapping?
+pub(super) fn is_of_task(path: &[u8]) -> bool {
+    let Some(rest) = path.strip_prefix(b"/proc/") else { return false };
+    let mut parts = rest.split(|b| *b == b'/');
+    let pid = parts.next().is_some_and(|p| !p.is_empty() && p.iter().all(u8::is_ascii_digit));
+    pid && matches!(parts.next(), Some(b"fdinfo" | b"task" | b"map_files"))
 }
 
 /// CRIU writes paths with a leading slash, but accepts them without.
@@ -290,7 +328,6 @@ fn validate(
 
 /// The build id of an open file, which may not be open for reading.
 fn build_id_of(path: &[u8], fd: &OwnedFd) -> Vec<u32> {
-    use std::os::fd::AsRawFd;
     match build_id::of(fd) {
         id if id.is_empty() => {
             let own = format!("/proc/self/fd/{}", fd.as_raw_fd());

@@ -5,6 +5,7 @@
 //! that a failed restore leaves it alone. The size of its window is what it is: it is not changed at all.
 
 use super::collect::{Collector, View};
+use super::external;
 use super::open::Opener;
 use crate::Problem;
 use crate::problem::text;
@@ -88,6 +89,9 @@ fn device(dev: u64) -> u32 {
 pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdTypes), Problem> {
     let driver = driver(view.stat.st_rdev).ok_or_else(|| view.problem("it is no terminal"))?;
     let state = state(view)?;
+    if external::has_terminal(collector, view) {
+        return survey_external(collector, view, state);
+    }
     let index = match driver {
         Driver::Slave(index) if state.is_some() => Some(index),
         Driver::Master => {
@@ -156,6 +160,68 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
     Ok((id, FdTypes::Tty))
 }
 
+/// The first index of a terminal that is left outside, and one more than the last.
+const EXTERNAL: std::ops::Range<u32> = 1012..1077;
+
+/// Surveys a terminal that belongs to the outside (`--external tty[RDEV:DEV]`): a restore is given another.
+fn survey_external(
+    collector: &mut Collector,
+    view: &View<'_>,
+    state: Option<State>,
+) -> Result<(u32, FdTypes), Problem> {
+    let (rdev, dev) = (device(view.stat.st_rdev), device(view.stat.st_dev));
+    let (sid, pgrp) = controls(view, collector.holder(view))?;
+    let external = |t: &&mut TtyInfoEntry| t.r#type == TtyType::ExtTty as i32;
+    let count = collector.ttys.iter_mut().filter(external).count() as u32;
+    let known = collector.ttys.iter_mut().filter(external);
+    let tty_info_id = match known.into_iter().find(|t| (t.rdev, t.dev) == (rdev, Some(dev))) {
+        Some(known) => {
+            if known.sid == 0 {
+                (known.sid, known.pgrp) = (sid, pgrp);
+            }
+            known.id
+        }
+        None => {
+            let index = EXTERNAL.start + count;
+            if !EXTERNAL.contains(&index) {
+                return Err(view.problem(format!(
+                    "the image format has no place for more than {} external terminals",
+                    EXTERNAL.len()
+                )));
+            }
+            let (termios, termios_locked, winsize) = match state {
+                Some((current, locked, window)) => (Some(current), Some(locked), Some(window)),
+                None => (None, None, None),
+            };
+            collector.ttys.push(TtyInfoEntry {
+                id: index * 2,
+                r#type: TtyType::ExtTty as i32,
+                sid,
+                pgrp,
+                rdev,
+                termios,
+                termios_locked,
+                winsize,
+                dev: Some(dev),
+                uid: Some(view.stat.st_uid),
+                gid: Some(view.stat.st_gid),
+                ..TtyInfoEntry::default()
+            });
+            index * 2
+        }
+    };
+    let id = collector.new_id();
+    let flags = view.flags & !((libc::O_NOCTTY | libc::O_CLOEXEC) as u32);
+    let tty = TtyFileEntry { id, tty_info_id, flags, fown: view.owner()?, regf_id: None };
+    collector.push(FileEntry {
+        r#type: FdTypes::Tty as i32,
+        id,
+        tty: Some(Box::new(tty)),
+        ..FileEntry::default()
+    });
+    Ok((id, FdTypes::Tty))
+}
+
 /// Settings and window size; absent together if the other side hung up.
 type State = (TermiosEntry, TermiosEntry, WinsizeEntry);
 
@@ -185,6 +251,8 @@ fn termios_entry(termios: &Termios) -> TermiosEntry {
         c_cflag: termios.c_cflag,
         c_lflag: termios.c_lflag,
         c_line: termios.c_line.into(),
+        c_ispeed: termios.c_ispeed,
+        c_ospeed: termios.c_ospeed,
         ..TermiosEntry::default()
     };
     entry.set_control_chars(termios.c_cc);
@@ -199,6 +267,8 @@ pub(super) fn termios(entry: &TermiosEntry) -> Termios {
         c_lflag: entry.c_lflag,
         c_line: entry.c_line as u8,
         c_cc: entry.control_chars(),
+        c_ispeed: entry.c_ispeed,
+        c_ospeed: entry.c_ospeed,
     }
 }
 
@@ -325,8 +395,10 @@ pub fn open(opener: &mut Opener<'_>, entry: &TtyFileEntry) -> Result<OwnedFd, Pr
             Ok(fd)
         }
         TtyType::Console | TtyType::Vt | TtyType::Serial => inherit(opener, &info, flags, &object),
-        TtyType::ExtTty | TtyType::Unknown => {
-            Err(Problem::new(object, format!("terminals of kind {kind:?} cannot be restored yet")))
+        // Given ones are found before: what is left has come by a hostile image.
+        TtyType::ExtTty => Err(Problem::new(object, "nothing is given in its place")),
+        TtyType::Unknown => {
+            Err(Problem::new(object, "terminals of an unknown kind cannot be restored"))
         }
     }
 }
@@ -401,6 +473,15 @@ fn set_all(fd: BorrowedFd<'_>, info: &TtyInfoEntry) -> Result<(), rewake_sys::Sy
 /// # Errors
 /// The settings cannot be changed.
 pub fn finish(opener: &Opener<'_>, is_restored: impl Fn(i32) -> bool) -> Result<(), Problem> {
+    for (id, fd) in &opener.given_terminals {
+        let failed = |e: rewake_sys::SyscallError| {
+            let object = format!("the terminal that is given in the place of terminal {id}");
+            Problem::new(object, format!("its settings cannot be changed: {e}"))
+        };
+        if let Some(info) = opener.ttys.get(id) {
+            set_all(fd.as_fd(), info).map_err(failed)?;
+        }
+    }
     if opener.inherited.is_empty() {
         return Ok(());
     }
@@ -453,6 +534,24 @@ mod tests {
         let info = TtyInfoEntry { termios: Some(entry), ..TtyInfoEntry::default() };
         set_all(slave.as_fd(), &info).unwrap();
         assert_eq!(tty::settings(slave.as_fd(), Settings::Current).unwrap(), before);
+    }
+
+    #[test]
+    fn speeds_without_a_name_come_back() {
+        let (_master, slave) = pair();
+        let before = tty::settings(slave.as_fd(), Settings::Current).unwrap();
+        assert_eq!((before.has_numbers(), before.c_ospeed), (false, 0));
+        // CBAUD replaced by BOTHER.
+        let c_cflag = before.c_cflag & !0x100f | 0x1000;
+        let odd = Termios { c_cflag, c_ispeed: 12_345, c_ospeed: 12_345, ..before };
+        tty::set_settings(slave.as_fd(), Settings::Current, &odd).unwrap();
+        let entry = termios_entry(&tty::settings(slave.as_fd(), Settings::Current).unwrap());
+        assert_eq!(entry.c_ospeed, 12_345);
+        tty::set_settings(slave.as_fd(), Settings::Current, &before).unwrap();
+        let info = TtyInfoEntry { termios: Some(entry), ..TtyInfoEntry::default() };
+        set_all(slave.as_fd(), &info).unwrap();
+        let now = tty::settings(slave.as_fd(), Settings::Current).unwrap();
+        assert_eq!((now.has_numbers(), now.c_ospeed), (true, 12_345));
     }
 
     #[test]

@@ -41,18 +41,36 @@ pub enum Place {
     Deleted(u64, u64),
 }
 
+/// How watched files are looked for.
+#[derive(Debug, Clone, Default)]
+pub struct Scan {
+    /// `--force-irmap`: before their file system is asked for them by their handles.
+    pub first: bool,
+    /// `--irmap-scan-path`: here before anywhere else.
+    pub paths: Vec<PathBuf>,
+}
+
 /// The mounts of the task that watches, read once.
 #[derive(Debug, Default)]
-pub struct Mounts(Option<Vec<u8>>);
+pub struct Mounts {
+    text: Option<Vec<u8>>,
+    scan: Scan,
+}
 
 impl Mounts {
+    /// Not read yet.
+    #[must_use]
+    pub fn new(scan: &Scan) -> Mounts {
+        Mounts { text: None, scan: scan.clone() }
+    }
+
     /// The text of `mountinfo`.
     fn text(&mut self, pid: i32) -> Result<&[u8], String> {
-        if self.0.is_none() {
+        if self.text.is_none() {
             let read = std::fs::read(format!("/proc/{pid}/mountinfo"));
-            self.0 = Some(read.map_err(|e| e.to_string())?);
+            self.text = Some(read.map_err(|e| e.to_string())?);
         }
-        Ok(self.0.as_deref().unwrap_or_default())
+        Ok(self.text.as_deref().unwrap_or_default())
     }
 
     /// Finds a watched file.
@@ -60,10 +78,23 @@ impl Mounts {
     /// # Errors
     /// Why it cannot be found.
     pub fn find(&mut self, view: &View<'_>, watched: Watched<'_>) -> Result<Place, String> {
+        let scan = self.scan.clone();
         let mounts = mountinfo::parse(self.text(view.pid)?).map_err(|e| e.to_string())?;
         let device = (watched.sdev.major(), watched.sdev.minor());
         let mut why = "no mount of its file system can be reached".to_string();
         let here = |m: &&Mount<'_>| m.dev == device;
+        let is_here = |path: &&PathBuf| mount_of(&mounts, path).is_some_and(|m| m.dev == device);
+        let scanned = |path: &PathBuf| look_for(path, watched.ino);
+        let mut places = scan.paths.iter().filter(is_here);
+        if scan.first {
+            let all = mounts.iter().filter(here).filter(|m| is_looked_through(m));
+            let roots = all.map(|mount| PathBuf::from(text_path(mount)));
+            if let Some(path) =
+                places.find_map(scanned).or_else(|| roots.into_iter().find_map(|r| scanned(&r)))
+            {
+                return Ok(Place::Path(path));
+            }
+        }
         for mount in mounts.iter().filter(here) {
             let Some(handle) = watched.handle else { break };
             match by_handle(mount, handle.handle_type as i32, &handle.bytes) {
@@ -73,6 +104,9 @@ impl Mounts {
                 },
                 Err(e) => why = e,
             }
+        }
+        if let Some(path) = places.find_map(scanned) {
+            return Ok(Place::Path(path));
         }
         // Overlays and others cannot be asked: look for it.
         for mount in mounts.iter().filter(here).filter(|m| is_looked_through(m)) {
@@ -104,6 +138,13 @@ impl Mounts {
         let mount = mounts.iter().find(|m| m.dev == device);
         mount.map(|m| m.mount_point.to_vec()).ok_or_else(|| "it is not mounted".into())
     }
+}
+
+/// The mount that a path is in.
+fn mount_of<'m>(mounts: &'m [Mount<'_>], path: &Path) -> Option<&'m Mount<'m>> {
+    let has = |m: &&Mount<'_>| path.starts_with(Path::new(OsStr::from_bytes(&m.mount_point)));
+    // The last of those that are mounted at one place is on top.
+    mounts.iter().filter(has).max_by_key(|m| m.mount_point.len())
 }
 
 fn text_path(mount: &Mount<'_>) -> std::ffi::OsString {

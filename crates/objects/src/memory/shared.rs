@@ -273,16 +273,24 @@ pub fn open(opener: &mut Opener<'_>, entry: &MemfdFileEntry) -> Result<OwnedFd, 
             .into_iter()
             .find(|i| i.inode_id == inode_id)
             .ok_or_else(|| Problem::new(object(), format!("memfd.img has no inode {inode_id}")))?;
-        let file = raise(opener.images, &inode)?;
-        // Such memory has no mapping that could ever be made writable. CRIU's images ask for them by descriptors that may
-        // write, though, which makes them so, unless the seal is there before them.
-        let at_once = SealFlags::from_bits_retain(inode.seals) & SealFlags::WRITE;
-        if !at_once.is_empty() {
-            rustix::fs::fcntl_add_seals(&file, at_once)
-                .map_err(|e| Problem::new(object(), format!("sealing: {e}")))?;
+        match crate::files::external::memfd(opener, &inode.name)? {
+            // Content and seals are the caller's.
+            Some(file) => {
+                opener.segments.insert(inode_id, file);
+            }
+            None => {
+                let file = raise(opener.images, &inode)?;
+                // Such memory has no mapping that could ever be made writable. CRIU's images ask for them by descriptors
+                // that may write, though, which makes them so, unless the seal is there before them.
+                let at_once = SealFlags::from_bits_retain(inode.seals) & SealFlags::WRITE;
+                if !at_once.is_empty() {
+                    rustix::fs::fcntl_add_seals(&file, at_once)
+                        .map_err(|e| Problem::new(object(), format!("sealing: {e}")))?;
+                }
+                opener.segments.insert(inode_id, file);
+                opener.seals.push((inode_id, inode.seals));
+            }
         }
-        opener.segments.insert(inode_id, file);
-        opener.seals.push((inode_id, inode.seals));
     }
     let base = &opener.segments[&inode_id];
     let failed = |e: rustix::io::Errno| Problem::new(object(), e.to_string());

@@ -16,6 +16,7 @@ use rewake_sys::sockets::{option, option_int, set_option_int};
 use rewake_sys::{Errno, SyscallError, tcp};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::net::{AddressFamily, Protocol, RawProtocol, SocketFlags, SocketType};
+use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 /// `TCP_ESTABLISHED`
@@ -129,6 +130,10 @@ pub fn survey(
     let id = entry.id;
     if entry.state == LISTEN && kind == libc::SOCK_STREAM {
         accept_queue::note(collector, view, &entry)?;
+    }
+    let freely = entry.ip_opts.as_ref().and_then(|o| o.freebind) == Some(true);
+    if !connection && !freely && !collector.sockets.is_local(source.ip()) {
+        collector.extra_of(id).foreign_address = Some(true);
     }
     if !datagrams.is_empty() || !memberships.is_empty() {
         let extra = collector.extra_of(id);
@@ -252,8 +257,21 @@ pub fn open(
     options::apply_before_bind(making, &entry.opts, stream)?;
     // The port of a raw socket is its protocol.
     let port = entry.src_port != 0 && entry.r#type as i32 != libc::SOCK_RAW;
+    if opener.sockets.sharing.as_ref().is_some_and(|ids| ids.contains(&entry.id)) {
+        making.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, "SO_REUSEPORT", 1)?;
+    }
     if port || !source.ip().is_unspecified() {
+        let extra = opener.extra.get(&entry.id);
+        let foreign = extra.is_some_and(|e| e.foreign_address == Some(true));
+        // It works for both families.
+        let freely = |on| making.set(libc::IPPROTO_IP, libc::IP_FREEBIND, "IP_FREEBIND", on);
+        if foreign {
+            freely(1)?;
+        }
         bind(making, entry, source)?;
+        if foreign {
+            freely(0)?;
+        }
     }
     if let Some(extra) = opener.extra.get(&entry.id).filter(|_| !stream) {
         datagram::give_back(making, entry, source, &extra.datagrams)?;
@@ -416,6 +434,34 @@ pub fn exclusive_address(entry: &InetSkEntry) -> Option<(u32, SocketAddr)> {
         return None;
     }
     Some((entry.proto, SocketAddr::new(ip_of(entry.family, &entry.src_addr)?, port)))
+}
+
+/// The file ids of the sockets of the image that can only be bound if they may share their ports: there are several at an
+/// address, and not all say that they share it (`SO_REUSEPORT` counts when a socket is bound, and may change later).
+pub(super) fn sharing(opener: &Opener<'_>) -> std::collections::HashSet<u32> {
+    let mut by_port: HashMap<(u32, u32), Vec<(&InetSkEntry, IpAddr)>> = HashMap::new();
+    for entry in opener.files.values().filter_map(|f| f.isk.as_deref()) {
+        let bound = entry.src_port != 0 && !is_connection(entry);
+        if bound
+            && entry.r#type as i32 != libc::SOCK_RAW
+            && let Some(ip) = ip_of(entry.family, &entry.src_addr)
+        {
+            by_port.entry((entry.proto, entry.src_port)).or_default().push((entry, ip));
+        }
+    }
+    let set = |flag: Option<bool>| flag == Some(true);
+    let shares =
+        |e: &InetSkEntry| set(e.opts.so_reuseport) || e.proto != TCP && set(e.opts.reuseaddr);
+    let meet = |a: IpAddr, b: IpAddr| {
+        let (a, b) = (a.to_canonical(), b.to_canonical());
+        a == b || a.is_unspecified() || b.is_unspecified()
+    };
+    let crowded = |all: &&Vec<(&InetSkEntry, IpAddr)>| {
+        all.iter().any(|(e, _)| !shares(e))
+            && all.iter().enumerate().any(|(i, (_, a))| all[..i].iter().any(|(_, b)| meet(*a, *b)))
+    };
+    let all = by_port.values().filter(crowded).flatten();
+    all.map(|(entry, _)| entry.id).collect()
 }
 
 /// Both addresses of a connection of the image, IPv4 ones in IPv6 as IPv4.

@@ -49,7 +49,7 @@ use rewake_netlink::{Error, Socket, diag};
 use rewake_sys::sockets::{option, option_int};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::collections::{HashMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 pub use accept_queue::{put_back as put_back_waiting, take as take_waiting};
@@ -94,6 +94,8 @@ pub struct Survey {
     usuals: option_own::Usuals,
     /// Threads that read the options of connections meanwhile.
     readers: stream_options::Readers,
+    /// Addresses that sockets are bound to: does an interface have them?
+    local: HashMap<IpAddr, bool>,
     /// Multicast groups of the network namespace.
     groups: Option<Vec<rewake_proc::net::Group>>,
     /// Tables of /proc/net, by name and inode number.
@@ -101,6 +103,25 @@ pub struct Survey {
 }
 
 impl Survey {
+    /// Does an interface have this address, as far as can be told?
+    fn is_local(&mut self, ip: IpAddr) -> bool {
+        let told = match ip {
+            IpAddr::V4(ip) => !ip.is_unspecified() && !ip.is_multicast() && !ip.is_loopback(),
+            // Link-local ones depend on the interface.
+            IpAddr::V6(ip) => {
+                !ip.is_unspecified()
+                    && !ip.is_multicast()
+                    && !ip.is_loopback()
+                    && !ip.is_unicast_link_local()
+            }
+        };
+        let try_it = || {
+            let absent = Some(libc::EADDRNOTAVAIL);
+            std::net::UdpSocket::bind((ip, 0)).err().and_then(|e| e.raw_os_error()) != absent
+        };
+        !told || *self.local.entry(ip).or_insert_with(try_it)
+    }
+
     /// Whether there is nothing to be locked or read.
     #[must_use]
     pub fn is_without_connections(&self) -> bool {
@@ -243,6 +264,9 @@ pub(crate) fn open(opener: &mut Opener<'_>, file: &FileEntry) -> Result<OwnedFd,
     let (fd, object) = match FdTypes::try_from(file.r#type) {
         Ok(FdTypes::Inetsk) => {
             let entry = file.isk.as_deref().ok_or_else(absent)?;
+            if opener.sockets.sharing.is_none() {
+                opener.sockets.sharing = Some(inet::sharing(opener));
+            }
             (inet::open(opener, entry)?.0, inet::describe(entry))
         }
         Ok(FdTypes::Unixsk) => {
@@ -299,7 +323,9 @@ pub(crate) fn open_connections(opener: &mut Opener<'_>) -> Result<Vec<(u32, Owne
     accept_queue::load(opener)?;
     let waiting = accept_queue::ids(opener);
     let is_one = |file: &&FileEntry| {
-        file.isk.as_deref().is_some_and(inet::is_connection) && !waiting.contains(&file.id)
+        file.isk.as_deref().is_some_and(inet::is_connection)
+            && !waiting.contains(&file.id)
+            && !crate::files::external::replaces(opener, file)
     };
     let shared = &*opener;
     let mut files: Vec<&FileEntry> = shared.files.values().filter(is_one).collect();
@@ -376,6 +402,13 @@ fn apply_own(opener: &Opener<'_>, id: u32, making: Making<'_>, when: When) -> Re
 /// A connection refuses; others may go on already.
 pub(crate) fn set_going(opener: &mut Opener<'_>) -> Result<(), Problem> {
     repair::leave_repair(opener)?;
+    for id in opener.sockets.sharing.take().unwrap_or_default() {
+        let (Ok(fd), Some(entry)) = (opener.opened(id), opener.files.get(&id)) else { continue };
+        if entry.isk.as_ref().is_some_and(|s| s.opts.so_reuseport != Some(true)) {
+            let making = Making { fd, object: "a socket that shares its port" };
+            making.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, "SO_REUSEPORT", 0)?;
+        }
+    }
     for (id, object) in std::mem::take(&mut opener.sockets.last) {
         apply_own(opener, id, Making { fd: opener.opened(id)?, object: &object }, When::Last)?;
     }
@@ -424,6 +457,9 @@ pub struct Restore {
     ends: HashSet<repair::Ends>,
     /// Whether all connections are made.
     connections_made: bool,
+    /// Inet sockets that share their ports without `SO_REUSEPORT`, which they have until the tasks go on; found with the
+    /// first that is asked for.
+    sharing: Option<HashSet<u32>>,
     /// Sockets that have options in `rewake.img`, by file id, and how error texts call them.
     last: Vec<(u32, String)>,
 }

@@ -12,11 +12,13 @@ use rewake_image::messages::{
 };
 use rewake_sys::sockets::{bind_to, option_int, own_address, set_option};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, Protocol, RawProtocol, SocketFlags, SocketType};
 
 const LEVEL: i32 = libc::SOL_PACKET;
 /// Where `struct sockaddr_ll` has the protocol, in network order.
 const PROTOCOL: usize = 2;
+/// The type of packet sockets of old.
+const SOCK_PACKET: i32 = 10;
 /// `PDI_*`: flags of [`rewake_netlink::diag::Packet`].
 const AUXILIARY_DATA: u32 = 0x2;
 const ORIGINAL_DEVICE: u32 = 0x4;
@@ -50,7 +52,11 @@ pub(super) fn survey(
         log::warn!("{}: the packets it has received, and not read, are not saved", view.object());
     }
     let address = own_address(fd).map_err(|e| view.problem(format!("its address: {e}")))?;
-    let protocol = u16::from_ne_bytes([address[PROTOCOL], address[PROTOCOL + 1]]);
+    let protocol = match kind {
+        // Its address is the name of the interface.
+        SOCK_PACKET => record.protocol.to_be(),
+        _ => u16::from_ne_bytes([address[PROTOCOL], address[PROTOCOL + 1]]),
+    };
     // Besides what sock_diag tells, this has the flags of the group.
     let fanout = match record.fanout {
         Some(_) => Some(
@@ -129,6 +135,19 @@ fn bind(making: Making<'_>, protocol: u16, interface: u32) -> Result<(), Problem
     bind_to(making.fd, &address).map_err(|e| making.problem(format!("cannot be bound: {e}")))
 }
 
+/// Binds a socket of type `SOCK_PACKET`, whose address is the name of an interface.
+fn bind_by_name(making: Making<'_>, interface: u32) -> Result<(), Problem> {
+    let name = rustix::net::netdevice::index_to_name(making.fd, interface)
+        .map_err(|e| making.problem(format!("interface {interface}: {e}")))?;
+    // struct sockaddr
+    let mut address = [0; 16];
+    address[..2].copy_from_slice(&(libc::AF_PACKET as u16).to_ne_bytes());
+    let room = &mut address[2..15];
+    let length = name.len().min(room.len());
+    room[..length].copy_from_slice(&name.as_bytes()[..length]);
+    bind_to(making.fd, &address).map_err(|e| making.problem(format!("cannot be bound: {e}")))
+}
+
 /// Makes a packet socket of the image.
 ///
 /// # Errors
@@ -139,12 +158,14 @@ pub(super) fn open(opener: &Opener<'_>, entry: &PacketSockEntry) -> Result<Owned
     if entry.rx_ring.is_some() || entry.tx_ring.is_some() {
         return Err(problem("packet sockets with rings cannot be restored".to_owned()));
     }
-    // Of no protocol: nothing is received before it is bound.
+    let old = entry.r#type as i32 == SOCK_PACKET;
+    // Of no protocol: nothing is received before it is bound. Where binding cannot tell it, it is told now.
+    let protocol = RawProtocol::new(entry.protocol).filter(|_| old).map(Protocol::from_raw);
     let fd = rustix::net::socket_with(
         AddressFamily::PACKET,
         SocketType::from_raw(entry.r#type),
         SocketFlags::CLOEXEC,
-        None,
+        protocol,
     )
     .map_err(|e| problem(format!("cannot be made: {e}")))?;
     let making = Making { fd: fd.as_fd(), object: &object };
@@ -170,7 +191,11 @@ pub(super) fn open(opener: &Opener<'_>, entry: &PacketSockEntry) -> Result<Owned
         0 => Ok(0),
         index => here(opener, entry.id, making, index),
     };
-    bind(making, entry.protocol as u16, interface(entry.ifindex)?)?;
+    match interface(entry.ifindex)? {
+        0 if old => {}
+        index if old => bind_by_name(making, index)?,
+        index => bind(making, entry.protocol as u16, index)?,
+    }
     for member in &entry.mclist {
         // struct packet_mreq, whose address may be longer than eight bytes.
         let mut request = interface(member.index)?.to_ne_bytes().to_vec();

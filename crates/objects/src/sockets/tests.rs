@@ -44,6 +44,8 @@ fn options(established: bool, close: bool) -> Options {
         tcp_close: close,
         skip_in_flight: false,
         outside: unix::Outside::default(),
+        external: crate::files::external::Outside::default(),
+        scan: crate::files::watched::Scan::default(),
     }
 }
 

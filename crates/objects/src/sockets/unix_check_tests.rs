@@ -193,7 +193,7 @@ fn a_descriptor_from_outside_takes_a_sockets_place() {
     let outside = UnixSkEntry { uflags: EXTERNAL, ..entry(2, libc::SOCK_DGRAM, 0) };
     let ours = std::os::unix::net::UnixStream::pair().unwrap();
     with_images(vec![stream(1, 2), outside], &[], &[], |opener| {
-        opener.options.inherited_sockets = vec![(1, ours.0.as_raw_fd())];
+        opener.options.inherited = [(b"socket:[1]".to_vec(), ours.0.as_raw_fd())].into();
         let fd = opener.open(1).unwrap();
         rewake_sys::message::send(fd, b"hello", &[], None, &[], 0).unwrap();
         use std::os::fd::AsFd;

@@ -37,6 +37,12 @@ pub fn fill(opener: &mut Opener<'_>) -> Result<(), Problem> {
         for (packet, ..) in &packets {
             for id in packet.scm.iter().flat_map(|scm| &scm.rights) {
                 opener.open(*id)?;
+                if opener.is_put_off(*id) {
+                    return Err(Problem::new(
+                        format!("file id {id}"),
+                        "it is in flight in a unix socket, but is not there before the processes are",
+                    ));
+                }
             }
         }
         fill_one(opener, inode, &packets, &mut passing)?;

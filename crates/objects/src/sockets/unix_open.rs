@@ -115,8 +115,9 @@ pub fn prepare(opener: &mut Opener<'_>) -> Result<(), Problem> {
         sockets.unix.values().map(|s| (s.entry.id, s.entry.ino)).collect();
     order.sort_unstable();
     let order: Vec<u32> = order.into_iter().map(|(_, inode)| inode).collect();
-    for (inode, number) in &opener.options.inherited_sockets {
-        if let Some(state) = sockets.unix.get_mut(inode) {
+    for (inode, state) in &mut sockets.unix {
+        let key = format!("socket:[{inode}]");
+        if let Some(number) = opener.options.inherited.get(key.as_bytes()) {
             let fd = descriptors::duplicate(*number).map_err(|e| {
                 problem(&state.entry, format!("--inherit-fd fd[{number}]:socket:[{inode}]: {e}"))
             })?;
