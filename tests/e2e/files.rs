@@ -18,6 +18,7 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("locks_held_by_others", locks_held_by_others);
     add("another_build", another_build);
     add("many_descriptors", many_descriptors);
+    add("more_than_may_be_open", more_than_may_be_open);
     add("link_remap_needs_its_option", link_remap_needs_its_option);
     add("link_remap_names_stay_until_restored", names_stay_until_restored);
     all
@@ -33,6 +34,49 @@ fn locks_need_their_option(tool: &Tool) -> Result<(), NotReady> {
             no_inventory(run, &images)
         })?;
     }
+    Ok(())
+}
+
+/// A command that may not have as many files open as the tree has together.
+fn more_than_may_be_open(tool: &Tool) -> Result<(), NotReady> {
+    if tool.is_criu {
+        return Err(NotReady::Skip("CRIU has no way out".into()));
+    }
+    let (mut run, before) = started(&by_name("many_fds")?, Fs::Disk)?;
+    let images = run.images(1)?;
+    run.dump(tool, &images, &[])?;
+    run.gone(&before.pids(), "after the dump")?;
+    let limited = |most: u64| {
+        move |command: &mut std::process::Command| {
+            let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+            // SAFETY: setrlimit is async-signal-safe, and reads a struct of ours.
+            unsafe {
+                std::os::unix::process::CommandExt::pre_exec(
+                    command,
+                    move || match libc::setrlimit(libc::RLIMIT_NOFILE, &limit) {
+                        0 => Ok(()),
+                        _ => Err(std::io::Error::last_os_error()),
+                    },
+                );
+            }
+        }
+    };
+    // Not even one process has room.
+    let done = run.try_restore_with(tool, &images, &[], limited(250))?;
+    refused(
+        &run,
+        tool,
+        &done,
+        &images.join("restore.log"),
+        &["Too many open files", "ulimit -Hn"],
+    )?;
+    // Each process has, but not all of them at a time.
+    run.restore_with(tool, &images, &[], limited(1500))?;
+    let log = std::fs::read_to_string(images.join("restore.log")).unwrap_or_default();
+    if !log.contains("files are opened in portions") {
+        return Err(run.fail("all files were open at a time".to_owned()).into());
+    }
+    run.check(&before)?;
     Ok(())
 }
 

@@ -398,6 +398,7 @@ pub fn all() -> Vec<Program> {
             .options(&["--ghost-limit", "500M"], &[])
             .loses(&["cwd"])
             .unless_criu("of two deleted directories that had one name it makes one"),
+        program!(many_fds),
         program!(descriptors),
         program!(file_locks).options(LOCKS, LOCKS),
         program!(file_locks)
@@ -455,14 +456,14 @@ pub fn all() -> Vec<Program> {
         program!(bpf_maps).unless_criu(NO_BPF),
         program!(bpf_maps).named("bpf_maps_plain").env(&[("ZOO_PLAIN", "1")]).unless_criu(NO_BPF),
         program!(mix).unless_criu(MIXES),
-        program!(mix).named("mix_1").env(&[("ZOO_SEED", "1")]),
+        program!(mix).named("mix_1").env(&[("ZOO_SEED", "1"), ("ZOO_KINDS", "19")]),
         program!(mix)
             .named("mix_2")
-            .env(&[("ZOO_SEED", "2")])
+            .env(&[("ZOO_SEED", "2"), ("ZOO_KINDS", "19")])
             .unless_criu_in(&[("to_criu", "it drops O_DIRECTORY from the flags of a directory")]),
         program!(mix)
             .named("mix_3")
-            .env(&[("ZOO_SEED", "3")])
+            .env(&[("ZOO_SEED", "3"), ("ZOO_KINDS", "19")])
             .unless_criu_in(&[("to_criu", "it drops O_DIRECTORY from the flags of a directory")]),
         program!(fanotify).unless_criu("it refuses marks on whole file systems"),
         program!(fanotify).named("fanotify_plain").env(&[("ZOO_PLAIN", "1")]),
@@ -622,6 +623,11 @@ pub fn by_name(name: &str) -> Result<Program, Fail> {
         program!(socket_case).named("socket_ring").env(&[("ZOO_KIND", "ring")]),
         program!(socket_case).named("socket_answer").env(&[("ZOO_KIND", "answer")]),
         program!(socket_case).named("socket_xdp").env(&[("ZOO_KIND", "xdp")]),
+        program!(socket_case).named("socket_alg").env(&[("ZOO_KIND", "alg")]),
+        program!(socket_case).named("socket_can").env(&[("ZOO_KIND", "can")]),
+        program!(socket_case).named("socket_tipc").env(&[("ZOO_KIND", "tipc")]),
+        program!(socket_case).named("socket_sctp").env(&[("ZOO_KIND", "sctp")]),
+        program!(socket_case).named("socket_bluetooth").env(&[("ZOO_KIND", "bluetooth")]),
         program!(socket_case).named("socket_udp").env(&[("ZOO_KIND", "udp")]),
         program!(socket_case).named("socket_address").env(&[("ZOO_KIND", "address")]),
         program!(socket_case).named("socket_netlink").env(&[("ZOO_KIND", "netlink")]),

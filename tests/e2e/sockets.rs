@@ -17,6 +17,11 @@ const REFUSED: &[(&str, &[&str])] = &[
     ("socket_ebpf", &["eBPF filter", "SO_ATTACH_BPF"]),
     ("socket_ring", &["PACKET_RX_RING", "stop the capture"]),
     ("socket_xdp", &["AF_XDP"]),
+    ("socket_alg", &["kernel crypto sockets (AF_ALG)"]),
+    ("socket_can", &["CAN bus sockets (AF_CAN)"]),
+    ("socket_tipc", &["TIPC sockets (AF_TIPC)"]),
+    ("socket_sctp", &["SCTP sockets"]),
+    ("socket_bluetooth", &["Bluetooth sockets (AF_BLUETOOTH)"]),
     ("socket_answer", &["an answer", "try again once the program has read it", "--skip-in-flight"]),
 ];
 

@@ -205,7 +205,14 @@ fn view<T>(
         Problem::new(format!("fd {number}"), format!("{what}: {e}"))
     };
     let fd = rustix::process::pidfd_getfd(pidfd, number, rustix::process::PidfdGetfdFlags::empty())
-        .map_err(|e| failed("cannot be examined (pidfd_getfd)", &e))?;
+        .map_err(|e| {
+            let problem = failed("cannot be examined (pidfd_getfd)", &e);
+            match e {
+                rustix::io::Errno::MFILE => problem
+                    .remedy("raise the limit of open files of this command (ulimit -Hn), which holds what is to be saved later"),
+                _ => problem,
+            }
+        })?;
     let stat = rustix::fs::fstat(&fd).map_err(|e| failed("cannot be examined (fstat)", &e))?;
     let link = match stat.st_mode & libc::S_IFMT {
         // An open socket has no other name: the link would say the same.

@@ -3,6 +3,7 @@
 use super::births::clone_error;
 use super::build::{Handed, NodePlan, TaskPlan, ThreadPlan};
 use super::lineage::Role;
+use super::locks::Locked;
 use super::read::Task;
 use super::{PATIENCE, Run, namespaces};
 use crate::error::{Context, Error, Result};
@@ -92,6 +93,15 @@ impl Run<'_> {
     ) -> Result<()> {
         let all = || rings.iter().zip(self.plans).filter_map(|(r, p)| Some((r, p.task.as_ref()?)));
         let turns = all().map(|(_, plan)| self.task(plan).part.turn + 1).max().unwrap_or(0);
+        if self.options.copies.is_none() {
+            let handed = all().flat_map(|(_, plan)| plan.messages.iter().flatten());
+            let file = |handed: &Handed| match *handed {
+                Handed::File(id) | Handed::Writable(id) => Some(id),
+                Handed::Pages(_) => None,
+            };
+            let locked = self.env.locks.values().flatten().map(Locked::file).collect();
+            opener.open_in_portions(handed.filter_map(file), &locked);
+        }
         let mut sockets = HashMap::new();
         for turn in 0..turns {
             let mut running = Vec::new();
@@ -445,6 +455,11 @@ fn send(
     }
     let byte = [std::io::IoSlice::new(b"!")];
     sendmsg(socket, &byte, &mut control, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
-        .map(drop)
-        .map_err(|e| failed(e.to_string()))
+        .map_err(|e| failed(e.to_string()))?;
+    for handed in message {
+        if let Handed::File(id) | Handed::Writable(id) = *handed {
+            opener.sent(id);
+        }
+    }
+    Ok(())
 }

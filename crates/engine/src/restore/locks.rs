@@ -20,6 +20,14 @@ pub struct Locked {
     file: u32,
 }
 
+impl Locked {
+    /// The file id of what is locked.
+    #[must_use]
+    pub fn file(&self) -> u32 {
+        self.file
+    }
+}
+
 /// Reads the locks of the images, by process.
 ///
 /// # Errors

@@ -26,6 +26,7 @@ pub mod open;
 pub mod passing;
 pub mod pidfd;
 pub mod pipe;
+pub mod portions;
 pub mod pty;
 pub mod regular;
 pub mod signalfd;

@@ -80,6 +80,8 @@ pub struct Opener<'a> {
     /// send, and files of `/proc` that are not there before the tasks are. They are given our pidfd in their place, and
     /// fetch them by that.
     pub fetched: HashMap<u32, OwnedFd>,
+    /// Set where not all files can be open at a time.
+    pub(super) portions: Option<super::portions::Portions>,
     /// Files of `/proc` that are still to be opened, and whether that is to be done now.
     late: (Vec<u32>, bool),
     /// `tty-info.img` by id.
@@ -153,6 +155,7 @@ impl<'a> Opener<'a> {
             bpf_data: bpf_data.into_iter().map(|(e, data)| (e.map_id, (e, data))).collect(),
             bpf_maps: HashMap::new(),
             fetched: HashMap::new(),
+            portions: None,
             late: (Vec::new(), false),
             ttys: ttys.into_iter().map(|t| (t.id, t)).collect(),
             tty_data,
@@ -256,11 +259,20 @@ impl<'a> Opener<'a> {
             self.opened.extend(connections);
         }
         if !self.opened.contains_key(&id) {
+            if self.portions.as_ref().is_some_and(|p| p.is_closed(id)) {
+                return Err(Problem::new(
+                    format!("file id {id}"),
+                    "it is needed once more, but was closed because this command may not have all files open",
+                )
+                .remedy("raise the limit of open files of this command (ulimit -Hn)"));
+            }
             let entry = self.entry(id)?.clone();
-            let fd = match external::other(self, &entry)? {
-                Some(fd) => fd,
-                None => open_kind(self, &entry)?,
+            let opened = match external::other(self, &entry) {
+                Ok(Some(fd)) => Ok(fd),
+                Ok(None) => open_kind(self, &entry),
+                Err(e) => Err(e),
             };
+            let fd = opened.map_err(|problem| self.explain(problem))?;
             if self.late.0.contains(&id) {
                 self.opened.insert(id, fd);
                 return Ok(self.opened[&id].as_fd());
@@ -273,6 +285,17 @@ impl<'a> Opener<'a> {
             self.opened.insert(id, fd);
         }
         Ok(self.opened[&id].as_fd())
+    }
+
+    /// Did file `id` have no name that leads to it, at the dump?
+    pub(super) fn is_remapped(&self, id: u32) -> bool {
+        self.remaps.contains_key(&id)
+    }
+
+    /// Closes file `id`.
+    pub(super) fn close(&mut self, id: u32) {
+        self.opened.remove(&id);
+        self.writable.remove(&id);
     }
 
     /// Has file `id` be opened when the tasks are whole ([`Opener::open_late`]), if that may help: what tasks are given in

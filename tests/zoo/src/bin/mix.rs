@@ -63,7 +63,7 @@ fn make(
     let name = format!("f{}.{number}", zoo::pid());
     let plain = |fd: RawFd| vec![(fd, Inside::Nothing)];
     let nonblock = |rng: &mut Rng, flag: i32| if pick(rng, 2) == 0 { flag } else { 0 };
-    Ok(match pick(rng, 19) {
+    Ok(match pick(rng, z.param("ZOO_KINDS", 23)) {
         0 => plain(file(z, rng, &name, libc::O_RDONLY)?),
         1 => plain(file(z, rng, &name, libc::O_RDWR | libc::O_APPEND | libc::O_CLOEXEC)?),
         2 => {
@@ -181,12 +181,36 @@ fn make(
             unix::send(a, &data, &rights)?;
             vec![(a, Inside::Nothing), (b, Inside::Bytes(data))]
         }
-        _ => {
+        18 => {
             // SAFETY: integers.
             plain(ok(
                 unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_NONBLOCK, 0) },
                 "socket",
             )?)
+        }
+        19 => {
+            let path = zoo::cstring(z.path(&name));
+            // SAFETY: a NUL-terminated string.
+            ok(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, "mkfifo")?;
+            let fd = open(&z.path(&name), libc::O_RDWR | nonblock(rng, libc::O_NONBLOCK))?;
+            let data = bytes(rng, 3000);
+            write(fd, &data)?;
+            vec![(fd, Inside::Bytes(data))]
+        }
+        20 => {
+            let mut ends = [0; 2];
+            // SAFETY: room for two descriptors.
+            ok(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_DIRECT) }, "pipe2(O_DIRECT)")?;
+            let data = bytes(rng, 3000);
+            write(ends[1], &data)?;
+            vec![(ends[0], Inside::Bytes(data)), (ends[1], Inside::Nothing)]
+        }
+        21 => plain(unix::listener(libc::SOCK_STREAM, &z.path(&name).to_string_lossy(), 4)?),
+        _ => {
+            let kind = libc::SOCK_RAW | nonblock(rng, libc::SOCK_CLOEXEC);
+            let protocol = [libc::NETLINK_ROUTE, libc::NETLINK_KOBJECT_UEVENT][pick(rng, 2)];
+            // SAFETY: integers.
+            plain(ok(unsafe { libc::socket(libc::AF_NETLINK, kind, protocol) }, "netlink")?)
         }
     })
 }

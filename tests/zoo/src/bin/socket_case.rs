@@ -1,4 +1,4 @@
-//! Kernel state: one socket that a dump must refuse (`ZOO_KIND`: cork, more, ebpf, ring, xdp, answer), or that a restore must refuse
+//! Kernel state: one socket that a dump must refuse (`ZOO_KIND`: cork, more, ebpf, ring, xdp, alg, can, tipc, sctp, bluetooth, answer), or that a restore must refuse
 //! where its address or interface is not there (udp, address, netlink, group, device, packet). Its port is in `DIR/port`.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -87,11 +87,19 @@ fn make(z: &zoo::Zoo, kind: &str) -> Result<Vec<OwnedFd>, String> {
             set(&fd, libc::SOL_PACKET, libc::PACKET_RX_RING, &geometry)?;
             vec![fd]
         }
-        "xdp" => {
+        "xdp" | "alg" | "can" | "tipc" | "sctp" | "bluetooth" => {
+            let (family, type_, protocol) = match kind {
+                "xdp" => (libc::AF_XDP, libc::SOCK_RAW, 0),
+                "alg" => (libc::AF_ALG, libc::SOCK_SEQPACKET, 0),
+                "can" => (libc::AF_CAN, libc::SOCK_RAW, libc::CAN_RAW),
+                "tipc" => (libc::AF_TIPC, libc::SOCK_RDM, 0),
+                "sctp" => (libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_SCTP),
+                _ => (libc::AF_BLUETOOTH, libc::SOCK_RAW, 1),
+            };
             // SAFETY: integers; the descriptor is new.
-            let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW, 0) };
+            let fd = unsafe { libc::socket(family, type_ | libc::SOCK_CLOEXEC, protocol) };
             if fd < 0 {
-                z.skip(&format!("socket(AF_XDP): {}", std::io::Error::last_os_error()));
+                z.skip(&format!("socket({kind}): {}", std::io::Error::last_os_error()));
             }
             // SAFETY: it is new.
             vec![unsafe { OwnedFd::from_raw_fd(fd) }]
