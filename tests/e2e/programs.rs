@@ -524,7 +524,9 @@ pub fn all() -> Vec<Program> {
         program!(multicast).private_net().unless_criu("it does not keep multicast memberships"),
         program!(packet).private_net().unless_criu("it refuses memberships that were added twice"),
         program!(packet).named("packet_plain").private_net().env(&[("ZOO_PLAIN", "1")]),
-        program!(socket_bound).private_net(),
+        program!(socket_bound)
+            .private_net()
+            .unless_criu("it does not bind to addresses that no interface has"),
         program!(netlink).private_net().unless_criu("it refuses groups above 32"),
         program!(netlink).named("netlink_plain").private_net().env(&[("ZOO_PLAIN", "1")]),
         program!(vsock).unless_criu("it refuses vsock sockets"),
@@ -581,8 +583,9 @@ pub fn all() -> Vec<Program> {
         program!(shared_files).named("shared_files_plain").env(&[("ZOO_PLAIN", "1")]),
         program!(shared_mm).unless_criu("it refuses processes that share memory"),
         program!(no_vdso),
-        program!(proc_files),
-        program!(pty_unheld),
+        program!(proc_files)
+            .unless_criu_in(&[("to_criu", "it opens files of threads before there are threads")]),
+        program!(pty_unheld).loses(PTS),
         program!(shared_fs).unless_criu("it refuses processes that share a working directory"),
         // What is handed down copy-on-write, among processes that share other things outright.
         program!(shared_files).named("shared_files_own_format").options(OWN_FORMAT, &[]).unless_criu(OWN),
