@@ -32,6 +32,7 @@
 
 mod chains;
 mod commands;
+mod compressed;
 mod copies;
 mod cross;
 mod files;
@@ -153,6 +154,7 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     trials.extend(chains::trials(tool, criu));
     trials.extend(predumps::trials(tool, criu));
     trials.extend(lazy::trials(tool, criu));
+    trials.extend(compressed::trials(tool, criu));
     trials
 }
 

@@ -1,5 +1,6 @@
 //! What a caller (command line, RPC) asks of a dump or a restore, in plain values.
 
+pub use rewake_image::Compression;
 use rewake_image::addresses::Template;
 pub use rewake_objects::files::external::{Inherited, Outside as External};
 pub use rewake_objects::files::watched::Scan;
@@ -132,6 +133,8 @@ pub struct DumpOptions {
     pub network_lock: LockMethod,
     /// `--ext-unix-sk`, `--external unix[INODE]`: unix sockets outside the tree that may be left out.
     pub outside_unix: OutsideUnix,
+    /// `--compress`: page stores are compressed; not those of a chain.
+    pub compression: Option<Compression>,
     /// `--format`: whose images. Those of a chain are always CRIU's.
     pub format: Format,
     /// `--external file[…]` and `tty[…]`: what is left out.

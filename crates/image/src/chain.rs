@@ -192,7 +192,7 @@ fn look(
 pub(crate) fn open(chain: &[&ImageDir], store: PageStore) -> Result<File> {
     let name = kind::PAGES.file_name(store.pages_id);
     match chain.get(store.depth as usize) {
-        Some(dir) => dir.open_raw(&name),
+        Some(dir) => dir.open_pages(&name),
         None => Err(ImageError::Missing(name.into())),
     }
 }

@@ -1,13 +1,16 @@
 //! Reading a checkpoint.
 
 use std::{
+    collections::HashMap,
     fs::File,
     os::{fd::OwnedFd, unix::fs::FileExt},
     path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
 };
 
 use crate::{
     chain::{self, PageStore, StoredPages},
+    compress::{self, Compression},
     error::{ImageError, Result},
     file::Dir,
     ghost::Ghost,
@@ -28,6 +31,8 @@ pub struct ImageDir {
     manifest: Option<Manifest>,
     /// Parents, the nearest first; see [`ImageDir::with_parents`].
     parents: Vec<ImageDir>,
+    /// Page stores that were decompressed.
+    expanded: Mutex<HashMap<String, File>>,
 }
 
 /// How to open a checkpoint.
@@ -55,13 +60,19 @@ impl ImageDir {
     pub fn open_with(path: impl AsRef<Path>, options: OpenOptions) -> Result<Self> {
         let dir = Dir::open(path.as_ref())?;
         let manifest = if options.verify { read_manifest(&dir)? } else { None };
-        let mut images =
-            ImageDir { dir, manifest, inventory: InventoryEntry::default(), parents: Vec::new() };
+        let mut images = ImageDir {
+            dir,
+            manifest,
+            inventory: InventoryEntry::default(),
+            parents: Vec::new(),
+            expanded: Mutex::default(),
+        };
         let inventory = images.read_opt(kind::INVENTORY, ())?;
         images.inventory =
             inventory.ok_or_else(|| ImageError::NoCheckpoint(images.dir.path.clone()))?;
         match images.inventory.img_version {
             1 | 2 | SEVERAL_STORES => Ok(images),
+            version if Compression::of_version(version).is_some() => Ok(images),
             0 if options.pre_dump => Ok(images),
             0 if images.inventory.pre_dump_mode.is_some() => {
                 Err(ImageError::PreDump(images.dir.path))
@@ -122,6 +133,26 @@ impl ImageDir {
     /// It is missing or has not its size.
     pub fn open_store(&self, store: PageStore) -> Result<File> {
         chain::open(&self.chain(), store)
+    }
+
+    /// Opens a pages file of this directory, decompressed; once it is, others share the descriptor's description.
+    pub(crate) fn open_pages(&self, name: &str) -> Result<File> {
+        let Some(compression) = Compression::of_version(self.inventory.img_version) else {
+            return self.open_raw(name);
+        };
+        let mut expanded = self.expanded.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = match expanded.get(name) {
+            Some(file) => file,
+            None => {
+                let (file, size) =
+                    self.open_file(name)?.ok_or_else(|| ImageError::Missing(self.path_of(name)))?;
+                let workers = std::thread::available_parallelism().map_or(1, usize::from);
+                let path = self.path_of(name);
+                let memory = compress::expand(&path, &file.into(), size, compression, workers)?;
+                expanded.entry(name.to_owned()).or_insert(memory)
+            }
+        };
+        file.try_clone().map_err(|e| ImageError::io("open", &self.path_of(name), e))
     }
 
     /// The directory, as it was given.

@@ -15,6 +15,7 @@
 
 pub mod addresses;
 mod chain;
+mod compress;
 mod dedup;
 pub mod descriptor;
 mod dir;
@@ -34,6 +35,7 @@ pub mod wire;
 mod writer;
 
 pub use chain::{PageStore, StoredPages, StoredRun};
+pub use compress::Compression;
 pub use dedup::dedup;
 pub use dir::{ImageDir, OpenOptions, read_file};
 pub use error::{ImageError, Result};
@@ -41,4 +43,4 @@ pub use ghost::{Ghost, GhostChunk};
 pub use kind::{Id, Kind};
 pub use pagemap::{PageRun, PageSource, Pagemap, SEVERAL_STORES, StorePage};
 pub use raw_check::RawCheck;
-pub use writer::{ImageWriter, RawStream, Stream, write_file};
+pub use writer::{ImageWriter, PageStream, RawStream, Stream, write_file};

@@ -20,6 +20,7 @@ use rustix::{
 };
 
 use crate::{
+    compress::{Compression, Packer},
     error::{ImageError, Result},
     file::Dir,
     kind::{self, Id, Kind, KindInfo},
@@ -48,6 +49,8 @@ pub struct ImageWriter {
     /// The hidden directory that is written to, if the images directory holds an older checkpoint.
     stage: Option<Stage>,
     files: Mutex<Vec<Written>>,
+    /// How page stores are compressed.
+    compression: Option<Compression>,
     /// There is a link to the parent.
     linked: AtomicBool,
     /// The older checkpoint is gone, and files of this one are where its were.
@@ -112,10 +115,17 @@ impl ImageWriter {
             dir,
             stage,
             files: Mutex::default(),
+            compression: None,
             linked: AtomicBool::new(false),
             replacing: false,
             finished: false,
         })
+    }
+
+    /// Compresses the page stores that are written from now on: all of them or none. The inventory must say so
+    /// ([`Compression::version`]).
+    pub fn compress(&mut self, compression: Option<Compression>) {
+        self.compression = compression;
     }
 
     /// The images directory.
@@ -222,6 +232,12 @@ impl ImageWriter {
         files.push(Written { name: name.to_owned(), sum: Sum::Unfinished });
         let hasher = crc32fast::Hasher::new();
         Ok(RawStream { writer: self, file: fd.into(), index, size: 0, hasher })
+    }
+
+    /// Begins the page store `pages-{pages_id}.img`.
+    pub fn page_stream(&self, pages_id: u32) -> Result<PageStream<'_>> {
+        let stream = self.raw_stream(&kind::PAGES.file_name(pages_id))?;
+        Ok(PageStream { stream, packer: self.compression.map(Packer::new) })
     }
 
     fn write_whole(&self, name: String, content: &[u8]) -> Result<()> {
@@ -400,6 +416,43 @@ impl RawStream<'_> {
     pub fn finish(self) {
         let sum = FileSum { size: self.size, crc: Some(self.hasher.finalize()) };
         self.writer.files()[self.index].sum = Sum::Known(sum);
+    }
+}
+
+/// A page store that is written from its start to its end, compressed if the checkpoint's are.
+///
+/// If it is dropped without [`finish`](PageStream::finish), the writer will not commit.
+#[derive(Debug)]
+#[must_use = "a page store is complete only with `finish`"]
+pub struct PageStream<'w> {
+    stream: RawStream<'w>,
+    packer: Option<Packer>,
+}
+
+impl std::io::Write for PageStream<'_> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        match &mut self.packer {
+            None => self.stream.write(bytes),
+            Some(packer) => packer.push(bytes, &mut self.stream).map(|()| bytes.len()),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+impl PageStream<'_> {
+    /// Completes the file.
+    ///
+    /// # Errors
+    /// What is left of it cannot be written.
+    pub fn finish(mut self) -> std::io::Result<()> {
+        if let Some(packer) = self.packer.take() {
+            packer.finish(&mut self.stream)?;
+        }
+        self.stream.finish();
+        Ok(())
     }
 }
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use log::Level;
 use rewake_engine::{
-    DumpOptions, External as OutsideFiles, FinalState, Format, Inherited, LockMethod, Locks,
-    OutsideUnix, Pid, PreDumpMode, RestoreOptions, Scan, TcpPolicy,
+    Compression, DumpOptions, External as OutsideFiles, FinalState, Format, Inherited, LockMethod,
+    Locks, OutsideUnix, Pid, PreDumpMode, RestoreOptions, Scan, TcpPolicy,
 };
 
 use rewake_image::addresses::Template;
@@ -155,6 +155,7 @@ struct Values {
     tcp: TcpPolicy,
     network_lock: LockMethod,
     format: Format,
+    compression: Option<Compression>,
     outside_unix: OutsideUnix,
     external_unix: bool,
     external: OutsideFiles,
@@ -407,6 +408,13 @@ impl Values {
                     _ => LockMethod::Skip,
                 };
             }
+            "compress" => {
+                let method = arg.map_or(Some("lz4"), |_| one_of(arg, &["lz4", "zstd"]));
+                self.compression = Some(match method.ok_or_else(|| bad("lz4 or zstd"))? {
+                    "zstd" => Compression::Zstd,
+                    _ => Compression::Lz4,
+                });
+            }
             "format" => {
                 self.format = match one_of(arg, &["auto", "criu", "rewake"]) {
                     Some("auto") => Format::Auto,
@@ -503,6 +511,7 @@ impl Values {
     fn dump(&self, word: &str) -> Result<DumpJob, ArgError> {
         let root =
             self.tree.ok_or_else(|| Kind::Usage(format!("{word} needs --tree PID")).argv())?;
+        self.refuse_for_compression()?;
         let seconds = self.timeout.unwrap_or(TIMEOUT);
         Ok(DumpJob {
             options: DumpOptions {
@@ -520,6 +529,7 @@ impl Values {
                 tcp: self.tcp,
                 network_lock: self.network_lock,
                 format: self.format,
+                compression: self.compression,
                 outside_unix: self.outside_unix.clone(),
                 external: self.external.clone(),
                 scan: self.scan.clone(),
@@ -586,6 +596,20 @@ impl Values {
     }
 
     /// Refuses what copies cannot be asked for.
+    fn refuse_for_compression(&self) -> Result<(), ArgError> {
+        let others = [
+            (self.format == Format::Criu, "--format criu: CRIU cannot read them"),
+            (self.track_mem, "--track-mem: chains of images are CRIU's too"),
+            (self.parent.is_some(), "--prev-images-dir: chains of images are CRIU's too"),
+        ];
+        match others.iter().find(|(given, _)| *given && self.compression.is_some()) {
+            Some((_, other)) => {
+                Err(Kind::Usage(format!("--compress cannot be used with {other}")).argv())
+            }
+            None => Ok(()),
+        }
+    }
+
     fn refuse_for_copies(&self) -> Result<(), ArgError> {
         let usage = |text: String| Err(Kind::Usage(text).argv());
         let Some(number) = self.copies else {

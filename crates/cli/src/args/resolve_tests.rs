@@ -197,6 +197,7 @@ fn the_table_tells_the_truth() {
                 _ => Some(OsString::from(match opt.long {
                     "network-lock" => "nftables",
                     "format" => "criu",
+                    "compress" => "zstd",
                     "file-validation" => "filesize",
                     "manage-cgroups" => "ignore",
                     "cpu-cap" => "none",

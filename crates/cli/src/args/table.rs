@@ -200,6 +200,9 @@ impl Opt {
                 "pre-dump-mode" => Built,
                 "leave-running" | "leave-stopped" => NoEffect("the tree always runs on"),
                 "lazy-pages" => Wrong("cannot be used with pre-dump"),
+                "compress" => {
+                    Wrong("cannot be used with pre-dump: chains of images are CRIU's too")
+                }
                 _ => self.dump,
             }),
             Command::LazyPages => Some(match self.long {
@@ -230,7 +233,7 @@ const DETACH: &str = "leave the restored tree to itself instead of waiting for i
 
 /// Every option.
 #[rustfmt::skip]
-pub static OPTIONS: [Opt; 92] = [
+pub static OPTIONS: [Opt; 96] = [
     // Common
     Opt::value("images-dir", "DIR", Common, "directory of the images (default: .)").short(b'D').all(Built),
     Opt::value("work-dir", "DIR", Common, "directory of logs, pidfile and statistics (default: that of the images)").short(b'W').all(Built),
@@ -313,6 +316,10 @@ pub static OPTIONS: [Opt; 92] = [
     Opt::value("lsm-mount-context", "CONTEXT", Cgroups, "SELinux context of restored mounts").restore(NotYet),
     // Memory
     Opt::value("format", "FORMAT", Memory, "images for auto (CRIU too, unless much is saved otherwise; default), criu, rewake").dump(Built),
+    Opt::maybe("compress", "METHOD", Memory, "compress page stores: lz4 (fast; default), zstd (small); only rewake reads them").dump(Built),
+    Opt::value("compress-region", "SIZE", Memory, "size of what is compressed at once").dump(NoEffect("it is always 1 MiB")),
+    Opt::value("compress-acceleration", "N", Memory, "compress faster and less").dump(NoEffect("there is one level")),
+    Opt::value("decompress-threads", "N", Memory, "threads that decompress").restore(NoEffect("there are as many as CPUs")),
     Opt::switch("track-mem", Memory, "track memory changes for the next dump").dump(Built),
     Opt::value("prev-images-dir", "DIR", Memory, "images of the previous dump, relative to those of this one").dump(Built),
     Opt::switch("auto-dedup", Memory, "punch pages out of older images").dump(Built).restore(NotYet),

@@ -475,7 +475,8 @@ fn refuse_ourselves(root: i32) -> Result<()> {
 /// Anything that stops the dump; the tree then runs on as before.
 pub fn dump(options: &DumpOptions, hooks: &mut dyn Hooks) -> Result<DumpReport> {
     refuse_ourselves(options.root)?;
-    let images = ImageWriter::create(&options.images_dir)?;
+    let mut images = ImageWriter::create(&options.images_dir)?;
+    images.compress(options.compression);
     let dies = options.final_state == FinalState::Dead;
     let mut tracks =
         Tracks::take(&options.images_dir, options.parent.as_deref(), options.track_mem && !dies)?;
@@ -605,7 +606,12 @@ fn finish_images(
     }
     // The memory of the next dump is compared with this one's, task by task.
     let chained = tracks.parent.is_some() || options.track_mem;
-    let format = if chained { Format::Criu } else { options.format };
+    let format = match (chained, options.compression) {
+        (true, _) => Format::Criu,
+        // It is ours anyway.
+        (false, Some(_)) => Format::Rewake,
+        (false, None) => options.format,
+    };
     let layout = write::plan(&surveyed, format);
     write::write(&images, &surveyed, &layout, &counters)?;
     aio::check(&mut surveyed)?;
@@ -626,8 +632,13 @@ fn finish_images(
         }
         _ => Method::Skip,
     };
-    let mut inventory =
-        write::inventory(layout.own_format, options.tcp.close, method.number(), run_id);
+    let mut inventory = write::inventory(
+        layout.own_format,
+        options.compression,
+        options.tcp.close,
+        method.number(),
+        run_id,
+    );
     inventory.dump_uptime = options.track_mem.then(write::uptime);
     let alive: Vec<_> = surveyed.tasks.iter().map(|t| (t.pid, t.start)).collect();
     let tracked = tracks.protect.then(|| tracks.all(&surveyed.tracked, &alive));

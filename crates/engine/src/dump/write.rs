@@ -12,7 +12,7 @@ use rewake_image::messages::{
     CoreEntry, InventoryEntry, Lsmtype, March, PluginsEntry, PstreeEntry, RewakeEntry,
     RewakeTaskEntry, TaskCoreEntry, TaskKobjIdsEntry, TimensEntry, Timespec,
 };
-use rewake_image::{ImageWriter, PageRun, PageSource, SEVERAL_STORES, kind};
+use rewake_image::{Compression, ImageWriter, PageRun, PageSource, SEVERAL_STORES, kind};
 use rewake_objects::Problem;
 use rewake_objects::files::collect::Contents;
 use rewake_objects::files::{ghost, nsfs};
@@ -328,11 +328,11 @@ fn write_store(
     let task = &surveyed.tasks[store.task];
     let Some(alive) = &task.alive else { return Ok(()) };
     let memory = Memory { pid: task.pid, comm: &task.comm, outside: &alive.outside, runs: false };
-    let mut pages = images.raw_stream(&kind::PAGES.file_name(store.id))?;
+    let mut pages = images.page_stream(store.id)?;
     let bytes = store.bytes();
     buffer.resize(BUFFER.min(bytes as usize).max(PAGE as usize), 0);
     write_pages(&memory, &store.runs, &mut pages, buffer).of(task.pid, &task.comm)?;
-    pages.finish();
+    pages.finish().map_err(pages::CopyError::Write).of(task.pid, &task.comm)?;
     counters.written.fetch_add(bytes / PAGE, Ordering::Relaxed);
     Ok(())
 }
@@ -377,14 +377,14 @@ pub fn write_memory(
         })
         .collect();
     images.write_pagemap(pid as u32, pages_id, &runs)?;
-    let mut pages = images.raw_stream(&kind::PAGES.file_name(pages_id))?;
+    let mut pages = images.page_stream(pages_id)?;
     let stored = |run: &&PageRun| run.source.is_stored();
     let written: u64 = runs.iter().filter(stored).map(|r| r.nr_pages).sum();
     let skipped: u64 = runs.iter().map(|r| r.nr_pages).sum::<u64>() - written;
     buffer.resize(BUFFER.min((written * PAGE) as usize).max(PAGE as usize), 0);
     let here: Vec<pages::Run> = outside.runs.iter().filter(|r| !r.parent).copied().collect();
     write_pages(memory, &here, &mut pages, buffer).of(pid, comm)?;
-    pages.finish();
+    pages.finish().map_err(pages::CopyError::Write).of(pid, comm)?;
     let scanned: u64 = outside.vmas.iter().map(|v| (v.entry.end - v.entry.start) / PAGE).sum();
     counters.scanned.fetch_add(scanned, Ordering::Relaxed);
     counters.written.fetch_add(written, Ordering::Relaxed);
@@ -469,12 +469,17 @@ pub fn pre_dump_inventory(mode: PreDumpMode) -> InventoryEntry {
 #[must_use]
 pub fn inventory(
     own_format: bool,
+    compression: Option<Compression>,
     tcp_close: bool,
     lock_method: u32,
     run_id: String,
 ) -> InventoryEntry {
     InventoryEntry {
-        img_version: if own_format { SEVERAL_STORES } else { 2 },
+        img_version: match compression {
+            Some(compression) => compression.version(),
+            None if own_format => SEVERAL_STORES,
+            None => 2,
+        },
         fdinfo_per_id: Some(true),
         root_ids: Some(root_ids()),
         ns_per_id: Some(true),

@@ -2,7 +2,7 @@
 
 use super::PAGE;
 use crate::Problem;
-use rewake_image::{ImageWriter, PageRun, PageSource, RawStream, kind};
+use rewake_image::{ImageWriter, PageRun, PageSource, PageStream};
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
@@ -40,7 +40,7 @@ pub fn write(images: &ImageWriter, source: &Source<'_>, pages_id: u32) -> Result
     let Source { object, file, size, shmid, tail, huge } = *source;
     let failed = |e: std::io::Error| Problem::new(object, e.to_string());
     let mut runs = Vec::new();
-    let mut pages: Option<RawStream<'_>> = None;
+    let mut pages: Option<PageStream<'_>> = None;
     let mut buffer = vec![0u8; 1 << 20];
     let mut at = 0;
     while at < size {
@@ -65,9 +65,7 @@ pub fn write(images: &ImageWriter, source: &Source<'_>, pages_id: u32) -> Result
         let to = match &mut pages {
             Some(pages) => pages,
             none => none.insert(
-                images
-                    .raw_stream(&kind::PAGES.file_name(u64::from(pages_id)))
-                    .map_err(|e| Problem::new(object, e.to_string()))?,
+                images.page_stream(pages_id).map_err(|e| Problem::new(object, e.to_string()))?,
             ),
         };
         let mut from = first;
@@ -96,7 +94,7 @@ pub fn write(images: &ImageWriter, source: &Source<'_>, pages_id: u32) -> Result
         at = last;
     }
     if let Some(pages) = pages {
-        pages.finish();
+        pages.finish().map_err(failed)?;
     }
     images
         .write_pagemap_shmem(shmid, pages_id, &runs)

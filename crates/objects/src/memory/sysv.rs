@@ -12,7 +12,7 @@ use crate::files::collect::{Collector, Contents};
 use crate::steps::{Label, Steps};
 use rewake_agent::layout::Op;
 use rewake_image::messages::{IpcDescEntry, IpcShmEntry, RewakeSegmentEntry, VmaEntry};
-use rewake_image::{ImageDir, ImageWriter, kind};
+use rewake_image::{ImageDir, ImageWriter, PageStore, kind};
 use rewake_proc::sysvipc::{self, Shm};
 use rewake_sys::{Errno, shm};
 use rustix::fd::OwnedFd;
@@ -544,7 +544,7 @@ fn fill(images: &ImageDir, saved: &Saved, attached: &shm::Attached) -> Result<()
     let pagemap = images.read_pagemap_shmem(u64::from(id)).map_err(|e| failed(&e))?;
     let Some(pagemap) = pagemap.filter(|p| p.stored_bytes() > 0) else { return Ok(()) };
     let pages = images
-        .open_raw(&kind::PAGES.file_name(u64::from(pagemap.pages_id)))
+        .open_store(PageStore { depth: 0, pages_id: pagemap.pages_id })
         .map_err(|e| failed(&e))?;
     for (run, place) in pagemap.with_places() {
         let place = place.filter(|place| place.store == pagemap.pages_id).ok_or_else(|| {
