@@ -15,7 +15,8 @@ messages! {
     /// The root of a checkpoint: `inventory.img`.
     message InventoryEntry "inventory_entry" {
         /// 2: images start with two magic numbers (what is written now); 1: with one; 0: a pre-dump; 1000: as 2, but pagemaps
-        /// name other page stores than their own, which CRIU does not know ([`SEVERAL_STORES`](super::SEVERAL_STORES)).
+        /// name other page stores than their own, which CRIU does not know ([`SEVERAL_STORES`](super::SEVERAL_STORES)); 1001 and
+        /// 1002: also compressed ([`Compression`](crate::Compression)).
         required uint32 img_version = 1;
         /// Whether the `N` of `fdinfo-N.img` is a `files_id`. Otherwise the images are too old.
         optional bool fdinfo_per_id = 2;
