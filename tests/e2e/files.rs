@@ -68,7 +68,7 @@ fn more_than_may_be_open(tool: &Tool) -> Result<(), NotReady> {
         tool,
         &done,
         &images.join("restore.log"),
-        &["Too many open files", "ulimit -Hn"],
+        &["limit of 250 open files", "ulimit -Hn"],
     )?;
     // Each process has, but not all of them at a time.
     run.restore_with(tool, &images, &[], limited(1500))?;

@@ -12,7 +12,7 @@ use rewake_objects::memory::vma::Backing;
 use rewake_objects::memory::{aio, mm, shared, sysv};
 use rewake_sys::file;
 use rustix::fd::{AsFd, OwnedFd};
-use std::cell::RefCell;
+use std::cell::{OnceCell, RefCell};
 
 /// What the images say of one task's files and memory layout.
 #[derive(Debug)]
@@ -192,6 +192,15 @@ fn descriptors(
     Ok(entries)
 }
 
+/// Device of all pipes that have no name.
+fn pipes() -> Option<u64> {
+    static DEVICE: std::sync::OnceLock<Option<u64>> = std::sync::OnceLock::new();
+    *DEVICE.get_or_init(|| {
+        let (end, _) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).ok()?;
+        rustix::fs::fstat(end).ok().map(|stat| stat.st_dev)
+    })
+}
+
 /// Looks at one descriptor of a task.
 fn view<T>(
     task: &Task,
@@ -215,8 +224,11 @@ fn view<T>(
         })?;
     let stat = rustix::fs::fstat(&fd).map_err(|e| failed("cannot be examined (fstat)", &e))?;
     let link = match stat.st_mode & libc::S_IFMT {
-        // An open socket has no other name: the link would say the same.
+        // An open socket or pipe has no other name: the link would say the same.
         libc::S_IFSOCK => format!("socket:[{}]", stat.st_ino).into_bytes(),
+        libc::S_IFIFO if pipes() == Some(stat.st_dev) => {
+            format!("pipe:[{}]", stat.st_ino).into_bytes()
+        }
         _ => task
             .dir
             .link(&format!("fd/{number}"), &mut buffer.borrow_mut())
@@ -224,11 +236,18 @@ fn view<T>(
             .to_vec(),
     };
     let flags = file::flags(fd.as_fd()).map_err(|e| failed("cannot be examined", &e))?;
+    let known = OnceCell::new();
     let fdinfo = || {
-        task.dir
-            .read(&format!("fdinfo/{number}"), &mut buffer.borrow_mut())
+        // Asked for by several, and dear.
+        if let Some(text) = known.get() {
+            return Ok(Vec::clone(text));
+        }
+        let text = task
+            .dir
+            .read_single(&format!("fdinfo/{number}"), &mut buffer.borrow_mut())
             .map(<[u8]>::to_vec)
-            .map_err(|e| failed("cannot be examined", &e))
+            .map_err(|e| failed("cannot be examined", &e))?;
+        Ok(known.get_or_init(|| text).clone())
     };
     look(&View { pid: task.pid(), number, fd, link, stat, flags, fdinfo: &fdinfo, numbers })
 }

@@ -132,6 +132,9 @@ pub enum Contents {
     Shared(crate::memory::shared::Segment),
 }
 
+/// Device, inode, flags, and what else tells descriptions apart ([`eventfd::object_number`]).
+type Key = (u64, u64, u32, Option<i32>);
+
 #[derive(Debug)]
 struct Known {
     pid: i32,
@@ -185,8 +188,10 @@ pub struct Collector {
     pub locks: super::locks::Survey,
     /// What is known of sockets besides their entries.
     pub sockets: crate::sockets::Survey,
-    /// Sets of tasks that hold the same device, inode and flags, ordered by kcmp(2).
-    known: HashMap<(u64, u64, u32), Vec<Known>>,
+    /// Sets of descriptors of the same kind of file, ordered by kcmp(2).
+    known: HashMap<Key, Vec<Known>>,
+    /// Copies what is in pipes.
+    pub(super) copier: pipe::Copier,
     next_id: u32,
     /// Watches of deleted files.
     pub(super) orphans: Vec<inotify::Orphan>,
@@ -223,6 +228,7 @@ impl Collector {
             locks: super::locks::Survey::default(),
             sockets: crate::sockets::Survey::default(),
             known: HashMap::new(),
+            copier: pipe::Copier::default(),
             next_id: 1,
             orphans: Vec::new(),
             in_flight: Vec::new(),
@@ -238,14 +244,14 @@ impl Collector {
 
     /// Process, number there and file id of the descriptors collected so far whose file has this inode number.
     pub(super) fn holders_of(&self, inode: u64) -> impl Iterator<Item = (i32, i32, u32)> {
-        let same = move |((_, ino, _), _): &(&(u64, u64, u32), &Vec<Known>)| *ino == inode;
+        let same = move |((_, ino, ..), _): &(&Key, &Vec<Known>)| *ino == inode;
         let known = self.known.iter().filter(same).flat_map(|(_, known)| known);
         known.map(|known| (known.pid, known.number, known.id))
     }
 
     /// The file id of a description of this file, if one was collected.
     pub(super) fn file_of(&self, dev: u64, ino: u64) -> Option<u32> {
-        let same = |((d, i, _), _): &(&(u64, u64, u32), &Vec<Known>)| (*d, *i) == (dev, ino);
+        let same = |((d, i, ..), _): &(&Key, &Vec<Known>)| (*d, *i) == (dev, ino);
         let mut known = self.known.iter().filter(same).flat_map(|(_, known)| known);
         known.find(|k| k.kind == FdTypes::Reg).map(|k| k.id)
     }
@@ -270,7 +276,11 @@ impl Collector {
     pub fn descriptor(&mut self, view: &View<'_>) -> Result<(u32, FdTypes), Problem> {
         // First: surveying a file may open it once more, which a lease does not survive.
         let locks = super::locks::of(self, view)?;
-        let key = (view.stat.st_dev, view.stat.st_ino, view.flags);
+        let number = match view.link == eventfd::LINK {
+            true => eventfd::object_number(&(view.fdinfo)()?),
+            false => None,
+        };
+        let key = (view.stat.st_dev, view.stat.st_ino, view.flags, number);
         // Taken out so that survey functions may use the collector.
         let mut known = self.known.remove(&key).unwrap_or_default();
         let result = self.look_up(view, &mut known);

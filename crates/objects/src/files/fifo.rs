@@ -30,7 +30,7 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
         ..FileEntry::default()
     });
     if known.is_none() {
-        let pipe::Held { data, size, reads } = pipe::contents(view)?;
+        let pipe::Held { data, size, reads } = pipe::contents(&mut collector.copier, view)?;
         if reads.len() > 1 {
             return Err(view
                 .problem("packets (O_DIRECT) wait in it, which cannot be saved yet")

@@ -7,7 +7,7 @@ use super::collect::{Collector, View};
 use super::open::Opener;
 use crate::Problem;
 use rewake_image::messages::{FdTypes, FileEntry, PipeDataEntry, PipeEntry};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::AsRawFd;
 
@@ -31,7 +31,7 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
     // Contents can only be copied from a read end; if the tree holds none, they are lost to it anyway unless an
     // outsider reads them, so any end will do: /proc reopens it for reading.
     if collector.pipes.insert(view.stat.st_ino) {
-        let Held { data, size, reads } = contents(view)?;
+        let Held { data, size, reads } = contents(&mut collector.copier, view)?;
         let entry = PipeDataEntry { pipe_id, bytes: data.len() as u32, size: Some(size) };
         collector.pipe_data.push((entry, data));
         // Whether what one read takes is a packet can only be told from the mode.
@@ -56,35 +56,78 @@ pub(super) struct Held {
 ///
 /// # Errors
 /// Not everything can be copied.
-pub(super) fn contents(view: &View<'_>) -> Result<Held, Problem> {
-    let failed = |e: rustix::io::Errno| view.problem(format!("its contents cannot be read: {e}"));
-    let size = rustix::pipe::fcntl_getpipe_size(view.as_fd()).map_err(failed)?;
-    let waiting = rustix::io::ioctl_fionread(view.as_fd()).map_err(failed)?;
-    if waiting == 0 {
-        return Ok(Held { data: Vec::new(), size: size as u32, reads: Vec::new() });
-    }
-    let own = format!("/proc/self/fd/{}", view.as_fd().as_raw_fd());
-    let reader =
-        rustix::fs::open(own, OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC, Mode::empty())
+pub(super) fn contents(copier: &mut Copier, view: &View<'_>) -> Result<Held, Problem> {
+    copier
+        .copy(view.as_fd(), view.flags)
+        .map_err(|e| view.problem(format!("its contents cannot be read: {e}")))
+}
+
+/// A pipe into which the contents of others are copied, made with the first of them.
+#[derive(Debug, Default)]
+pub(super) struct Copier(Option<Empty>);
+
+/// A pipe with nothing in it.
+#[derive(Debug)]
+struct Empty {
+    read: OwnedFd,
+    write: OwnedFd,
+    size: usize,
+}
+
+impl Copier {
+    /// Copies what is in the pipe `fd`, which was opened with `flags`.
+    ///
+    /// # Errors
+    /// Not everything can be copied.
+    fn copy(&mut self, fd: BorrowedFd<'_>, flags: u32) -> Result<Held, String> {
+        let failed = |e: rustix::io::Errno| e.to_string();
+        let size = rustix::pipe::fcntl_getpipe_size(fd).map_err(failed)?;
+        let waiting = rustix::io::ioctl_fionread(fd).map_err(failed)?;
+        if waiting == 0 {
+            return Ok(Held { data: Vec::new(), size: size as u32, reads: Vec::new() });
+        }
+        let access = OFlags::from_bits_retain(flags) & OFlags::RWMODE;
+        let reader = match access {
+            OFlags::RDONLY | OFlags::RDWR => None,
+            _ => {
+                let how = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+                let own = format!("/proc/self/fd/{}", fd.as_raw_fd());
+                Some(rustix::fs::open(own, how, Mode::empty()).map_err(failed)?)
+            }
+        };
+        let reader = reader.as_ref().map_or(fd, OwnedFd::as_fd);
+        // Taken out: after a failure something may be left in it.
+        let copy = match self.0.take().filter(|copy| copy.size >= size) {
+            Some(copy) => copy,
+            None => Empty::with_size(size).map_err(failed)?,
+        };
+        let got = rustix::pipe::tee(reader, &copy.write, size, rustix::pipe::SpliceFlags::NONBLOCK)
             .map_err(failed)?;
-    let (copy_out, copy_in) =
-        rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).map_err(failed)?;
-    // One slot a buffer of the source, however little is in it.
-    rustix::pipe::fcntl_setpipe_size(&copy_in, size).map_err(failed)?;
-    let got = rustix::pipe::tee(&reader, &copy_in, size, rustix::pipe::SpliceFlags::NONBLOCK)
-        .map_err(failed)?;
-    if got as u64 != waiting {
-        return Err(view.problem(format!("only {got} of its {waiting} bytes can be copied")));
+        if got as u64 != waiting {
+            return Err(format!("only {got} of its {waiting} bytes can be copied"));
+        }
+        let mut data = vec![0; got];
+        let mut filled = 0;
+        let mut reads = Vec::new();
+        while filled < got {
+            let taken = rustix::io::read(&copy.read, &mut data[filled..]).map_err(failed)?;
+            reads.push(taken as u32);
+            filled += taken;
+        }
+        self.0 = Some(copy);
+        Ok(Held { data, size: size as u32, reads })
     }
-    let mut data = vec![0; got];
-    let mut filled = 0;
-    let mut reads = Vec::new();
-    while filled < got {
-        let taken = rustix::io::read(&copy_out, &mut data[filled..]).map_err(failed)?;
-        reads.push(taken as u32);
-        filled += taken;
+}
+
+impl Empty {
+    fn with_size(size: usize) -> rustix::io::Result<Empty> {
+        let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+        // One slot a buffer of the source, however little is in it.
+        if rustix::pipe::fcntl_getpipe_size(&write)? < size {
+            rustix::pipe::fcntl_setpipe_size(&write, size)?;
+        }
+        Ok(Empty { read, write, size })
     }
-    Ok(Held { data, size: size as u32, reads })
 }
 
 /// The lengths of the packets in a pipe of the image; empty if there are none.
@@ -101,7 +144,9 @@ fn packets<'o>(opener: &'o Opener<'_>, pipe_id: u32) -> &'o [u32] {
 /// that a pipe that is too small is an error.
 fn fill(write: &OwnedFd, contents: &[u8], packets: &[u32]) -> rustix::io::Result<()> {
     let mut rest = contents;
-    rustix::fs::fcntl_setfl(write, OFlags::NONBLOCK | OFlags::DIRECT)?;
+    if !packets.is_empty() {
+        rustix::fs::fcntl_setfl(write, OFlags::NONBLOCK | OFlags::DIRECT)?;
+    }
     for length in packets {
         let Some((packet, after)) = rest.split_at_checked(*length as usize) else { break };
         // Larger ones than a page cannot have been.
@@ -165,4 +210,30 @@ pub fn open(opener: &mut Opener<'_>, pipe: &PipeEntry) -> Result<OwnedFd, Proble
     // A further description of the same end.
     let own = format!("/proc/self/fd/{}", end.as_fd().as_raw_fd());
     rustix::fs::open(own, access | OFlags::CLOEXEC, Mode::empty()).map_err(|e| failed("opened", e))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rewake_sys::file;
+
+    #[test]
+    fn one_pipe_serves_to_copy_several() {
+        let flags = rustix::pipe::PipeFlags::CLOEXEC;
+        let mut copier = Copier::default();
+        // The second needs more room than the first, the third less.
+        for (size, text) in [(8192, "first"), (65536, "second"), (4096, "third")] {
+            let (read, write) = rustix::pipe::pipe_with(flags).unwrap();
+            rustix::pipe::fcntl_setpipe_size(&write, size).unwrap();
+            rustix::io::write(&write, text.as_bytes()).unwrap();
+            for end in [&read, &write] {
+                let flags = file::flags(end.as_fd()).unwrap();
+                let held = copier.copy(end.as_fd(), flags).unwrap();
+                assert_eq!((held.data.as_slice(), held.size as usize), (text.as_bytes(), size));
+                assert_eq!(held.reads, [text.len() as u32]);
+            }
+            let mut left = [0; 16];
+            assert_eq!(rustix::io::read(&read, &mut left), Ok(text.len()));
+        }
+    }
 }
