@@ -338,12 +338,17 @@ fn bench_across(tool: &Tool, run: &mut Run, mut pgbench: Command, log: &Path) ->
     let file = fs::File::create(log).map_err(|e| format!("{}: {e}", log.display()))?;
     let copy = file.try_clone().map_err(|e| e.to_string())?;
     pgbench.args(["-h", "127.0.0.1", "-p", &PORT.to_string(), "-U", "postgres", "-n"]);
-    pgbench.args(["-c", "3", "-T", "4", "postgres"]).stdout(copy).stderr(file);
-    let before = view::descendants(run.root).len();
+    pgbench.args(["-c", "3", "-T", "6", "postgres"]).stdout(copy).stderr(file);
     let mut clients = pgbench.spawn().map_err(|e| format!("pgbench: {e}"))?;
     let until = Instant::now() + Duration::from_secs(40);
     let mut result = (|| {
-        while view::descendants(run.root).len() < before + 3 {
+        // Servers of those before it may still be ending.
+        std::thread::sleep(Duration::from_millis(500));
+        let serves = |pid: &i32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&line).contains("127.0.0.1(")
+        };
+        while view::descendants(run.root).iter().filter(|pid| serves(pid)).count() < 3 {
             if Instant::now() > until {
                 return Err("its clients do not connect".to_owned());
             }
@@ -353,7 +358,10 @@ fn bench_across(tool: &Tool, run: &mut Run, mut pgbench: Command, log: &Path) ->
             cycle(run, tool, n, &["--tcp-established"])?;
             std::thread::sleep(Duration::from_millis(200));
         }
-        Ok(())
+        match clients.try_wait() {
+            Ok(None) => Ok(()),
+            done => Err(format!("it had ended before the last restore: {done:?}")),
+        }
     })();
     let mut status = None;
     while result.is_ok() && status.is_none() {
