@@ -61,6 +61,10 @@ impl Hooks for Scripts {
         // The last one added runs first.
         self.scripts.iter().rev().try_for_each(|script| self.run_one(script, action, root))
     }
+
+    fn listens(&self) -> bool {
+        !self.scripts.is_empty()
+    }
 }
 
 #[cfg(test)]

@@ -14,6 +14,8 @@ pub struct Error {
     pub obstacles: Vec<Obstacle>,
     /// Trying again soon may help.
     pub(crate) transient: bool,
+    /// It could be done if the tree stood still meanwhile.
+    pub(crate) still: bool,
 }
 
 /// Result of the engine's operations.
@@ -28,7 +30,13 @@ impl From<Problem> for Error {
 impl Error {
     /// An error without a known way out.
     pub fn new(message: impl Into<String>) -> Error {
-        Error { message: message.into(), hint: None, obstacles: Vec::new(), transient: false }
+        Error {
+            message: message.into(),
+            hint: None,
+            obstacles: Vec::new(),
+            transient: false,
+            still: false,
+        }
     }
 
     /// Adds the way out.
@@ -42,15 +50,11 @@ impl Error {
     #[must_use]
     pub fn of(pid: i32, comm: &[u8], problem: Problem) -> Error {
         let obstacle = problem.of(pid, comm);
-        Error {
-            message: format!(
-                "process {} ({}): {}: {}",
-                obstacle.pid, obstacle.comm, obstacle.object, obstacle.reason
-            ),
-            hint: obstacle.remedy,
-            obstacles: Vec::new(),
-            transient: false,
-        }
+        let message = format!(
+            "process {} ({}): {}: {}",
+            obstacle.pid, obstacle.comm, obstacle.object, obstacle.reason
+        );
+        Error { hint: obstacle.remedy, ..Error::new(message) }
     }
 
     /// Refuses a dump because of what stands in its way.
@@ -67,7 +71,7 @@ impl Error {
             message += &format!("\n… and {} more", obstacles.len() - 21);
         }
         let hint = obstacles.iter().find_map(|o| o.remedy.clone());
-        Error { message, hint, obstacles, transient: false }
+        Error { hint, obstacles, ..Error::new(message) }
     }
 }
 

@@ -90,6 +90,11 @@ pub trait Hooks {
     /// (except for [`Action::PostDump`], after which the images are kept and the tree runs on, and for
     /// [`Action::NetworkUnlock`], [`Action::PreResume`] and [`Action::PostResume`], for which it is a warning).
     fn run(&mut self, action: Action, root: Option<Pid>) -> Result<(), String>;
+
+    /// Does anybody act at [`Action::PostDump`] at all? Then the tree must still be frozen.
+    fn listens(&self) -> bool {
+        false
+    }
 }
 
 /// Hooks that do nothing.
@@ -141,6 +146,8 @@ pub struct DumpOptions {
     pub external: External,
     /// `--force-irmap`, `--irmap-scan-path`: how watched files are looked for.
     pub scan: Scan,
+    /// `--max-pause`: for how long the tree may stand still, if it is left running.
+    pub max_pause: Option<Duration>,
     /// `--track-mem`: track memory from now on, for the next dump.
     pub track_mem: bool,
     /// `--prev-images-dir`, relative to the images directory.

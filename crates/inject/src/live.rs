@@ -162,11 +162,21 @@ impl Live {
     /// # Errors
     /// The process ended or the agent does not answer. Failed operations are in the results.
     pub fn run(&self, script: &Script) -> Result<Results> {
+        self.run_with(script, || Ok(()))
+    }
+
+    /// Executes a script whose operations wait for what `beside` does.
+    pub(crate) fn run_with(
+        &self,
+        script: &Script,
+        beside: impl FnOnce() -> Result<()>,
+    ) -> Result<Results> {
         let number = self.ring.load(script)?;
         match self.way {
             Way::Socket => self.ring.ring()?,
             Way::Stops | Way::Copied => self.go_on(Stopped::assume(self.pid))?,
         }
+        beside()?;
         self.finish(script, number)
     }
 

@@ -6,6 +6,8 @@ pub mod fill;
 use crate::call::{Result, syscall};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+/// `UFFD_FEATURE_PAGEFAULT_FLAG_WP`: who writes to a protected page waits until somebody takes the protection off.
+pub const PAGEFAULT_WP: u64 = 1;
 /// `UFFD_FEATURE_WP_HUGETLBFS_SHMEM`.
 pub const WP_SHARED: u64 = 1 << 12;
 /// `UFFD_FEATURE_WP_UNPOPULATED`.
@@ -22,7 +24,14 @@ pub const REQUEST_API: usize = 0xc018_aa3f;
 pub const REQUEST_REGISTER: usize = 0xc020_aa00;
 const UFFDIO_UNREGISTER: usize = 0x8010_aa01;
 const MODE_MISSING: u64 = 1;
+const UFFDIO_WAKE: usize = 0x8010_aa02;
+const UFFDIO_WRITEPROTECT: usize = 0xc018_aa06;
+/// `USERFAULTFD_IOC_NEW`, of `/dev/userfaultfd`: whoever may open that may have others make one.
+pub const NEW: u64 = 0xaa00;
 const MODE_WP: u64 = 2;
+const EVENT_PAGEFAULT: u8 = 0x12;
+/// `struct uffd_msg`.
+const MESSAGE: usize = 32;
 
 /// A userfaultfd. Its ranges are those of the process that made it, whoever holds it; when the last holder closes it, they
 /// are as they were before.
@@ -77,6 +86,46 @@ impl Userfaultfd {
         let mut range = [start, end - start];
         // SAFETY: a live `struct uffdio_range` of two words.
         unsafe { self.ioctl("UFFDIO_UNREGISTER", UFFDIO_UNREGISTER, range.as_mut_ptr() as usize) }
+    }
+
+    /// Protects the pages of a range from writing, or takes the protection off and wakes those who wait for that. Pages that
+    /// do not exist stay unprotected.
+    ///
+    /// # Errors
+    /// `ENOENT` if part of the range is not registered, at which it stops; `ESRCH` if the address space is gone.
+    pub fn protect(&self, start: u64, end: u64, on: bool) -> Result<()> {
+        let mut argument = [start, end - start, u64::from(on)];
+        // SAFETY: a live `struct uffdio_writeprotect` of three words; the addresses in it are the other process's.
+        unsafe {
+            self.ioctl("UFFDIO_WRITEPROTECT", UFFDIO_WRITEPROTECT, argument.as_mut_ptr() as usize)
+        }
+    }
+
+    /// Wakes whoever waits for a page of a range: the write is tried again.
+    ///
+    /// # Errors
+    /// `EINVAL` for no range.
+    pub fn wake(&self, start: u64, end: u64) -> Result<()> {
+        let mut range = [start, end - start];
+        // SAFETY: a live `struct uffdio_range` of two words.
+        unsafe { self.ioctl("UFFDIO_WAKE", UFFDIO_WAKE, range.as_mut_ptr() as usize) }
+    }
+
+    /// Takes up to 16 messages; appends the addresses somebody waits to write to. Does not wait, if the descriptor is not
+    /// to (`O_NONBLOCK`).
+    ///
+    /// # Errors
+    /// `EAGAIN` if there is none.
+    pub fn faults(&self, addresses: &mut Vec<u64>) -> Result<()> {
+        let mut messages = [0u8; 16 * MESSAGE];
+        let len = rustix::io::read(&self.0, &mut messages[..])
+            .map_err(|errno| crate::SyscallError::new("read(userfaultfd)", errno))?;
+        for message in messages[..len].chunks_exact(MESSAGE) {
+            if let ([EVENT_PAGEFAULT, ..], Some(address)) = (message, message[16..].first_chunk()) {
+                addresses.push(u64::from_ne_bytes(*address));
+            }
+        }
+        Ok(())
     }
 
     /// # Safety

@@ -152,6 +152,7 @@ struct Values {
     scripts: Vec<PathBuf>,
     cpu_cap: Option<(u32, Origin)>,
     timeout: Option<u64>,
+    max_pause: Option<Duration>,
     tcp: TcpPolicy,
     network_lock: LockMethod,
     format: Format,
@@ -344,6 +345,11 @@ impl Values {
                 let seconds = text().to_str().and_then(|t| t.parse().ok());
                 self.timeout = Some(seconds.ok_or_else(|| bad("a number of seconds"))?);
             }
+            "max-pause" => {
+                let most = text().to_str().and_then(|t| t.parse().ok()).filter(|ms| *ms > 0);
+                let most = most.ok_or_else(|| bad("a number of milliseconds, at least 1"))?;
+                self.max_pause = Some(Duration::from_millis(most));
+            }
             "cpu-cap" => {
                 let mask = values::cpu_cap(arg);
                 let mask = mask.ok_or_else(|| bad("a list of fpu, cpu, ins, all, none"))?;
@@ -533,6 +539,7 @@ impl Values {
                 outside_unix: self.outside_unix.clone(),
                 external: self.external.clone(),
                 scan: self.scan.clone(),
+                max_pause: self.max_pause,
                 track_mem: self.track_mem,
                 parent: self.parent.clone(),
                 auto_dedup: self.auto_dedup,

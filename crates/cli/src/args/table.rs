@@ -233,7 +233,7 @@ const DETACH: &str = "leave the restored tree to itself instead of waiting for i
 
 /// Every option.
 #[rustfmt::skip]
-pub static OPTIONS: [Opt; 96] = [
+pub static OPTIONS: [Opt; 97] = [
     // Common
     Opt::value("images-dir", "DIR", Common, "directory of the images (default: .)").short(b'D').all(Built),
     Opt::value("work-dir", "DIR", Common, "directory of logs, pidfile and statistics (default: that of the images)").short(b'W').all(Built),
@@ -320,6 +320,7 @@ pub static OPTIONS: [Opt; 96] = [
     Opt::value("compress-region", "SIZE", Memory, "size of what is compressed at once").dump(NoEffect("it is always 1 MiB")),
     Opt::value("compress-acceleration", "N", Memory, "compress faster and less").dump(NoEffect("there is one level")),
     Opt::value("decompress-threads", "N", Memory, "threads that decompress").restore(NoEffect("there are as many as CPUs")),
+    Opt::value("max-pause", "MS", Memory, "how long a tree that is left running may stand still, in milliseconds").dump(Built),
     Opt::switch("track-mem", Memory, "track memory changes for the next dump").dump(Built),
     Opt::value("prev-images-dir", "DIR", Memory, "images of the previous dump, relative to those of this one").dump(Built),
     Opt::switch("auto-dedup", Memory, "punch pages out of older images").dump(Built).restore(NotYet),

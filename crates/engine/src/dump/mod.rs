@@ -8,6 +8,7 @@ mod cow;
 mod files;
 mod inside;
 pub(crate) mod layout;
+mod live;
 mod outside;
 mod pre;
 mod sharing;
@@ -22,6 +23,7 @@ use crate::restore::lineage::{Lineage, Member};
 use crate::track::{self, Tracked, Tracks, keeper};
 use files::Files;
 use inside::{Inside, Visible};
+use live::{Before, Live, Plan};
 use outside::Outside;
 use rewake_image::ImageWriter;
 use rewake_inject::guard::Guard;
@@ -75,13 +77,27 @@ struct Surveyed {
     obstacles: Vec<Obstacle>,
     /// What is tracked only now.
     tracked: Vec<Tracked>,
+    /// Segments of shared memory take the first page stores.
+    segments: u32,
 }
 
 impl Surveyed {
-    /// Segments of shared memory take the first page stores.
+    /// The number of the first task's page store.
     fn first_pages_id(&self) -> u32 {
-        let segments = self.files.contents.iter().filter(|c| matches!(c, Contents::Shared(_)));
-        1 + (segments.count() + self.files.sysv.len()) as u32
+        1 + self.segments
+    }
+
+    /// How much is still to be copied while the tree stands still: without its private memory if that is kept (`live`).
+    fn bytes_to_copy(&self, live: bool) -> u64 {
+        let segments = self.files.contents.iter().filter_map(|contents| match contents {
+            Contents::Shared(segment) => rustix::fs::fstat(&segment.file).ok(),
+            _ => None,
+        });
+        let shared: u64 = segments.map(|stat| stat.st_blocks as u64 * 512).sum();
+        let private = self.tasks.iter().filter_map(|task| task.alive.as_ref()).map(|alive| {
+            alive.outside.runs.iter().map(|run| run.end - run.start).sum::<u64>()
+        });
+        shared + self.files.sysv.bytes() + if live { 0 } else { private.sum() }
     }
 
     fn threads(&self) -> usize {
@@ -98,10 +114,12 @@ struct Own {
     /// What was tracked until now counts.
     counts: bool,
     sharing: Arc<Sharing>,
+    /// Keeps memory as it is at this instant.
+    live: Option<Arc<Live>>,
 }
 
 impl Own {
-    fn new(tree: &Tree, tracks: Arc<Tracks>) -> Result<Own> {
+    fn new(tree: &Tree, tracks: Arc<Tracks>, live: Option<Arc<Live>>) -> Result<Own> {
         let sharing = Arc::new(Sharing::survey(&tree.tasks)?);
         Ok(Own {
             namespaces: outside::own_namespaces(),
@@ -110,7 +128,13 @@ impl Own {
             counts: tracks.begin(),
             tracks,
             sharing,
+            live,
         })
+    }
+
+    /// What is known of the mappings of tasks.
+    fn before(&self) -> Before<'_> {
+        self.live.as_deref().map_or(Before::Unseen, Before::Protected)
     }
 }
 
@@ -140,8 +164,9 @@ fn freeze_and_survey(
     options: &DumpOptions,
     cure: bool,
     tracks: &Arc<Tracks>,
+    live: Option<&Arc<Live>>,
 ) -> Result<(Tree, Surveyed, Instant)> {
-    patiently(options, |tree| survey(tree, options, cure, tracks))
+    patiently(options, |tree| survey(tree, options, cure, tracks, live))
 }
 
 /// Freezes the tree and does `work` with it, again if that fails for a reason that passes.
@@ -169,8 +194,9 @@ fn survey(
     options: &DumpOptions,
     cure: bool,
     tracks: &Arc<Tracks>,
+    live: Option<&Arc<Live>>,
 ) -> Result<Surveyed> {
-    let own = Arc::new(Own::new(tree, tracks.clone())?);
+    let own = Arc::new(Own::new(tree, tracks.clone(), live.cloned())?);
     let mut collector = Collector::new(Options {
         ghost_limit: options.ghost_limit,
         link_remap: options.link_remap,
@@ -258,7 +284,9 @@ fn survey(
         obstacles.push(problem.of(pid, comm));
     }
     let sharing = own.sharing.clone();
-    Ok(Surveyed { tasks, files: collector, filters, sharing, obstacles, tracked })
+    let segments = collector.contents.iter().filter(|c| matches!(c, Contents::Shared(_)));
+    let segments = (segments.count() + collector.sysv.len()) as u32;
+    Ok(Surveyed { tasks, files: collector, filters, sharing, obstacles, tracked, segments })
 }
 
 /// A living task, as its tracer thread saw it.
@@ -298,7 +326,7 @@ fn survey_wave(
     let mut visible = Vec::with_capacity(held.len());
     let mut filtered = Vec::with_capacity(held.len());
     for held in &*held {
-        let seen = look_at(&held.task, own)?;
+        let seen = look_at(&held.task, own, own.before())?;
         filtered.push(suspend_seccomp(&held.task, seen.outside.status.seccomp.unwrap_or(0) != 0)?);
         visible.push(seen);
     }
@@ -323,6 +351,10 @@ fn survey_wave(
             now.iter_mut().for_each(Held::cure);
         }
         for ((held, visible), uffd) in now.iter().zip(&mut visible[done..]).zip(&uffds[done..]) {
+            if let Some(live) = &own.live {
+                live.survey(&held.task, &mut visible.outside)?;
+                continue;
+            }
             let tracking = own.tracks.of(&held.task, uffd.as_ref(), own.counts);
             visible.outside.survey_pages(&held.task, tracking)?;
         }
@@ -363,9 +395,10 @@ fn track(held: &Held, outside: &Outside, own: &Own) -> Option<Userfaultfd> {
 }
 
 /// Looks at a task from outside.
-fn look_at(task: &Task, own: &Own) -> Result<Visible> {
+fn look_at(task: &Task, own: &Own, before: Before<'_>) -> Result<Visible> {
     let (pid, comm) = (task.pid(), task.comm());
-    let outside = outside::survey(task, own.sharing.owns(pid), &own.namespaces, &own.vdso)?;
+    let owns = own.sharing.owns(pid);
+    let outside = outside::survey(task, owns, &own.namespaces, &own.vdso, before)?;
     if outside.has_guest() {
         let mut error = Error::new(format!(
             "process {pid} ({}) has another dump's agent inside, or memory that looks like it",
@@ -449,7 +482,7 @@ fn lineage(tree: &Tree, options: &DumpOptions, sharing: &Sharing) -> Option<Obst
 /// The survey itself could not be made (no such process, no permission…).
 pub fn check_tree(options: &DumpOptions) -> Result<Vec<Obstacle>> {
     refuse_ourselves(options.root)?;
-    let (mut tree, surveyed, _) = freeze_and_survey(options, true, &Arc::default())?;
+    let (mut tree, surveyed, _) = freeze_and_survey(options, true, &Arc::default(), None)?;
     tree.release();
     Ok(surveyed.obstacles)
 }
@@ -482,13 +515,13 @@ pub fn dump(options: &DumpOptions, hooks: &mut dyn Hooks) -> Result<DumpReport> 
         Tracks::take(&options.images_dir, options.parent.as_deref(), options.track_mem && !dies)?;
     let warnings = std::mem::take(&mut tracks.warnings);
     let tracks = Arc::new(tracks);
-    let mut report = try_dump(options, hooks, images, &tracks)
+    let mut report = prepare_and_dump(options, hooks, images, &tracks)
         .inspect_err(|_| tracks.put_back(&options.images_dir))?;
     report.warnings.splice(..0, warnings);
     Ok(report)
 }
 
-fn try_dump(
+fn prepare_and_dump(
     options: &DumpOptions,
     hooks: &mut dyn Hooks,
     images: ImageWriter,
@@ -498,14 +531,84 @@ fn try_dump(
     if options.tcp.established && options.network_lock != Method::Skip {
         remove_stale_locks();
     }
+    let (images, why) = match Live::begin(options, hooks.listens())? {
+        Plan::Small => return try_dump(options, hooks, images, tracks, None),
+        Plan::Stop(why) => (images, why),
+        Plan::Live(live) => match try_dump(options, hooks, images, tracks, Some(live)) {
+            Err(e) if e.still => (ImageWriter::create(&options.images_dir)?, e.message),
+            done => return done,
+        },
+    };
+    let mut report = try_dump(options, hooks, images, tracks, None)?;
+    let said = format!("the tree stood still while its memory was copied: {why}");
+    report.warnings.insert(0, said);
+    Ok(report)
+}
+
+/// Freezes and surveys the tree; again, as long as it would stand still for longer than it may.
+fn freeze_in_time(
+    options: &DumpOptions,
+    tracks: &Arc<Tracks>,
+    live: Option<&Arc<Live>>,
+) -> Result<(Tree, Surveyed, Instant)> {
+    const TRIES: u32 = 10;
+    let dies = options.final_state == FinalState::Dead;
+    let mut tries = 0;
+    loop {
+        let begun = Instant::now();
+        let (tree, surveyed, frozen) = freeze_and_survey(options, !dies, tracks, live)?;
+        let Some(most) = options.max_pause else { return Ok((tree, surveyed, frozen)) };
+        let bytes = surveyed.bytes_to_copy(live.is_some());
+        let so_far = begun.elapsed();
+        let pause = so_far + Duration::from_nanos(bytes);
+        if pause <= most || !surveyed.obstacles.is_empty() {
+            return Ok((tree, surveyed, frozen));
+        }
+        drop(tree);
+        tries += 1;
+        log::info!("the tree would stand still for {pause:?}; it runs on");
+        // What is to be copied will not become less.
+        if tries == TRIES || Duration::from_nanos(bytes) > most {
+            return Err(Error::new(format!(
+                "the tree would have to stand still for {} ms, of which {} ms to copy {} MiB that it may write to meanwhile",
+                pause.as_millis(),
+                bytes / 1_000_000,
+                bytes >> 20
+            ))
+            .hint("allow more with --max-pause, or leave it out"));
+        }
+        std::thread::sleep(Duration::from_millis(20));
+        if let Some(live) = live {
+            live.prepare().map_err(Error::new)?;
+        }
+    }
+}
+
+fn try_dump(
+    options: &DumpOptions,
+    hooks: &mut dyn Hooks,
+    images: ImageWriter,
+    tracks: &Arc<Tracks>,
+    live: Option<Arc<Live>>,
+) -> Result<DumpReport> {
     let start = Instant::now();
     let dies = options.final_state == FinalState::Dead;
-    let (mut tree, surveyed, frozen) = freeze_and_survey(options, !dies, tracks)?;
+    let (mut tree, surveyed, frozen) = freeze_in_time(options, tracks, live.as_ref())?;
     log::info!("{} tasks frozen in {:?}", tree.tasks.len(), frozen - start);
     let surveyed_at = Instant::now();
     log::info!("surveyed in {:?}", surveyed_at - frozen);
     let warnings = not_tracked(&tree, &surveyed, tracks);
-    let result = finish_images(images, options, hooks, surveyed, tracks);
+    let mut stood = None;
+    let mut release = || {
+        tree.cure();
+        tree.release();
+        stood = Some(start.elapsed());
+        log::info!("the tree stood still for {:?} and runs on", start.elapsed());
+        live.as_ref().map_or(Ok(()), |live| live.confirm())
+    };
+    let release: Option<&mut dyn FnMut() -> Result<()>> =
+        if live.is_some() { Some(&mut release) } else { None };
+    let result = finish_images(images, options, hooks, surveyed, tracks, release);
     let Finished { mut report, written_at, mut lock, mut sockets } = match result {
         Ok(done) => done,
         Err(e) => {
@@ -554,7 +657,7 @@ fn try_dump(
             crate::resume::until_stopped(alive.map(|task| task.pid()));
         }
     }
-    report.frozen_time = start.elapsed();
+    report.frozen_time = stood.unwrap_or_else(|| start.elapsed());
     Ok(report)
 }
 
@@ -585,19 +688,21 @@ struct Finished {
     sockets: rewake_objects::sockets::Survey,
 }
 
-/// Refuses, or writes and commits the images.
+/// Refuses, or writes and commits the images. With `release` the tree runs on as soon as nothing but its private memory is
+/// left to be copied.
 fn finish_images(
     images: ImageWriter,
     options: &DumpOptions,
     hooks: &mut dyn Hooks,
     mut surveyed: Surveyed,
     tracks: &Tracks,
+    release: Option<&mut dyn FnMut() -> Result<()>>,
 ) -> Result<Finished> {
     if !surveyed.obstacles.is_empty() {
         return Err(Error::refused(surveyed.obstacles));
     }
     let run_id = run_id()?;
-    let lock = lock_and_read(&mut surveyed, options, &run_id)?;
+    let mut lock = lock_and_read(&mut surveyed, options, &run_id)?;
     aio::wait(&mut surveyed, options.timeout)?;
     let links = Links::make(&surveyed.files.contents).map_err(|p| Error::new(p.to_string()))?;
     let counters = write::Counters::default();
@@ -613,7 +718,15 @@ fn finish_images(
         (false, None) => options.format,
     };
     let layout = write::plan(&surveyed, format);
-    write::write(&images, &surveyed, &layout, &counters)?;
+    write::still(&images, &surveyed, &counters)?;
+    let runs = release.is_some();
+    if let Some(release) = release {
+        release()?;
+        lock = None;
+        // Nobody's connection is kept open by our descriptors of it.
+        surveyed.files = Collector::new(surveyed.files.options.clone());
+    }
+    write::write(&images, &surveyed, &layout, &counters, runs)?;
     aio::check(&mut surveyed)?;
     let written_at = Instant::now();
     let mut report = DumpReport {

@@ -1,5 +1,6 @@
 //! What can be seen of a stopped task from outside: `/proc`.
 
+use super::live::Before;
 use super::sharing::Owns;
 use crate::error::{Context, Result};
 use crate::freeze::Task;
@@ -7,6 +8,7 @@ use rewake_image::messages::VmaEntry;
 use rewake_objects::Problem;
 use rewake_objects::memory::aio;
 use rewake_objects::memory::pages::{self, Run};
+use rewake_objects::memory::shield::Shield;
 use rewake_objects::memory::tracking::{self, Tracking};
 use rewake_objects::memory::vma::{self, Backing, Vma, status};
 use rewake_objects::task::label;
@@ -31,6 +33,8 @@ pub struct Outside {
     pub aio: Vec<aio::Ring>,
     /// Runs of private pages that hold data; see [`Outside::survey_pages`].
     pub runs: Vec<Run>,
+    /// Has them as they were, if the task runs on while they are copied.
+    pub shield: Option<Arc<Shield>>,
     /// Contents of the vdso, taken before the agent's entry was put into its last page.
     pub vdso: Vec<u8>,
     /// Raw auxiliary vector.
@@ -91,14 +95,25 @@ pub fn survey(
     owns: Owns,
     own_namespaces: &[Vec<u8>],
     own_vdso: &[u8],
+    before: Before<'_>,
 ) -> Result<Outside> {
     let (pid, comm) = (task.pid(), task.comm());
     let dir = &task.dir;
     let mut buffer = Vec::with_capacity(64 * 1024);
     let mut problems = Vec::new();
     let status = dir.status(&mut buffer).of(pid, comm)?;
-    let text = dir.read("smaps", &mut buffer).of(pid, comm)?;
-    let vmas = vma::survey(text, &mut problems).of(pid, comm)?;
+    let known = match before {
+        Before::Unseen => None,
+        _ => before.smaps(task, dir.read("maps", &mut buffer).of(pid, comm)?),
+    };
+    let text = match &known {
+        Some(text) => text,
+        None => dir.read("smaps", &mut buffer).of(pid, comm)?,
+    };
+    let mut vmas = vma::survey(text, &mut problems).of(pid, comm)?;
+    for vma in vmas.iter_mut().filter(|vma| vma.watched) {
+        vma.watched = !before.covers(task, vma);
+    }
     let pagemap = File::from(dir.open_file("pagemap", OFlags::RDONLY).of(pid, comm)?);
     let memory = Arc::new(File::from(dir.open_file("mem", OFlags::RDWR).of(pid, comm)?));
     tracking::judge(&pagemap, &vmas, &mut problems);
@@ -149,13 +164,14 @@ pub fn survey(
         problems.push(Problem::new("shadow stack", "x86 shadow stacks cannot be saved yet"));
     }
     let values = values(dir, task.stat.session == pid, &mut buffer).of(pid, comm)?;
-    let runs = Vec::new();
+    let (runs, shield) = (Vec::new(), None);
     Ok(Outside {
         status,
         vmas,
         guards,
         aio,
         runs,
+        shield,
         pagemap,
         vdso,
         auxv,

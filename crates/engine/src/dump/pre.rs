@@ -1,6 +1,7 @@
 //! A pre-dump: memory alone, copied while the tree runs. What is written meanwhile is noticed, and saved by the next one.
 
 use super::inside;
+use super::live::Before;
 use super::outside::Outside;
 use super::write::{self, Counters, Memory};
 use super::{Own, look_at, patiently, refuse_ourselves, suspend_seccomp, track, waves};
@@ -75,7 +76,7 @@ pub fn pre_dump(options: &DumpOptions) -> Result<DumpReport> {
 
 /// Looks at the memory of a frozen tree, and tracks it from here on.
 fn survey(tree: &mut Tree, tracks: &Arc<Tracks>) -> Result<Vec<Seen>> {
-    let own = Arc::new(Own::new(tree, tracks.clone())?);
+    let own = Arc::new(Own::new(tree, tracks.clone(), None)?);
     let seen = tree.each(|_| {
         let own = own.clone();
         move |shard: &mut Shard| {
@@ -103,7 +104,7 @@ fn survey_wave(mut held: &mut [Held], own: &Own, seen: &mut Vec<Seen>) -> Result
         let mut visible = Vec::new();
         let mut alone = false;
         while let Some(next) = held.get(visible.len()).filter(|next| !is_guest(next)) {
-            let looked = look_at(&next.task, own)?;
+            let looked = look_at(&next.task, own, Before::Unseen)?;
             let wants = own.tracks.wants(&next.task, looked.outside.is_watched());
             let filtered = wants
                 && suspend_seccomp(&next.task, looked.outside.status.seccomp.unwrap_or(0) != 0)?;

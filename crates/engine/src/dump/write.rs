@@ -83,7 +83,15 @@ enum Job<'a> {
 /// Page stores of this size are a job of their own.
 const LARGE: u64 = 1 << 20;
 
-/// Writes everything but the inventory.
+/// Writes what has to be as it is now: shared memory and files that are in the images.
+///
+/// # Errors
+/// They cannot be read, or the images cannot be written; the text says which.
+pub fn still(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -> Result<()> {
+    write_files(images, surveyed, counters)
+}
+
+/// Writes everything else but the inventory. `runs`: the tree runs on meanwhile.
 ///
 /// # Errors
 /// Memory cannot be read, or the images cannot be written; the text says which.
@@ -92,9 +100,9 @@ pub fn write(
     surveyed: &Surveyed,
     layout: &Layout,
     counters: &Counters,
+    runs: bool,
 ) -> Result<()> {
     write_pstree(images, surveyed)?;
-    write_files(images, surveyed, counters)?;
     let (mut large, small): (Vec<&Store>, Vec<&Store>) =
         layout.stores.iter().partition(|store| store.bytes() >= LARGE);
     // What takes long comes first, so that nobody is left with it in the end.
@@ -105,7 +113,9 @@ pub fn write(
         of_tasks[store.task].push(store);
     }
     jobs.extend(of_tasks.into_iter().enumerate().map(|(at, stores)| Job::Task(at, stores)));
-    each(jobs.len(), |at, buffer| match &jobs[at] {
+    // Who writes to memory that is still to be copied has waited long enough: one CPU is the program's.
+    let workers = if runs { cpus().saturating_sub(1).max(1) } else { cpus() };
+    each_by(workers, jobs.len(), |at, buffer| match &jobs[at] {
         Job::Store(store) => write_store(images, surveyed, store, counters, buffer),
         Job::Task(at, stores) => {
             write_task(images, surveyed, *at, layout, counters)?;
@@ -117,8 +127,17 @@ pub fn write(
 
 /// Does `job` for each number below `count`. Tasks are independent: as many at a time as there are CPUs.
 pub fn each(count: usize, job: impl Fn(usize, &mut Vec<u8>) -> Result<()> + Sync) -> Result<()> {
+    each_by(if count > 1 { cpus() } else { 1 }, count, job)
+}
+
+/// As [`each`], by so many threads.
+fn each_by(
+    workers: usize,
+    count: usize,
+    job: impl Fn(usize, &mut Vec<u8>) -> Result<()> + Sync,
+) -> Result<()> {
     let next = AtomicUsize::new(0);
-    let workers = if count > 1 { cpus().min(count) } else { 1 };
+    let workers = workers.min(count).max(1);
     let work = || -> Result<()> {
         let mut buffer = Vec::new();
         loop {
@@ -422,7 +441,7 @@ fn write_pages(
     while !rest.is_empty() {
         let plain = rest.iter().position(is_vdso).unwrap_or(rest.len());
         let source =
-            pages::Source { pid: memory.pid, memory: &outside.memory, gone_is_zero: memory.runs };
+            pages::Source { pid: memory.pid, memory: &outside.memory, gone_is_zero: memory.runs, shield: outside.shield.as_deref() };
         pages::copy(&source, &rest[..plain], to, buffer)?;
         rest = &rest[plain..];
         if let [run, after @ ..] = rest {

@@ -4,6 +4,7 @@
 //! * [`pages`]: which private pages hold data, and copying them out.
 //! * [`tracking`]: which of them were written since an earlier look.
 //! * [`lazy`]: memory that comes when it is touched.
+//! * [`shield`]: private memory as it was at one instant, while the process runs on.
 //! * [`aio`]: contexts of asynchronous I/O, whose rings are mapped.
 //! * [`shared`]: shared anonymous memory and memfds.
 //! * [`sysv`]: System V shared memory segments.
@@ -24,6 +25,7 @@ pub mod lazy;
 pub mod mm;
 pub mod pages;
 pub mod shared;
+pub mod shield;
 pub mod sysv;
 pub mod together;
 pub mod tracking;

@@ -1,6 +1,7 @@
 //! Private pages: which hold data (`PAGEMAP_SCAN`, or `/proc/PID/pagemap`), and copying them to a page store.
 
 use super::PAGE;
+use super::shield::Shield;
 use super::vma::{Vma, has_private_pages, status};
 use rewake_image::messages::VmaEntry;
 use rewake_sys::memory::{RemoteRange, read_remote};
@@ -181,6 +182,12 @@ pub enum CopyError {
         /// Why.
         errno: Errno,
     },
+    /// The page changed before it was saved, and the task runs on.
+    #[error("memory at {address:#x} was unmapped, moved or dropped before it was saved")]
+    Lost {
+        /// Address.
+        address: u64,
+    },
     /// Writing the page store.
     #[error("the pages cannot be written: {0}")]
     Write(#[source] io::Error),
@@ -195,6 +202,8 @@ pub struct Source<'a> {
     pub memory: &'a File,
     /// The process runs: pages that are gone are taken for zeros, instead of being an error.
     pub gone_is_zero: bool,
+    /// The process runs, and has its memory kept as it was.
+    pub shield: Option<&'a Shield>,
 }
 
 /// Copies the pages of `runs`, in order, to `to`. `buffer` is scratch space.
@@ -212,7 +221,7 @@ pub fn copy(
     for run in runs {
         let mut at = run.start;
         while at < run.end {
-            if !run.readable {
+            if !run.readable && source.shield.is_none() {
                 flush(source, &mut queue, &mut queued, to, buffer)?;
                 let len = ((run.end - at) as usize).min(buffer.len());
                 read_by_force(source, at, &mut buffer[..len])?;
@@ -258,6 +267,13 @@ fn flush(
         return Ok(());
     }
     let wanted = &mut buffer[..*queued];
+    if let Some(shield) = source.shield {
+        shield.read(queue, wanted)?;
+        to.write_all(wanted).map_err(CopyError::Write)?;
+        queue.clear();
+        *queued = 0;
+        return Ok(());
+    }
     let got = read_remote(source.pid, queue, wanted).unwrap_or(0);
     if got < *queued {
         // Something in there cannot be read this way (a protection key, a page that appeared meanwhile): by force.

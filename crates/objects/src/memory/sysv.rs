@@ -181,6 +181,13 @@ impl Survey {
         self.seen.len()
     }
 
+    /// How much memory they have.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        let stats = self.seen.values().filter_map(|seen| rustix::fs::fstat(&seen.file).ok());
+        stats.map(|stat| stat.st_blocks as u64 * 512).sum()
+    }
+
     /// Are there none?
     #[must_use]
     pub fn is_empty(&self) -> bool {

@@ -1,0 +1,533 @@
+//! Private memory as it was at one instant, of a process that runs on: userfaultfd(2) write protection, with somebody who is
+//! waited for. A write to a page that has not been copied yet waits until it is.
+//!
+//! Protecting takes longer than a process may be stopped for, so most of it is done while it still runs ([`Shield::prepare`]):
+//! what it writes to meanwhile only loses the protection, and gets it again when it stands still ([`Shield::survey`]). From
+//! then on every page is kept as it was: by the writers of the images ([`Shield::read`]), and by a thread that serves those
+//! who want to write ([`Shield::serve`]). What userfaultfd cannot protect is copied at once.
+//!
+//! Nobody is asked when pages vanish (munmap(2), mremap(2), `MADV_DONTNEED`, exec). But who copies a page sees afterwards
+//! whether it was still protected: only then it is the one of that instant. If not, it is lost, and the snapshot with it.
+
+use super::PAGE;
+use super::pages::{self, CopyError, Run};
+use super::vma::{Backing, MAP_DROPPABLE, Vma, has_private_pages, status};
+use rewake_sys::memory::{RemoteRange, read_remote};
+use rewake_sys::pagemap::{self, Filter, Region, WRITTEN};
+use rewake_sys::userfaultfd::{PAGEFAULT_WP, Userfaultfd};
+use rewake_sys::{Errno, SyscallError};
+use std::collections::HashMap;
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Flags with which a process makes its userfaultfd. The kernel's own writes wait, too, so it is not for user mode only.
+pub const FLAGS: u64 = libc::O_CLOEXEC as u64 | libc::O_NONBLOCK as u64;
+/// What it is then asked for.
+pub const FEATURES: u64 = PAGEFAULT_WP;
+
+/// A write keeps this much around it, in bytes: for those who write one page after the other.
+const WINDOW: u64 = 4 * PAGE;
+/// The protection is changed in steps, between which the process gets at its address space.
+const STEP: u64 = 4 << 20;
+/// The same for taking a mapping out of the userfaultfd, which takes longer.
+const LEAVE: u64 = 8 << 20;
+
+/// Not copied yet.
+const OPEN: u8 = 0;
+/// In [`Snapshot::kept`].
+const KEPT: u8 = 1;
+/// Copied to the images.
+const DONE: u8 = 2;
+
+/// The memory of one process.
+#[derive(Debug)]
+pub struct Shield {
+    pid: i32,
+    memory: Arc<File>,
+    pagemap: File,
+    /// `None`: everything is copied at once.
+    uffd: Option<Userfaultfd>,
+    /// What is registered.
+    ranges: Mutex<Vec<(u64, u64)>>,
+    /// `None` as long as the instant has not come.
+    snapshot: Mutex<Option<Arc<Snapshot>>>,
+    /// How much may still be copied at once, of the whole tree.
+    budget: Arc<AtomicU64>,
+}
+
+/// The instant.
+#[derive(Debug)]
+struct Snapshot {
+    /// Ascending.
+    runs: Vec<Run>,
+    /// The number of each run's first page.
+    first: Vec<usize>,
+    /// [`OPEN`], [`KEPT`] or [`DONE`], by page.
+    pages: Vec<AtomicU8>,
+    /// Pages copied early, by address.
+    kept: Mutex<HashMap<u64, Box<[u8]>>>,
+}
+
+impl Snapshot {
+    fn new(runs: &[Run]) -> Snapshot {
+        let mut pages = Vec::new();
+        let mut first = Vec::with_capacity(runs.len());
+        for run in runs {
+            first.push(pages.len());
+            pages.resize_with(pages.len() + run.pages() as usize, || AtomicU8::new(OPEN));
+        }
+        Snapshot { runs: runs.to_vec(), first, pages, kept: Mutex::default() }
+    }
+
+    /// The run that an address is in.
+    fn run(&self, address: u64) -> Option<usize> {
+        let after = self.runs.partition_point(|run| run.start <= address);
+        after.checked_sub(1).filter(|at| self.runs[*at].end > address)
+    }
+
+    /// The state of the page at an address.
+    fn page(&self, address: u64) -> Option<&AtomicU8> {
+        let run = self.run(address)?;
+        self.pages.get(self.first[run] + ((address - self.runs[run].start) / PAGE) as usize)
+    }
+
+    fn is(&self, address: u64, state: u8) -> bool {
+        self.page(address).is_some_and(|page| page.load(Ordering::SeqCst) == state)
+    }
+
+    fn kept(&self) -> MutexGuard<'_, HashMap<u64, Box<[u8]>>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a page that nobody has copied yet.
+    fn keep(&self, address: u64, bytes: &[u8]) {
+        let Some(page) = self.page(address) else { return };
+        let mut kept = self.kept();
+        if page.compare_exchange(OPEN, KEPT, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+            kept.insert(address, bytes.into());
+        }
+    }
+}
+
+/// Why there is no snapshot of a process.
+#[derive(Debug, thiserror::Error)]
+pub enum ShieldError {
+    /// The kernel refused something.
+    #[error(transparent)]
+    Syscall(#[from] SyscallError),
+    /// Memory cannot be read.
+    #[error(transparent)]
+    Copy(#[from] CopyError),
+    /// Too much cannot be protected.
+    #[error("it has too much memory that userfaultfd cannot protect from writing")]
+    TooMuch,
+}
+
+impl Shield {
+    /// For a process: its memory and pagemap, its userfaultfd (if it is to have one), and what its tree may have copied at
+    /// once.
+    #[must_use]
+    pub fn new(
+        pid: i32,
+        memory: Arc<File>,
+        pagemap: File,
+        uffd: Option<Userfaultfd>,
+        budget: Arc<AtomicU64>,
+    ) -> Shield {
+        let (ranges, snapshot) = (Mutex::default(), Mutex::default());
+        Shield { pid, memory, pagemap, uffd, ranges, snapshot, budget }
+    }
+
+    /// The process's userfaultfd.
+    #[must_use]
+    pub fn uffd(&self) -> Option<&Userfaultfd> {
+        self.uffd.as_ref()
+    }
+
+    /// Is it this one that a mapping is registered with?
+    #[must_use]
+    pub fn covers(&self, start: u64, end: u64) -> bool {
+        self.ranges().iter().any(|range| range.0 <= start && end <= range.1)
+    }
+
+    fn ranges(&self) -> MutexGuard<'_, Vec<(u64, u64)>> {
+        self.ranges.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn snapshot(&self) -> Option<Arc<Snapshot>> {
+        self.snapshot.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_snapshot(&self, snapshot: Option<Arc<Snapshot>>) {
+        *self.snapshot.lock().unwrap_or_else(PoisonError::into_inner) = snapshot;
+    }
+
+    /// Registers what can be protected of these mappings.
+    pub fn register(&self, vmas: &[Vma]) {
+        let Some(uffd) = &self.uffd else { return };
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        let eligible: Vec<&Vma> = vmas.iter().filter(|vma| can_be_protected(vma)).collect();
+        let mut push = |start, end| match ranges.last_mut() {
+            Some(last) if last.1 == start => last.1 = end,
+            _ => ranges.push((start, end)),
+        };
+        for group in eligible.chunk_by(|a, b| a.entry.end == b.entry.start) {
+            let [first, ..] = group else { continue };
+            let end = group.last().map_or(first.entry.end, |last| last.entry.end);
+            match uffd.register(first.entry.start, end) {
+                Ok(()) => push(first.entry.start, end),
+                Err(_) => {
+                    for vma in group {
+                        match uffd.register(vma.entry.start, vma.entry.end) {
+                            Ok(()) => push(vma.entry.start, vma.entry.end),
+                            Err(e) => log::debug!("{:#x} is not protected: {e}", vma.entry.start),
+                        }
+                    }
+                }
+            }
+        }
+        *self.ranges() = ranges;
+    }
+
+    /// Protects all pages of a process that runs, and goes on running. Its writes must be served meanwhile.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn prepare(&self) -> Result<(), SyscallError> {
+        let Some(uffd) = &self.uffd else { return Ok(()) };
+        self.set_snapshot(None);
+        let ranges = self.ranges().clone();
+        for (start, end) in ranges {
+            let regions = self.scan(start, end, WRITTEN)?;
+            let written = regions.iter().filter(|r| r.categories & WRITTEN != 0);
+            for (start, end) in steps(written.map(|r| (r.start, r.end)), STEP) {
+                // What is gone needs none.
+                uffd.protect(start, end, true).or_else(unless_gone)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Regions of a range with data, and which of them are not protected.
+    fn scan(&self, start: u64, end: u64, report: u64) -> Result<Vec<Region>, SyscallError> {
+        let mut regions = Vec::new();
+        let not = |categories| Filter {
+            inverted: categories,
+            all: categories,
+            any: pagemap::PRESENT | pagemap::SWAPPED,
+            report,
+        };
+        let plain = pagemap::PFNZERO;
+        let mut scan = |filter| pagemap::scan(self.pagemap.as_fd(), start, end, filter, &mut regions);
+        // Kernels before 6.15 know no guard ranges.
+        scan(not(plain | pagemap::GUARD)).or_else(|_| scan(not(plain)))?;
+        Ok(regions)
+    }
+
+    /// As [`Shield::scan`] of all that is registered, by two threads if it is much.
+    fn scan_all(&self, ranges: &[(u64, u64)]) -> Result<Vec<Region>, SyscallError> {
+        /// A thread costs as much as looking at this much.
+        const MUCH: u64 = 64 << 20;
+        let total: u64 = ranges.iter().map(|r| r.1 - r.0).sum();
+        let some = |ranges: &[(u64, u64)]| {
+            let mut all = Vec::new();
+            for (start, end) in ranges {
+                all.extend(self.scan(*start, *end, WRITTEN)?);
+            }
+            Ok::<_, SyscallError>(all)
+        };
+        if total < MUCH {
+            return some(ranges);
+        }
+        let mut halves = [Vec::new(), Vec::new()];
+        let mut at = 0;
+        for &(start, end) in ranges {
+            // Whole page tables to each.
+            let cut = (start + (total / 2).saturating_sub(at)).next_multiple_of(2 << 20);
+            let cut = cut.clamp(start, end);
+            at += end - start;
+            for (half, (start, end)) in halves.iter_mut().zip([(start, cut), (cut, end)]) {
+                if start < end {
+                    half.push((start, end));
+                }
+            }
+        }
+        let [low, high] = &halves;
+        std::thread::scope(|scope| {
+            let high = scope.spawn(|| some(high));
+            let low = some(low);
+            let high = high.join().unwrap_or_else(|_| {
+                Err(SyscallError::new("a thread that looks at pages", Errno::CANCELED))
+            });
+            let mut all = low?;
+            all.extend(high?);
+            Ok(all)
+        })
+    }
+
+    /// The instant: the process stands still, and nothing touches its memory any more. Returns the runs of pages that hold
+    /// data. From here on they are kept as they are.
+    ///
+    /// # Errors
+    /// The process is gone; too much of its memory would have to be copied at once.
+    pub fn survey(&self, vmas: &[Vma]) -> Result<Vec<Run>, ShieldError> {
+        self.set_snapshot(None);
+        self.register(vmas);
+        let ranges = self.ranges().clone();
+        let shielded = |address: u64| {
+            let after = ranges.partition_point(|range| range.0 <= address);
+            after > 0 && ranges[after - 1].1 > address
+        };
+        let ours = self.scan_all(&ranges)?;
+        let mut regions = ours.clone();
+        for vma in vmas.iter().filter(|v| has_private_pages(&v.entry)) {
+            if !shielded(vma.entry.start) {
+                regions.extend(pages::scan_private(
+                    &self.pagemap,
+                    std::slice::from_ref(vma),
+                    0,
+                    pagemap::scan,
+                )?);
+            }
+        }
+        regions.sort_unstable_by_key(|region| region.start);
+        let runs = pages::intersect(&regions, vmas);
+        let snapshot = Arc::new(Snapshot::new(&runs));
+        // Whoever waits to write is served from the snapshot from now on.
+        self.set_snapshot(Some(snapshot.clone()));
+        if let Some(uffd) = &self.uffd {
+            for region in ours.iter().filter(|region| region.categories & WRITTEN != 0) {
+                uffd.protect(region.start, region.end, true)?;
+            }
+        }
+        self.keep_now(&snapshot, vmas, shielded)?;
+        Ok(runs)
+    }
+
+    /// Copies what is not protected.
+    fn keep_now(
+        &self,
+        snapshot: &Snapshot,
+        vmas: &[Vma],
+        shielded: impl Fn(u64) -> bool,
+    ) -> Result<(), ShieldError> {
+        // The vdso's pages are known.
+        let vdso = vmas.iter().find(|v| v.entry.status & status::VDSO != 0);
+        let is_vdso = |run: &Run| {
+            vdso.is_some_and(|v| v.entry.start <= run.start && run.start < v.entry.end)
+        };
+        let mut buffer = vec![0; 1 << 18];
+        for run in snapshot.runs.iter().filter(|run| !is_vdso(run)) {
+            let mut at = run.start;
+            while at < run.end {
+                // A run may go on from what is protected into what is not.
+                let first = (at..run.end).step_by(PAGE as usize).find(|page| !shielded(*page));
+                let Some(start) = first else { break };
+                let end = (start..run.end.min(start + buffer.len() as u64))
+                    .step_by(PAGE as usize)
+                    .find(|page| shielded(*page))
+                    .unwrap_or(run.end.min(start + buffer.len() as u64));
+                let bytes = &mut buffer[..(end - start) as usize];
+                let spend = |left: u64| left.checked_sub(bytes.len() as u64);
+                if self.budget.fetch_update(Ordering::SeqCst, Ordering::SeqCst, spend).is_err() {
+                    return Err(ShieldError::TooMuch);
+                }
+                if let Some(missing) = self.fetch(&[(start, bytes.len())], bytes) {
+                    return Err(CopyError::Read { address: missing, errno: Errno::FAULT }.into());
+                }
+                for (page, bytes) in (start..).step_by(PAGE as usize).zip(bytes.chunks(PAGE as usize))
+                {
+                    snapshot.keep(page, bytes);
+                }
+                at = end;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads ranges, of less than 1024 each time; returns the first page that is not there, if there is one.
+    fn fetch(&self, ranges: &[RemoteRange], to: &mut [u8]) -> Option<u64> {
+        if read_remote(self.pid, ranges, to).unwrap_or(0) == to.len() {
+            return None;
+        }
+        // By force, and what is there.
+        let mut missing = None;
+        let mut rest = to;
+        for &(address, len) in ranges {
+            let (now, later) = rest.split_at_mut(len);
+            rest = later;
+            for (page, to) in (address..).step_by(PAGE as usize).zip(now.chunks_mut(PAGE as usize)) {
+                if self.memory.read_exact_at(to, page).is_err() {
+                    missing = missing.or(Some(page));
+                    to.fill(0);
+                }
+            }
+        }
+        missing
+    }
+
+    /// Which pages of a range are protected.
+    fn protected(&self, start: u64, end: u64) -> Vec<Region> {
+        let filter = Filter {
+            inverted: WRITTEN,
+            all: WRITTEN,
+            any: pagemap::PRESENT | pagemap::SWAPPED,
+            report: 0,
+        };
+        let mut regions = Vec::new();
+        match pagemap::scan(self.pagemap.as_fd(), start, end, filter, &mut regions) {
+            Ok(()) => regions,
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// Reads ranges for the images, in order: the pages as they were. Each page is read once.
+    ///
+    /// # Errors
+    /// [`CopyError::Lost`].
+    pub fn read(&self, ranges: &[RemoteRange], to: &mut [u8]) -> Result<(), CopyError> {
+        let Some(snapshot) = self.snapshot() else {
+            return Err(CopyError::Lost { address: ranges.first().map_or(0, |range| range.0) });
+        };
+        // What is kept already needs no reading.
+        let is_open =
+            |range: &RemoteRange| pages_of(range).any(|page| !snapshot.is(page, KEPT));
+        if ranges.iter().all(is_open) {
+            self.fetch(ranges, to);
+        } else {
+            let mut rest = &mut *to;
+            for range in ranges {
+                let (now, later) = rest.split_at_mut(range.1);
+                rest = later;
+                if is_open(range) {
+                    self.fetch(std::slice::from_ref(range), now);
+                }
+            }
+        }
+        let mut protected = Vec::new();
+        for group in ranges.chunk_by(|a, b| b.0.saturating_sub(a.0 + a.1 as u64) <= 1 << 20) {
+            let [first, ..] = group else { continue };
+            let last = group.last().map_or(first, |last| last);
+            protected.extend(self.protected(first.0, last.0 + last.1 as u64));
+        }
+        let mut at = 0;
+        let mut rest = to;
+        for range in ranges {
+            let (now, later) = rest.split_at_mut(range.1);
+            rest = later;
+            for (page, to) in pages_of(range).zip(now.chunks_mut(PAGE as usize)) {
+                while protected.get(at).is_some_and(|region| region.end <= page) {
+                    at += 1;
+                }
+                let whole = protected.get(at).is_some_and(|region| region.start <= page);
+                let lost = CopyError::Lost { address: page };
+                let Some(state) = snapshot.page(page) else { return Err(lost) };
+                match state.compare_exchange(OPEN, DONE, Ordering::SeqCst, Ordering::SeqCst) {
+                    // It was protected when it was looked at after it was read: nobody has written to it.
+                    Ok(_) if whole => {}
+                    Err(KEPT) => match snapshot.kept().remove(&page) {
+                        Some(bytes) => to.copy_from_slice(&bytes),
+                        None => return Err(lost),
+                    },
+                    _ => return Err(lost),
+                }
+            }
+        }
+        // Nobody need wait for these any more.
+        if let Some(uffd) = &self.uffd {
+            for range in ranges {
+                let _ = uffd.protect(range.0, range.0 + range.1 as u64, false);
+            }
+        }
+        Ok(())
+    }
+
+    /// Serves those who wait to write, as many as there are at the moment.
+    pub fn serve(&self) {
+        let Some(uffd) = &self.uffd else { return };
+        let mut addresses = Vec::with_capacity(16);
+        while uffd.faults(&mut addresses).is_ok() {
+            let snapshot = self.snapshot();
+            for address in addresses.drain(..) {
+                self.let_write(uffd, snapshot.as_deref(), address & !(PAGE - 1));
+            }
+        }
+    }
+
+    /// Lets somebody write to a page, once it is kept.
+    fn let_write(&self, uffd: &Userfaultfd, snapshot: Option<&Snapshot>, page: u64) {
+        let mut open = (page, page + PAGE);
+        if let Some((snapshot, at)) = snapshot.and_then(|s| Some((s, s.run(page)?))) {
+            let run = snapshot.runs[at];
+            let start = (page & !(WINDOW - 1)).max(run.start);
+            let end = ((page & !(WINDOW - 1)) + WINDOW).min(run.end);
+            let mut bytes = [0; WINDOW as usize];
+            let bytes = &mut bytes[..(end - start) as usize];
+            let pages = || (start..end).step_by(PAGE as usize);
+            if pages().any(|page| snapshot.is(page, OPEN)) {
+                self.fetch(&[(start, bytes.len())], bytes);
+                let protected = self.protected(start, end);
+                for (page, bytes) in pages().zip(bytes.chunks(PAGE as usize)) {
+                    // Another one is lost; who comes to copy it will see.
+                    if protected.iter().any(|r| r.start <= page && page < r.end) {
+                        snapshot.keep(page, bytes);
+                    }
+                }
+            }
+            if pages().all(|page| !snapshot.is(page, OPEN)) {
+                open = (start, end);
+            }
+        }
+        // If the mapping is gone, the write is tried again and finds out.
+        if uffd.protect(open.0, open.1, false).is_err()
+            && uffd.protect(page, page + PAGE, false).is_err()
+        {
+            let _ = uffd.wake(page, page + PAGE);
+        }
+    }
+
+    /// Takes the mappings out of the userfaultfd, little by little: while the kernel does that, the process cannot get at its
+    /// address space. Whatever is left goes when this is dropped.
+    pub fn leave(&self) {
+        let Some(uffd) = &self.uffd else { return };
+        let ranges = std::mem::take(&mut *self.ranges());
+        for (start, end) in ranges {
+            // Reserved memory of which little is used costs little.
+            let step = LEAVE.max((end - start) / 4096 & !(PAGE - 1));
+            for (start, end) in steps(std::iter::once((start, end)), step) {
+                let _ = uffd.unregister(start, end);
+            }
+        }
+    }
+}
+
+fn pages_of(range: &RemoteRange) -> impl Iterator<Item = u64> + use<> {
+    (range.0..range.0 + range.1 as u64).step_by(PAGE as usize)
+}
+
+fn unless_gone(e: SyscallError) -> Result<(), SyscallError> {
+    if e.errno == Errno::NOENT || e.errno == Errno::INVAL { Ok(()) } else { Err(e) }
+}
+
+/// Cuts ranges into pieces of at most `step` bytes.
+fn steps(
+    ranges: impl Iterator<Item = (u64, u64)>,
+    step: u64,
+) -> impl Iterator<Item = (u64, u64)> {
+    ranges.flat_map(move |(start, end)| {
+        (start..end).step_by(step as usize).map(move |at| (at, end.min(at + step)))
+    })
+}
+
+/// Plain anonymous memory, whose pages the program alone writes to. What lies behind a file cannot be protected.
+fn can_be_protected(vma: &Vma) -> bool {
+    let kernels = status::VDSO | status::VVAR | status::VSYSCALL | status::AIORING;
+    vma.backing == Backing::None
+        && vma.entry.status & status::ANON_PRIVATE != 0
+        && vma.entry.status & kernels == 0
+        && vma.entry.flags & MAP_DROPPABLE == 0
+        && has_private_pages(&vma.entry)
+}
