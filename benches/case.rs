@@ -98,6 +98,8 @@ pub const ALL: &[Case] = &[
 pub const COPIES: &str = "copies";
 /// Likewise: [`crate::lazy`].
 pub const LAZY: &str = "lazy";
+/// Likewise: [`crate::pause`].
+pub const PAUSE: &str = "pause";
 
 /// The case of that name.
 pub fn find(name: &str) -> Option<&'static Case> {

@@ -16,6 +16,7 @@ mod lazy;
 mod limit;
 mod machine;
 mod options;
+mod pause;
 mod report;
 mod subject;
 mod tree;
@@ -91,6 +92,15 @@ fn bench(options: &Options) -> ExitCode {
             Err(text) => {
                 ok = false;
                 println!("{:<10} FAILED: {text}", case::COPIES);
+            }
+        }
+    }
+    if options.pause {
+        match pause::measure(&tools, options) {
+            Ok(text) => print!("{text}"),
+            Err(text) => {
+                ok = false;
+                println!("{:<10} FAILED: {text}", case::PAUSE);
             }
         }
     }

@@ -15,7 +15,8 @@ rewake-bench [--bin PATH] [--criu PATH] [--runs N] [--dir DIR] [CASE…]
   --criu PATH   a CRIU >= 4.2 to measure in turns with it
   --runs N      counted runs of each case (default 20)
   --dir DIR     where images are written (default /dev/shm)
-  CASE          tiny procs200 threads500 vmas20k fds3k tcp500 tcp9k tcp10k heap1g copies lazy (default: all of them)
+  CASE          tiny procs200 threads500 vmas20k fds3k tcp500 tcp9k tcp10k heap1g copies lazy pause
+                (default: all of them)
 ";
 
 /// What was asked for.
@@ -35,6 +36,8 @@ pub struct Options {
     pub copies: bool,
     /// Whether a lazy restore is.
     pub lazy: bool,
+    /// Whether what a dump costs a process that runs on is.
+    pub pause: bool,
 }
 
 /// Reads the words after the program's name; `None` stands for `--help`.
@@ -47,6 +50,7 @@ pub fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Options>,
         cases: Vec::new(),
         copies: false,
         lazy: false,
+        pause: false,
     };
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
@@ -64,6 +68,7 @@ pub fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Options>,
             }
             case::COPIES => options.copies = true,
             case::LAZY => options.lazy = true,
+            case::PAUSE => options.pause = true,
             name => {
                 options.cases.push(case::find(name).ok_or_else(|| {
                     format!("no case or option is called {name}; --help lists them")
@@ -71,9 +76,9 @@ pub fn parse(mut words: impl Iterator<Item = String>) -> Result<Option<Options>,
             }
         }
     }
-    if options.cases.is_empty() && !options.copies && !options.lazy {
+    if options.cases.is_empty() && !options.copies && !options.lazy && !options.pause {
         options.cases = case::ALL.iter().collect();
-        (options.copies, options.lazy) = (true, true);
+        (options.copies, options.lazy, options.pause) = (true, true, true);
     }
     for path in std::iter::once(&mut options.bin).chain(options.criu.as_mut()) {
         // The commands run in another directory.

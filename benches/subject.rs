@@ -74,6 +74,8 @@ fn hold(name: &str, dir: &Path) -> Result<(), String> {
             let _open = tcp::server(10_000)?;
             ready("")
         }
+        "pause256" => writer(256 << 20, dir),
+        "pause1g" => writer(1 << 30, dir),
         "heap1g" => {
             let address = map(HEAP)?;
             // SAFETY: mapped just now, of that length, and known to nobody else.
@@ -89,6 +91,11 @@ fn hold(name: &str, dir: &Path) -> Result<(), String> {
 
 /// Says that all is set up, lets go of the pipe this was said through, and sleeps.
 fn ready(more: &str) -> Result<(), String> {
+    announce(more)?;
+    sleep()
+}
+
+fn announce(more: &str) -> Result<(), String> {
     let text = |e: io::Error| e.to_string();
     let mut out = io::stdout();
     writeln!(out, "ready{more}").and_then(|()| out.flush()).map_err(text)?;
@@ -98,7 +105,7 @@ fn ready(more: &str) -> Result<(), String> {
         return Err(text(io::Error::last_os_error()));
     }
     drop(null);
-    sleep()
+    Ok(())
 }
 
 fn sleep() -> ! {
@@ -203,5 +210,55 @@ pub fn fill(memory: &mut [u64]) {
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
         *word = z ^ (z >> 31);
+    }
+}
+
+/// Writes to random pages of all its memory for good, and tells the longest time between two writes.
+fn writer(len: usize, dir: &Path) -> Result<(), String> {
+    let memory: *mut u8 = map(len)?.cast();
+    // Small pages: the more of them, the longer it takes.
+    // SAFETY: mapped just now, of that length.
+    if unsafe { libc::madvise(memory.cast(), len, libc::MADV_NOHUGEPAGE) } != 0 {
+        return Err("madvise".to_owned());
+    }
+    // SAFETY: mapped just now, of that length, and known to nobody else.
+    fill(unsafe { std::slice::from_raw_parts_mut(memory.cast(), len / 8) });
+    let path = dir.join(crate::pause::FILE);
+    let file = File::options().read(true).write(true).create(true).truncate(true).open(path);
+    let file = file.map_err(|e| e.to_string())?;
+    file.set_len(PAGE as u64).map_err(|e| e.to_string())?;
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let gap = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            PAGE,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED,
+            file.as_raw_fd(),
+            0,
+        )
+    };
+    if gap == libc::MAP_FAILED {
+        return Err("mmap".to_owned());
+    }
+    let gap: *mut u64 = gap.cast();
+    drop(file);
+    announce("")?;
+    let pages = (len / PAGE) as u64;
+    let (mut random, mut last) = (88_172_645_463_325_252u64, std::time::Instant::now());
+    loop {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        // SAFETY: within the memory; the gap's page is mapped for good.
+        unsafe {
+            memory.add((random % pages) as usize * PAGE).write_volatile(random as u8);
+            let now = std::time::Instant::now();
+            let waited = (now - last).as_nanos() as u64;
+            if waited > gap.read_volatile() {
+                gap.write_volatile(waited);
+            }
+            last = now;
+        }
     }
 }

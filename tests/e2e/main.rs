@@ -7,7 +7,7 @@
 //!                                                     running_restored, stopped, stopped_restored, as_criu, new_pidns
 //! cargo test -p zoo --test e2e -- plain               the programs alone: no binary under test needed, it must pass
 //! cargo test -p zoo --test e2e -- refusals            also: commands, files, kill, steps, real, shell_job, tcp, copies,
-//!                                                     chains, predumps
+//!                                                     chains, predumps, live
 //! cargo test -p zoo --test e2e -- --list
 //! ```
 //! Environment:
@@ -40,6 +40,7 @@ mod flavours;
 mod harness;
 mod hosts;
 mod kills;
+mod live;
 mod lazy;
 mod netns;
 mod outside;
@@ -153,6 +154,7 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     trials.extend(copies::trials(tool));
     trials.extend(chains::trials(tool, criu));
     trials.extend(predumps::trials(tool, criu));
+    trials.extend(live::trials(tool));
     trials.extend(lazy::trials(tool, criu));
     trials.extend(compressed::trials(tool, criu));
     trials

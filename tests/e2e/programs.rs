@@ -619,6 +619,8 @@ pub fn by_name(name: &str) -> Result<Program, Fail> {
         program!(tcp_refused).named("tcp_refused_unread").env(&[("ZOO_KIND", "unread")]),
         program!(tcp_listen).named("tcp_listen_still").env(&[("ZOO_STILL", "1")]),
         program!(tcp_chaos),
+        program!(live),
+        program!(live).named("live_churn").env(&[("ZOO_CHURN", "1")]),
         program!(memory_written),
         program!(socket_case).named("socket_cork").env(&[("ZOO_KIND", "cork")]),
         program!(socket_case).named("socket_more").env(&[("ZOO_KIND", "more")]),

@@ -24,7 +24,6 @@ pub const REQUEST_API: usize = 0xc018_aa3f;
 pub const REQUEST_REGISTER: usize = 0xc020_aa00;
 const UFFDIO_UNREGISTER: usize = 0x8010_aa01;
 const MODE_MISSING: u64 = 1;
-const UFFDIO_WAKE: usize = 0x8010_aa02;
 const UFFDIO_WRITEPROTECT: usize = 0xc018_aa06;
 /// `USERFAULTFD_IOC_NEW`, of `/dev/userfaultfd`: whoever may open that may have others make one.
 pub const NEW: u64 = 0xaa00;
@@ -99,16 +98,6 @@ impl Userfaultfd {
         unsafe {
             self.ioctl("UFFDIO_WRITEPROTECT", UFFDIO_WRITEPROTECT, argument.as_mut_ptr() as usize)
         }
-    }
-
-    /// Wakes whoever waits for a page of a range: the write is tried again.
-    ///
-    /// # Errors
-    /// `EINVAL` for no range.
-    pub fn wake(&self, start: u64, end: u64) -> Result<()> {
-        let mut range = [start, end - start];
-        // SAFETY: a live `struct uffdio_range` of two words.
-        unsafe { self.ioctl("UFFDIO_WAKE", UFFDIO_WAKE, range.as_mut_ptr() as usize) }
     }
 
     /// Takes up to 16 messages; appends the addresses somebody waits to write to. Does not wait, if the descriptor is not

@@ -147,10 +147,10 @@ impl Shield {
         self.uffd.as_ref()
     }
 
-    /// Is it this one that a mapping is registered with?
+    /// Is it this one that a mapping is registered with? It may have grown since.
     #[must_use]
     pub fn covers(&self, start: u64, end: u64) -> bool {
-        self.ranges().iter().any(|range| range.0 <= start && end <= range.1)
+        self.ranges().iter().any(|range| range.0 < end && start < range.1)
     }
 
     fn ranges(&self) -> MutexGuard<'_, Vec<(u64, u64)>> {
@@ -485,7 +485,7 @@ impl Shield {
         if uffd.protect(open.0, open.1, false).is_err()
             && uffd.protect(page, page + PAGE, false).is_err()
         {
-            let _ = uffd.wake(page, page + PAGE);
+            let _ = uffd.wake(page, PAGE);
         }
     }
 
@@ -528,6 +528,6 @@ fn can_be_protected(vma: &Vma) -> bool {
     vma.backing == Backing::None
         && vma.entry.status & status::ANON_PRIVATE != 0
         && vma.entry.status & kernels == 0
-        && vma.entry.flags & MAP_DROPPABLE == 0
+        && vma.entry.flags & (MAP_DROPPABLE | libc::MAP_HUGETLB as u32) == 0
         && has_private_pages(&vma.entry)
 }
