@@ -63,7 +63,7 @@ fn once(
     let dir = &scratch.0;
     let images = dir.join("images");
     let images = images.to_str().ok_or("the directory's name is not text")?;
-    machine::warm(2 * mib << 20)?;
+    machine::warm((2 * mib) << 20)?;
     let (child, _) = cycle::start(case, &dir.join("files"))?;
     let root = i32::try_from(child.id()).map_err(|e| e.to_string())?;
     drop(child);

@@ -128,7 +128,8 @@ fn memory_is_of_one_instant() {
         }
         let runs = shield.survey(&vma_of(p as *mut u8)).unwrap();
         // SAFETY: within the mapping; nobody writes to it now.
-        let before: Vec<u64> = (0..PAGES).map(|page| unsafe { word(page).read_volatile() }).collect();
+        let before: Vec<u64> =
+            (0..PAGES).map(|page| unsafe { word(page).read_volatile() }).collect();
         stand.store(false, Ordering::SeqCst);
         // The writer comes before the reader to much of it.
         std::thread::sleep(std::time::Duration::from_millis(20));
@@ -168,7 +169,9 @@ fn pages_that_vanish_are_missed() {
     shield.read(&[(start, bytes.len())], &mut bytes).unwrap();
     assert!(bytes.chunks(PAGE).all(|page| page[0] == 1));
     let lost = shield.read(&[(start + 32 * PAGE as u64, PAGE)], &mut bytes[..PAGE]);
-    assert!(matches!(lost, Err(CopyError::Lost { address }) if address == start + 32 * PAGE as u64));
+    assert!(
+        matches!(lost, Err(CopyError::Lost { address }) if address == start + 32 * PAGE as u64)
+    );
 }
 
 #[test]

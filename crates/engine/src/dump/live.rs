@@ -206,7 +206,6 @@ impl Live {
         }
         Ok(())
     }
-
 }
 
 impl Drop for Live {
@@ -230,8 +229,7 @@ impl Large {
     }
 }
 
-const PINNED: &str =
-    "its asynchronous I/O (io_uring, AIO) writes to memory without being noticed";
+const PINNED: &str = "its asynchronous I/O (io_uring, AIO) writes to memory without being noticed";
 
 /// The large processes below `root`, each at a glance.
 fn large_ones(root: i32) -> HashMap<i32, Glance> {

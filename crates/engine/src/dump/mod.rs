@@ -94,9 +94,11 @@ impl Surveyed {
             _ => None,
         });
         let shared: u64 = segments.map(|stat| stat.st_blocks as u64 * 512).sum();
-        let private = self.tasks.iter().filter_map(|task| task.alive.as_ref()).map(|alive| {
-            alive.outside.runs.iter().map(|run| run.end - run.start).sum::<u64>()
-        });
+        let private = self
+            .tasks
+            .iter()
+            .filter_map(|task| task.alive.as_ref())
+            .map(|alive| alive.outside.runs.iter().map(|run| run.end - run.start).sum::<u64>());
         shared + self.files.sysv.bytes() + if live { 0 } else { private.sum() }
     }
 

@@ -440,8 +440,12 @@ fn write_pages(
     let mut rest = runs;
     while !rest.is_empty() {
         let plain = rest.iter().position(is_vdso).unwrap_or(rest.len());
-        let source =
-            pages::Source { pid: memory.pid, memory: &outside.memory, gone_is_zero: memory.runs, shield: outside.shield.as_deref() };
+        let source = pages::Source {
+            pid: memory.pid,
+            memory: &outside.memory,
+            gone_is_zero: memory.runs,
+            shield: outside.shield.as_deref(),
+        };
         pages::copy(&source, &rest[..plain], to, buffer)?;
         rest = &rest[plain..];
         if let [run, after @ ..] = rest {

@@ -221,7 +221,8 @@ impl Shield {
             report,
         };
         let plain = pagemap::PFNZERO;
-        let mut scan = |filter| pagemap::scan(self.pagemap.as_fd(), start, end, filter, &mut regions);
+        let mut scan =
+            |filter| pagemap::scan(self.pagemap.as_fd(), start, end, filter, &mut regions);
         // Kernels before 6.15 know no guard ranges.
         scan(not(plain | pagemap::GUARD)).or_else(|_| scan(not(plain)))?;
         Ok(regions)
@@ -316,9 +317,8 @@ impl Shield {
     ) -> Result<(), ShieldError> {
         // The vdso's pages are known.
         let vdso = vmas.iter().find(|v| v.entry.status & status::VDSO != 0);
-        let is_vdso = |run: &Run| {
-            vdso.is_some_and(|v| v.entry.start <= run.start && run.start < v.entry.end)
-        };
+        let is_vdso =
+            |run: &Run| vdso.is_some_and(|v| v.entry.start <= run.start && run.start < v.entry.end);
         let mut buffer = vec![0; 1 << 18];
         for run in snapshot.runs.iter().filter(|run| !is_vdso(run)) {
             let mut at = run.start;
@@ -338,7 +338,8 @@ impl Shield {
                 if let Some(missing) = self.fetch(&[(start, bytes.len())], bytes) {
                     return Err(CopyError::Read { address: missing, errno: Errno::FAULT }.into());
                 }
-                for (page, bytes) in (start..).step_by(PAGE as usize).zip(bytes.chunks(PAGE as usize))
+                for (page, bytes) in
+                    (start..).step_by(PAGE as usize).zip(bytes.chunks(PAGE as usize))
                 {
                     snapshot.keep(page, bytes);
                 }
@@ -359,7 +360,8 @@ impl Shield {
         for &(address, len) in ranges {
             let (now, later) = rest.split_at_mut(len);
             rest = later;
-            for (page, to) in (address..).step_by(PAGE as usize).zip(now.chunks_mut(PAGE as usize)) {
+            for (page, to) in (address..).step_by(PAGE as usize).zip(now.chunks_mut(PAGE as usize))
+            {
                 if self.memory.read_exact_at(to, page).is_err() {
                     missing = missing.or(Some(page));
                     to.fill(0);
@@ -393,8 +395,7 @@ impl Shield {
             return Err(CopyError::Lost { address: ranges.first().map_or(0, |range| range.0) });
         };
         // What is kept already needs no reading.
-        let is_open =
-            |range: &RemoteRange| pages_of(range).any(|page| !snapshot.is(page, KEPT));
+        let is_open = |range: &RemoteRange| pages_of(range).any(|page| !snapshot.is(page, KEPT));
         if ranges.iter().all(is_open) {
             self.fetch(ranges, to);
         } else {
@@ -513,10 +514,7 @@ fn unless_gone(e: SyscallError) -> Result<(), SyscallError> {
 }
 
 /// Cuts ranges into pieces of at most `step` bytes.
-fn steps(
-    ranges: impl Iterator<Item = (u64, u64)>,
-    step: u64,
-) -> impl Iterator<Item = (u64, u64)> {
+fn steps(ranges: impl Iterator<Item = (u64, u64)>, step: u64) -> impl Iterator<Item = (u64, u64)> {
     ranges.flat_map(move |(start, end)| {
         (start..end).step_by(step as usize).map(move |at| (at, end.min(at + step)))
     })

@@ -71,7 +71,7 @@ impl Worker {
         Ok(Worker { rings, next: 1 })
     }
 
-    /// Does some steps; what is not a multiple of the ring is a step of its first round all the same.
+    /// Does some steps, each in all kinds of memory.
     fn steps(&mut self, count: u64) -> Check {
         for _ in 0..count {
             for ring in &self.rings {
@@ -133,7 +133,13 @@ fn churn(z: &Zoo) -> Check {
     Ok(())
 }
 
-fn process(z: &Zoo, shared: *mut u8, memfd: *mut u8, first: usize, ready: impl FnOnce() -> Check) -> Check {
+fn process(
+    z: &Zoo,
+    shared: *mut u8,
+    memfd: *mut u8,
+    first: usize,
+    ready: impl FnOnce() -> Check,
+) -> Check {
     let workers = (0..THREADS)
         .map(|n| Worker::new(shared, memfd, first + n))
         .collect::<Result<Vec<_>, _>>()?;
@@ -145,7 +151,9 @@ fn process(z: &Zoo, shared: *mut u8, memfd: *mut u8, first: usize, ready: impl F
     std::thread::scope(|scope| {
         let stop = &stop;
         let others: Vec<_> = workers
-            .map(|mut worker| scope.spawn(move || worker.steps(PRIVATE).and_then(|()| worker.work(z, stop))))
+            .map(|mut worker| {
+                scope.spawn(move || worker.steps(PRIVATE).and_then(|()| worker.work(z, stop)))
+            })
             .collect();
         let mut done = ready();
         if done.is_ok() {
