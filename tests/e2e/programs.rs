@@ -269,6 +269,7 @@ pub fn all() -> Vec<Program> {
         // It comes back in another time namespace, at its time.
         program!(clocks).named("clocks_ahead").env(&[("ZOO_AHEAD", "1")]).loses(&["ns/time"]),
         program!(cwd),
+        program!(live),
         program!(memory_private),
         program!(memory_private)
             .named("memory_onfault")
@@ -619,7 +620,6 @@ pub fn by_name(name: &str) -> Result<Program, Fail> {
         program!(tcp_refused).named("tcp_refused_unread").env(&[("ZOO_KIND", "unread")]),
         program!(tcp_listen).named("tcp_listen_still").env(&[("ZOO_STILL", "1")]),
         program!(tcp_chaos),
-        program!(live),
         program!(live).named("live_churn").env(&[("ZOO_CHURN", "1")]),
         program!(memory_written),
         program!(socket_case).named("socket_cork").env(&[("ZOO_KIND", "cork")]),
