@@ -497,7 +497,7 @@ impl Shield {
         let ranges = std::mem::take(&mut *self.ranges());
         for (start, end) in ranges {
             // Reserved memory of which little is used costs little.
-            let step = LEAVE.max((end - start) / 4096 & !(PAGE - 1));
+            let step = LEAVE.max(((end - start) / 4096).next_multiple_of(PAGE));
             for (start, end) in steps(std::iter::once((start, end)), step) {
                 let _ = uffd.unregister(start, end);
             }
