@@ -335,7 +335,7 @@ impl Shield {
                 if self.budget.fetch_update(Ordering::SeqCst, Ordering::SeqCst, spend).is_err() {
                     return Err(ShieldError::TooMuch);
                 }
-                if let Some(missing) = self.fetch(&[(start, bytes.len())], bytes) {
+                if let Some(missing) = self.fetch(&[(start, bytes.len())], run.readable, bytes) {
                     return Err(CopyError::Read { address: missing, errno: Errno::FAULT }.into());
                 }
                 for (page, bytes) in
@@ -349,9 +349,10 @@ impl Shield {
         Ok(())
     }
 
-    /// Reads ranges, of less than 1024 each time; returns the first page that is not there, if there is one.
-    fn fetch(&self, ranges: &[RemoteRange], to: &mut [u8]) -> Option<u64> {
-        if read_remote(self.pid, ranges, to).unwrap_or(0) == to.len() {
+    /// Reads ranges, of less than 1024 each time; returns the first page that is not there, if there is one. `readable` as in
+    /// [`Run::readable`].
+    fn fetch(&self, ranges: &[RemoteRange], readable: bool, to: &mut [u8]) -> Option<u64> {
+        if readable && read_remote(self.pid, ranges, to).unwrap_or(0) == to.len() {
             return None;
         }
         // By force, and what is there.
@@ -360,6 +361,9 @@ impl Shield {
         for &(address, len) in ranges {
             let (now, later) = rest.split_at_mut(len);
             rest = later;
+            if self.memory.read_exact_at(now, address).is_ok() {
+                continue;
+            }
             for (page, to) in (address..).step_by(PAGE as usize).zip(now.chunks_mut(PAGE as usize))
             {
                 if self.memory.read_exact_at(to, page).is_err() {
@@ -396,15 +400,18 @@ impl Shield {
         };
         // What is kept already needs no reading.
         let is_open = |range: &RemoteRange| pages_of(range).any(|page| !snapshot.is(page, KEPT));
-        if ranges.iter().all(is_open) {
-            self.fetch(ranges, to);
+        let readable = |range: &RemoteRange| {
+            snapshot.run(range.0).is_some_and(|run| snapshot.runs[run].readable)
+        };
+        if ranges.iter().all(|range| is_open(range) && readable(range)) {
+            self.fetch(ranges, true, to);
         } else {
             let mut rest = &mut *to;
             for range in ranges {
                 let (now, later) = rest.split_at_mut(range.1);
                 rest = later;
                 if is_open(range) {
-                    self.fetch(std::slice::from_ref(range), now);
+                    self.fetch(std::slice::from_ref(range), readable(range), now);
                 }
             }
         }
@@ -469,7 +476,7 @@ impl Shield {
             let bytes = &mut bytes[..(end - start) as usize];
             let pages = || (start..end).step_by(PAGE as usize);
             if pages().any(|page| snapshot.is(page, OPEN)) {
-                self.fetch(&[(start, bytes.len())], bytes);
+                self.fetch(&[(start, bytes.len())], run.readable, bytes);
                 let protected = self.protected(start, end);
                 for (page, bytes) in pages().zip(bytes.chunks(PAGE as usize)) {
                     // Another one is lost; who comes to copy it will see.
