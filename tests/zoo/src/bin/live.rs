@@ -152,10 +152,16 @@ fn process(
         let stop = &stop;
         let others: Vec<_> = workers
             .map(|mut worker| {
-                scope.spawn(move || worker.steps(PRIVATE).and_then(|()| worker.work(z, stop)))
+                scope.spawn(move || {
+                    worker.steps(PRIVATE)?;
+                    // What the C library sets up for a thread when it first needs it is there before anybody looks.
+                    z.checking();
+                    zoo::here();
+                    worker.work(z, stop)
+                })
             })
             .collect();
-        let mut done = ready();
+        let mut done = zoo::all_here(THREADS - 1).and_then(|()| ready());
         if done.is_ok() {
             done = own.work(z, stop);
         }
