@@ -486,11 +486,27 @@ impl<'a> Planner<'a> {
             }
         }
         let runs = alive.pages.as_ref().map_or(&[][..], |pages| pages.runs.as_slice());
-        let missing = runs.iter().flat_map(|run| state.lacks(run)).collect();
-        inherited.missing = StoredPages { runs: missing };
+        inherited.missing = StoredPages { runs: missing(state, runs, &own) };
         inherited.surplus = surplus(state, runs, &own);
         Some(inherited)
     }
+}
+
+/// Pages that a process should have in its mappings, and does not have. What is handed down at the address of a mapping that
+/// is not (a locked one of a task whose siblings have it unlocked) is given back with the mapping it is in.
+fn missing(state: &State, runs: &[StoredRun], own: &[(u64, u64)]) -> Vec<StoredRun> {
+    let mut missing = Vec::new();
+    for run in runs {
+        let mut at = run.vaddr;
+        let first = own.partition_point(|(_, end)| *end <= run.vaddr);
+        for (start, end) in own[first..].iter().take_while(|(start, _)| *start < run.end()) {
+            missing.extend(clip(run, at, *start));
+            missing.extend(clip(run, *start, *end).iter().flat_map(|part| state.lacks(part)));
+            at = *end;
+        }
+        missing.extend(clip(run, at, run.end()));
+    }
+    missing
 }
 
 /// Pages that a process has in its own mappings, and should not have.
