@@ -1,5 +1,14 @@
 //! The cases and their targets.
 
+/// What a checkpoint may take beside time.
+#[derive(Debug)]
+pub struct Memory {
+    /// The images, in MiB.
+    pub images: Option<f64>,
+    /// How much larger the tree's memory may be after a restore, each page divided by the number of its users; in percent.
+    pub growth: f64,
+}
+
 /// A subject, and what its commands may take.
 #[derive(Debug)]
 pub struct Case {
@@ -16,6 +25,8 @@ pub struct Case {
     pub warm_gib: usize,
     /// Options of both commands.
     pub options: &'static [&'static str],
+    /// What images and memory may take, if that is looked at.
+    pub memory: Option<Memory>,
 }
 
 /// All cases in the order they are run.
@@ -27,6 +38,7 @@ pub const ALL: &[Case] = &[
         restore_target: Some(4.0),
         warm_gib: 0,
         options: &[],
+        memory: None,
     },
     Case {
         name: "procs200",
@@ -35,6 +47,7 @@ pub const ALL: &[Case] = &[
         restore_target: Some(50.0),
         warm_gib: 0,
         options: &[],
+        memory: None,
     },
     Case {
         name: "threads500",
@@ -43,6 +56,7 @@ pub const ALL: &[Case] = &[
         restore_target: Some(25.0),
         warm_gib: 0,
         options: &[],
+        memory: None,
     },
     Case {
         name: "vmas20k",
@@ -51,6 +65,7 @@ pub const ALL: &[Case] = &[
         restore_target: Some(30.0),
         warm_gib: 0,
         options: &[],
+        memory: None,
     },
     Case {
         name: "fds3k",
@@ -59,6 +74,7 @@ pub const ALL: &[Case] = &[
         restore_target: None,
         warm_gib: 0,
         options: &[],
+        memory: None,
     },
     Case {
         name: "tcp500",
@@ -67,6 +83,7 @@ pub const ALL: &[Case] = &[
         restore_target: Some(40.0),
         warm_gib: 0,
         options: &["--tcp-established"],
+        memory: None,
     },
     Case {
         name: "tcp9k",
@@ -75,6 +92,7 @@ pub const ALL: &[Case] = &[
         restore_target: Some(1000.0),
         warm_gib: 0,
         options: &["--tcp-established"],
+        memory: None,
     },
     Case {
         name: "tcp10k",
@@ -83,6 +101,7 @@ pub const ALL: &[Case] = &[
         restore_target: Some(1000.0),
         warm_gib: 0,
         options: &["--tcp-established"],
+        memory: None,
     },
     Case {
         name: "heap1g",
@@ -91,6 +110,25 @@ pub const ALL: &[Case] = &[
         restore_target: None,
         warm_gib: 4,
         options: &[],
+        memory: Some(Memory { images: None, growth: 2.0 }),
+    },
+    Case {
+        name: "cow30",
+        what: "a parent with 64 MiB of random memory, and 30 forked children",
+        dump_target: Some(250.0),
+        restore_target: None,
+        warm_gib: 1,
+        options: &[],
+        memory: Some(Memory { images: Some(85.0), growth: 5.0 }),
+    },
+    Case {
+        name: "smallvmas",
+        what: "10,000 scattered mappings of three pages, all touched",
+        dump_target: None,
+        restore_target: None,
+        warm_gib: 1,
+        options: &[],
+        memory: None,
     },
 ];
 

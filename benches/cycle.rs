@@ -34,6 +34,19 @@ pub struct Times {
     pub frozen: Duration,
     /// The restore command, from its start to its exit.
     pub restore: Duration,
+    /// What the checkpoint took beside time, if the case looks at that.
+    pub memory: Option<Memory>,
+}
+
+/// Sizes in bytes.
+#[derive(Debug, Clone, Copy)]
+pub struct Memory {
+    /// All images.
+    pub images: u64,
+    /// The tree's memory before the dump, each page divided by the number of its users.
+    pub before: u64,
+    /// The same after the restore.
+    pub after: u64,
 }
 
 impl Tool {
@@ -177,16 +190,29 @@ fn checkpoint(
     let log = dir.join("log");
     let log = log.to_str().ok_or("the directory's name is not text")?;
     machine::warm(case.warm_gib << 30)?;
+    let pss = || case.memory.as_ref().map(|_| before.pss()).transpose();
+    let pss_before = pss()?;
     let root_text = root.to_string();
     let dump = [&["dump", "-t", &root_text, "-D", images, "-o", log], case.options].concat();
     let dump = tool.time(&dump, dir)?;
     before.wait_gone()?;
     let frozen = frozen(Path::new(images))?;
+    let size = size(Path::new(images))?;
     machine::warm(case.warm_gib << 30)?;
     let restore = [&["restore", "-d", "-D", images, "-o", log], case.options].concat();
     let restore = tool.time(&restore, dir)?;
     before.same(&tree::look(root, memory)?)?;
-    Ok(Times { dump, frozen, restore })
+    let memory = pss_before.zip(pss()?);
+    let memory = memory.map(|(before, after)| Memory { images: size, before, after });
+    Ok(Times { dump, frozen, restore, memory })
+}
+
+/// Bytes of all files in a directory.
+fn size(dir: &Path) -> Result<u64, String> {
+    let sum = || -> std::io::Result<u64> {
+        fs::read_dir(dir)?.map(|entry| Ok(entry?.metadata()?.len())).sum()
+    };
+    sum().map_err(|e| format!("{}: {e}", dir.display()))
 }
 
 fn frozen(images: &Path) -> Result<Duration, String> {

@@ -72,6 +72,34 @@ fn write(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
     bytes.chunks(PIECE).try_for_each(|piece| file.write_all(piece))
 }
 
+/// How long write(2) of [`HEAP`] bytes takes, by as many threads as there are processors, each to a file of its own.
+pub fn write_all(dir: &Path) -> Result<Duration, String> {
+    let mut words = vec![0u64; HEAP / 8];
+    subject::fill(&mut words);
+    // SAFETY: any u64 is eight valid bytes.
+    let source: &[u8] = unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), HEAP) };
+    machine::warm(4 << 30)?;
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let parts: Vec<&[u8]> = source.chunks(HEAP.div_ceil(workers)).collect();
+    let path = |n: usize| dir.join(format!("rewake-bench.{}.limit.{n}", std::process::id()));
+    let start = Instant::now();
+    let done: Vec<std::io::Result<()>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = parts
+            .iter()
+            .enumerate()
+            .map(|(n, part)| scope.spawn(move || write(&path(n), part)))
+            .collect();
+        let died = |_| Err(std::io::Error::other("a thread died"));
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(died)).collect()
+    });
+    let took = start.elapsed();
+    for n in 0..parts.len() {
+        let _ = fs::remove_file(path(n));
+    }
+    done.into_iter().collect::<std::io::Result<()>>().map_err(|e| format!("plain write: {e}"))?;
+    Ok(took)
+}
+
 fn read(path: &Path) -> std::io::Result<()> {
     let mut file = File::open(path)?;
     // Zeroed memory of this size comes from the kernel untouched, so that the read is what touches it.

@@ -129,10 +129,13 @@ fn run(case: &Case, tools: &[Tool], options: &Options) -> Result<Vec<Samples>, S
         for turn in 0..tools.len() {
             let which = (turn + n) % tools.len();
             let tool = &tools[which];
+            let plain = (case.name == "heap1g").then(|| limit::write_all(&options.dir)).transpose();
+            let plain = plain.map_err(|text| format!("run {n}: {text}"))?;
             let times = cycle::run(case, tool, &options.dir)
                 .map_err(|text| format!("run {n}, {}: {text}", tool.name))?;
             if n >= WARM_UP {
                 samples[which].add(times);
+                plain.into_iter().for_each(|time| samples[which].add_plain(time));
             }
         }
     }

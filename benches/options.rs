@@ -15,8 +15,8 @@ rewake-bench [--bin PATH] [--criu PATH] [--runs N] [--dir DIR] [CASE…]
   --criu PATH   a CRIU >= 4.2 to measure in turns with it
   --runs N      counted runs of each case (default 20)
   --dir DIR     where images are written (default /dev/shm)
-  CASE          tiny procs200 threads500 vmas20k fds3k tcp500 tcp9k tcp10k heap1g copies lazy pause
-                (default: all of them)
+  CASE          tiny procs200 threads500 vmas20k fds3k tcp500 tcp9k tcp10k heap1g cow30 smallvmas
+                copies lazy pause (default: all of them)
 ";
 
 /// What was asked for.

@@ -27,6 +27,7 @@ pub fn measure(tools: &[Tool], options: &crate::Options) -> Result<String, Strin
             restore_target: None,
             warm_gib: 0,
             options: &[],
+            memory: None,
         };
         let mut waits = vec![Vec::new(); tools.len() + 1];
         for n in 0..crate::WARM_UP + options.runs.min(9) {

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 use std::time::{Duration, SystemTime};
 
-use crate::case::Case;
-use crate::cycle::{HEAP, Scratch, Times, Tool};
+use crate::case::{self, Case};
+use crate::cycle::{HEAP, Memory, Scratch, Times, Tool};
 use crate::limit::Limits;
 use crate::machine;
 use crate::options::Options;
@@ -18,6 +18,9 @@ pub struct Samples {
     dump: Vec<Duration>,
     frozen: Vec<Duration>,
     restore: Vec<Duration>,
+    memory: Vec<Memory>,
+    /// write(2) of as many bytes, by a thread a processor, in the same minute.
+    plain: Vec<Duration>,
 }
 
 impl Samples {
@@ -26,6 +29,12 @@ impl Samples {
         self.dump.push(times.dump);
         self.frozen.push(times.frozen);
         self.restore.push(times.restore);
+        self.memory.extend(times.memory);
+    }
+
+    /// Adds how long the machine takes for the bytes alone.
+    pub fn add_plain(&mut self, time: Duration) {
+        self.plain.push(time);
     }
 }
 
@@ -114,7 +123,53 @@ pub fn case(case: &Case, tools: &[Tool], samples: &[Samples]) -> String {
             rate(restore)
         );
     }
+    if let Some(targets) = &case.memory {
+        for (tool, samples) in tools.iter().zip(samples) {
+            out += &memory(targets, tool, samples);
+        }
+    }
     let _ = writeln!(out, "{:<10} ({})", "", case.what);
+    out
+}
+
+/// What images and memory take, and which share of the machine's speed a tool has.
+fn memory(targets: &case::Memory, tool: &Tool, samples: &Samples) -> String {
+    let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20);
+    let median = |of: fn(&Memory) -> u64| {
+        let mut all: Vec<u64> = samples.memory.iter().map(of).collect();
+        all.sort_unstable();
+        mib(all.get(all.len() / 2).copied().unwrap_or(0))
+    };
+    let (images, before, after) = (median(|m| m.images), median(|m| m.before), median(|m| m.after));
+    let verdict = |good: bool| if good { "pass" } else { "MISS" };
+    let mut out = format!("{:<10} {}: images {images:.1} MiB", "", tool.name);
+    if let Some(most) = targets.images {
+        let _ = write!(out, " (at most {most:.0}: {})", verdict(images <= most));
+    }
+    let grown = verdict(after <= before * (1.0 + targets.growth / 100.0));
+    let _ = writeln!(
+        out,
+        "; memory of the tree {before:.1} MiB before, {after:.1} after (at most {:.0} % more: {grown})",
+        targets.growth
+    );
+    // Each against the writing right before it, for a machine is not equally fast all the time.
+    let share = |times: &[Duration]| {
+        let mut all: Vec<f64> =
+            samples.plain.iter().zip(times).map(|(plain, time)| ms(*plain) / ms(*time)).collect();
+        all.sort_unstable_by(f64::total_cmp);
+        all.get(all.len() / 2).copied()
+    };
+    if let Some((dump, restore)) = share(&samples.dump).zip(share(&samples.restore)) {
+        let plain = spread(&samples.plain).1;
+        let _ = writeln!(
+            out,
+            "{:<10} {}: write(2) of the bytes by a thread a processor takes {plain:.0} ms; share of its speed: dump {dump:.2}, restore {restore:.2} (at least 0.85: {}, {})",
+            "",
+            tool.name,
+            verdict(dump >= 0.85),
+            verdict(restore >= 0.85)
+        );
+    }
     out
 }
 

@@ -18,6 +18,9 @@ const PAGE: usize = 4096;
 /// Bytes of `heap1g`.
 pub const HEAP: usize = 1 << 30;
 
+/// Bytes that `cow30` shares.
+const COW: usize = 64 << 20;
+
 /// How much of it `SIGUSR1` has it write.
 pub const WRITTEN: usize = 16 << 20;
 
@@ -84,6 +87,17 @@ fn hold(name: &str, dir: &Path) -> Result<(), String> {
             // SAFETY: the handler does nothing but write to that memory.
             unsafe { libc::signal(libc::SIGUSR1, write_some as *const () as usize) };
             ready(&format!(" {} {HEAP}", address as usize))
+        }
+        "cow30" => {
+            let address = map(COW)?;
+            // SAFETY: mapped just now, of that length, and known to nobody else.
+            fill(unsafe { std::slice::from_raw_parts_mut(address.cast(), COW / 8) });
+            children(30)?;
+            ready(&format!(" {} {COW}", address as usize))
+        }
+        "smallvmas" => {
+            scattered(10_000)?;
+            ready("")
         }
         _ => Err("no such subject".into()),
     }
@@ -171,6 +185,23 @@ fn mappings(count: usize) -> Result<(), String> {
         };
         if done != 0 {
             return Err(format!("mprotect of mapping {n}: {}", io::Error::last_os_error()));
+        }
+    }
+    Ok(())
+}
+
+/// Mappings of three pages with one between them that is not mapped; all are written to.
+fn scattered(count: usize) -> Result<(), String> {
+    let address = map(4 * PAGE * count)?;
+    for n in 0..count {
+        // SAFETY: the four pages are within the mapping, and the last of them is given back by nobody else.
+        let done = unsafe {
+            let start = address.add(4 * PAGE * n);
+            (0..3).for_each(|page| start.add(page * PAGE).cast::<usize>().write(n + page + 1));
+            libc::munmap(start.add(3 * PAGE).cast(), PAGE)
+        };
+        if done != 0 {
+            return Err(format!("munmap of page {n}: {}", io::Error::last_os_error()));
         }
     }
     Ok(())

@@ -116,6 +116,18 @@ impl Snapshot {
         }
     }
 
+    /// The memory of all processes, each page divided by the number of its users, in bytes.
+    pub fn pss(&self) -> Result<u64, String> {
+        let of = |pid: &i32| {
+            let all = text(&format!("/proc/{pid}/smaps_rollup"))?;
+            let line = all.lines().find_map(|line| line.strip_prefix("Pss:"));
+            let kib = line.and_then(|l| l.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok());
+            kib.map(|kib| kib << 10)
+                .ok_or_else(|| format!("process {pid} does not tell its memory"))
+        };
+        self.pids.iter().map(of).sum()
+    }
+
     /// Ends every process.
     pub fn kill(&self) {
         kill(&self.pids);

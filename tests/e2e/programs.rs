@@ -275,6 +275,7 @@ pub fn all() -> Vec<Program> {
             .named("memory_onfault")
             .env(&[("ZOO_ONFAULT", "1")])
             .unless_criu("it locks MLOCK_ONFAULT memory outright"),
+        program!(memory_dense),
         program!(memory_guard),
         program!(prefork)
             .unless_criu("it gives each process a copy of its own of what they share")

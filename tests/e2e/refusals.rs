@@ -69,12 +69,19 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     for (name, how) in
         [("truncated", Damage::Truncate), ("flipped", Damage::Flip), ("missing", Damage::Remove)]
     {
+        if !tool.is_criu {
+            // Page stores that tasks have in common, read while processes are being born and afterwards.
+            let tool = tool.clone();
+            all.push(trial_alone(format!("refusals::restore_{name}_page_stores"), move || {
+                finish(damaged(&tool, how, "prefork", "pages-"))
+            }));
+        }
         let tool = tool.clone();
         all.push(trial_alone(format!("refusals::restore_{name}_images"), move || -> Outcome {
             if tool.is_criu && !no_excuses() {
                 return Ok(skip("CRIU cannot: it has no checksums, damage may go unnoticed"));
             }
-            finish(damaged(&tool, how))
+            finish(damaged(&tool, how, "pipes", ""))
         }));
     }
     all
@@ -327,11 +334,14 @@ impl Drop for SmallDisk {
 fn full_disk(tool: &Tool) -> Result<(), NotReady> {
     let place =
         crate::harness::base(Fs::Disk).join(format!("rewake-e2e-{}-small", std::process::id()));
-    // From hardly anything to nearly all of it: each stops the dump at another place.
-    for kib in [4, 64, 400, 1500] {
+    // From hardly anything to nearly all of it: each stops the dump at another place. Of the second one several threads write.
+    let sizes = [4, 64, 400, 1500].map(|kib| ("memory_private", kib));
+    for (program, kib) in
+        sizes.into_iter().chain([("memory_dense", 20_000), ("memory_dense", 120_000)])
+    {
         let disk = SmallDisk::mount(place.clone(), kib << 10).map_err(NotReady::Skip)?;
         for options in [&["--leave-running"][..], &[]] {
-            unharmed(&by_name("memory_private")?, tool, |run, _| {
+            unharmed(&by_name(program)?, tool, |run, _| {
                 let done = run.try_dump(tool, run.root, &disk.0, options)?;
                 refused(run, tool, &done, &run.dir.join("none"), &[])?;
                 no_inventory(run, &disk.0)
@@ -413,16 +423,16 @@ fn image_files(images: &Path) -> Result<Vec<String>, Fail> {
     Ok(names)
 }
 
-/// Damages every image file in turn; restore must refuse each time, before or after it made processes, and leave none.
-fn damaged(tool: &Tool, how: Damage) -> Result<(), NotReady> {
-    let program = by_name("pipes")?;
+/// Damages every image file of a program whose name begins with `prefix` in turn; restore must refuse each time, before or after it made processes, and leave none.
+fn damaged(tool: &Tool, how: Damage, program: &str, prefix: &str) -> Result<(), NotReady> {
+    let program = by_name(program)?;
     let (mut run, before) = started(&program, Fs::Memory)?;
     let images = run.images(1)?;
     run.dump(tool, &images, program.dump_options)?;
     run.gone(&before.pids(), "after dump")?;
     let names = image_files(&images)?;
     let me = std::process::id() as i32;
-    for name in &names {
+    for name in names.iter().filter(|name| name.starts_with(prefix)) {
         let path = images.join(name);
         let good = fs::read(&path).map_err(|e| format!("{name}: {e}"))?;
         for (bad, what) in damages(&good, how) {

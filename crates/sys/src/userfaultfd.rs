@@ -17,12 +17,19 @@ pub const WP_ASYNC: u64 = 1 << 15;
 /// `UFFD_USER_MODE_ONLY`: a flag of userfaultfd(2), with which everyone may call it.
 pub const USER_MODE_ONLY: u64 = 1;
 
-const UFFD_API: u64 = 0xaa;
-/// `UFFDIO_API`, for those who make the request elsewhere.
+/// `UFFD_FEATURE_MOVE` (since 6.8).
+pub const MOVE: u64 = 1 << 16;
+
+/// `UFFD_API`, for those who make the requests elsewhere.
+pub const API: u64 = 0xaa;
+/// `UFFDIO_MOVE`, likewise.
+pub const REQUEST_MOVE: usize = 0xc028_aa05;
+/// `UFFDIO_UNREGISTER`, likewise.
+pub const REQUEST_UNREGISTER: usize = 0x8010_aa01;
+/// `UFFDIO_API`, likewise.
 pub const REQUEST_API: usize = 0xc018_aa3f;
 /// `UFFDIO_REGISTER`, likewise.
 pub const REQUEST_REGISTER: usize = 0xc020_aa00;
-const UFFDIO_UNREGISTER: usize = 0x8010_aa01;
 const MODE_MISSING: u64 = 1;
 const UFFDIO_WRITEPROTECT: usize = 0xc018_aa06;
 /// `USERFAULTFD_IOC_NEW`, of `/dev/userfaultfd`: whoever may open that may have others make one.
@@ -49,7 +56,7 @@ impl Userfaultfd {
     /// # Errors
     /// `EINVAL` if the kernel lacks one of them.
     pub fn enable(&self, features: u64) -> Result<()> {
-        let mut api = [UFFD_API, features, 0];
+        let mut api = [API, features, 0];
         // SAFETY: `api` is a live `struct uffdio_api` of three words.
         unsafe { self.ioctl("UFFDIO_API", REQUEST_API, api.as_mut_ptr() as usize) }
     }
@@ -84,7 +91,7 @@ impl Userfaultfd {
     pub fn unregister(&self, start: u64, end: u64) -> Result<()> {
         let mut range = [start, end - start];
         // SAFETY: a live `struct uffdio_range` of two words.
-        unsafe { self.ioctl("UFFDIO_UNREGISTER", UFFDIO_UNREGISTER, range.as_mut_ptr() as usize) }
+        unsafe { self.ioctl("UFFDIO_UNREGISTER", REQUEST_UNREGISTER, range.as_mut_ptr() as usize) }
     }
 
     /// Protects the pages of a range from writing, or takes the protection off and wakes those who wait for that. Pages that

@@ -21,8 +21,8 @@ use rewake_objects::memory::{PAGE, future, pages, shared, sysv};
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-/// Buffer for copying memory: large enough to make the calls few, small enough for the cache.
-const BUFFER: usize = 1 << 20;
+/// Buffer for copying memory: large enough to make the calls few, small enough for the cache next to the processor.
+const BUFFER: usize = 64 << 10;
 /// Our own kernel objects have number 1.
 const FIRST_OBJECT: u32 = 2;
 

@@ -73,6 +73,12 @@ impl Run<'_> {
                         Label::Vma(..) if errno == Errno::NOMEM => {
                             Error::new(format!("{}: {label}: out of memory", name()))
                         }
+                        Label::Huge(..) if matches!(errno, Errno::AGAIN | Errno::BUSY) => {
+                            let mut error = Error::new(format!("{}: {label}: {errno}", name()));
+                            // The kernel holds a page, for a moment.
+                            error.transient = true;
+                            error
+                        }
                         _ => Error::new(format!("{}: {label}: {errno}", name())),
                     });
                 }

@@ -96,6 +96,8 @@ pub struct Environment {
     pub segments: HashMap<u64, u64>,
     /// File locks by the process that is to take them.
     pub locks: HashMap<i32, Vec<Locked>>,
+    /// Where processes may have an area of huge pages to fill their memory with.
+    pub huge: Option<u64>,
     /// What processes have from those that clone them.
     pub heritage: Heritage,
     /// What they need for it, with the controller's descriptors, which the root stub inherits and hands down.

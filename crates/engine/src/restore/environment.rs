@@ -5,13 +5,16 @@ use super::heritage::Heritage;
 use super::namespaces::Namespaces;
 use crate::error::{Error, Result};
 use crate::own::AddressSpace;
+use rewake_objects::memory::huge::{AREA, HUGE};
 use rewake_objects::memory::{PAGE, TASK_SIZE};
 use rewake_objects::task::credentials;
 use rewake_objects::task::schedule::Inherited;
 use rewake_proc::read::ProcDir;
-use rewake_sys::{sched, task};
+use rewake_sys::userfaultfd::MOVE;
+use rewake_sys::{probe, sched, task};
 use rustix::process::{Resource, Rlimit};
 use std::collections::HashMap;
+use std::ops::Range;
 
 /// The resource limits in `RLIMIT_*` order.
 const RESOURCES: [Resource; 16] = [
@@ -112,7 +115,16 @@ pub fn gather(
         namespaces,
         segments: HashMap::new(),
         locks: HashMap::new(),
+        huge: None,
         heritage: Heritage::default(),
         lent: Vec::new(),
     })
+}
+
+/// Where huge pages may be made, if the kernel makes any and can move them; `free` is free in all tasks.
+pub fn huge_area(free: Range<u64>) -> Option<u64> {
+    let place = free.start.next_multiple_of(HUGE);
+    let setting = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").ok()?;
+    let has_move = || probe::userfaultfd_features().is_ok_and(|features| features & MOVE != 0);
+    (place + AREA <= free.end && !setting.contains("[never]") && has_move()).then_some(place)
 }

@@ -52,6 +52,7 @@ use rewake_inject::stub::Arena;
 use rewake_inject::tracee::{Running, Stopped};
 use rewake_objects::files::open::{self, Opener};
 use rewake_objects::files::{epoll, pty};
+use rewake_objects::memory::huge::HUGE;
 use rewake_objects::memory::hugetlb::Needs;
 use rewake_objects::memory::vma::status;
 use rewake_objects::memory::{shared, sysv};
@@ -81,13 +82,16 @@ pub fn restore(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<Restor
     let options = &RestoreOptions { tcp, ..options.clone() };
     let give_up = Instant::now() + Duration::from_secs(2);
     let mut hooks = Once { hooks, called: false };
+    let mut tries = 0;
     loop {
-        match attempt(options, &mut hooks) {
+        // A page that does not want to move is filled where it is.
+        match attempt(options, &mut hooks, tries < 2) {
             // A task that has just died keeps its pid until its parent has waited for it, and some milliseconds after
             // it is gone from /proc.
             Err(e) if e.transient && Instant::now() < give_up => {
                 log::debug!("{e}; trying again");
                 std::thread::sleep(Duration::from_millis(5));
+                tries += 1;
             }
             result => return result,
         }
@@ -125,7 +129,7 @@ fn check_huge_pages(
     Ok(needs.check(u64::from(copies.unwrap_or(1)))?)
 }
 
-fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreReport> {
+fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks, huge: bool) -> Result<RestoreReport> {
     let start = Instant::now();
     let how = OpenOptions { verify: options.verify, ..OpenOptions::default() };
     let images = ImageDir::open_with(&options.images_dir, how)?.with_parents()?;
@@ -223,6 +227,10 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
     } else {
         Vec::new()
     };
+    if huge && holdings.is_none() && checkpoint.memories().any(|(_, alive)| has_dense_memory(alive))
+    {
+        env.huge = environment::huge_area(env.arena.1 + arena::GAP..hole.end - arena::GAP);
+    }
     let mut space = Space::new(base);
     let plans = build::plan(
         &checkpoint.tasks,
@@ -255,6 +263,8 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
     let Some(arena) = Arena::create(base, arena_len).map_err(|e| Error::new(e.to_string()))? else {
         return Err(Error::new(format!("the address range at {base:#x} was taken meanwhile")));
     };
+    // Dropped after what is created: orphans of a tree that is taken back come to us, and are waited for.
+    let _subreaper = Subreaper::become_one();
     let mut created = Created::default();
     let mut run = Run {
         options,
@@ -271,7 +281,6 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<RestoreRep
         tracers: Tracers::new(checkpoint.clone()),
         start,
     };
-    let _subreaper = Subreaper::become_one();
     let mut report = match (&template, copies) {
         (Some(template), Some(number)) => {
             let files = copies::Files { images: &images, options: opener_options, first: opener };
@@ -375,6 +384,12 @@ fn lost_core_flag(task: &Task) -> Option<String> {
             text(&task.comm)
         )
     })
+}
+
+/// Could any of its memory be filled in huge pages?
+fn has_dense_memory(alive: &Alive) -> bool {
+    let runs = alive.pages.iter().flat_map(|pages| &pages.runs);
+    runs.into_iter().any(|run| run.bytes() >= HUGE)
 }
 
 /// Have all tasks the root directory `/`, as we have?

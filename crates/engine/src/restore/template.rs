@@ -166,6 +166,7 @@ pub fn plan(
             segment: &|_| 0,
             held,
             aio: &[],
+            huge: None,
             inherited: &Inheritance::default(),
         };
         mm::hold(&mut steps, &alive.mm, alive.pages.as_ref(), &layout).map_err(of)?;

@@ -1,6 +1,7 @@
 //! The address space as a whole: its layout, and the order in which it is rebuilt.
 
 use super::fill::{fill, pieces};
+use super::huge::fill_huge;
 use super::inherit::Inheritance;
 use super::vma::{self, status};
 use super::{PAGE, TASK_SIZE, aio, hugetlb, together};
@@ -108,6 +109,8 @@ pub struct Layout<'a> {
     pub held: &'a Held,
     /// Contexts of asynchronous I/O.
     pub aio: &'a [aio::Saved],
+    /// A free place of [`super::huge::AREA`] bytes through which dense memory is filled in huge pages, if that may be.
+    pub huge: Option<u64>,
     /// What the task has already, from the task that cloned it.
     pub inherited: &'a Inheritance,
 }
@@ -318,7 +321,10 @@ fn fill_own(
     let is_own_vdso = |vma: &VmaEntry| vma.status & status::VDSO != 0 && layout.same_vdso;
     let by_others = |vma: &VmaEntry| is_own_vdso(vma) || vma.status & status::AIORING != 0;
     let pieces = pieces(mm, pages, |vma| if by_others(vma) { None } else { place(vma) })?;
-    fill(steps, &pieces, layout.pages)
+    let Some(area) = layout.huge else { return fill(steps, &pieces, layout.pages) };
+    let is_empty = |vma: &VmaEntry| place(vma) == Some(vma.start) && !layout.inherited.has(vma);
+    let left = fill_huge(steps, &mm.vmas, &pieces, area, is_empty, layout.pages)?;
+    fill(steps, &left, layout.pages)
 }
 
 /// Is this mapping made by us? The vdso is not, if it is this kernel's.

@@ -12,13 +12,14 @@
 //! * [`hugetlb`]: huge pages that a program asks for by size.
 //! * [`contents`]: what is in both of them.
 //! * [`mm`]: the address space as a whole: layout (`PR_SET_MM_MAP`), vdso, and the order in which it is rebuilt.
-//! * [`together`]: neighbouring mappings made as one; [`fill`]: their pages; [`inherit`]: those that a task has from the one that cloned it.
+//! * [`together`]: neighbouring mappings made as one; [`fill`]: their pages ([`huge`] ones where they are dense); [`inherit`]: those that a task has from the one that cloned it.
 //! * [`vdso`]: the dumped vdso under another kernel.
 
 pub mod aio;
 pub mod contents;
 pub mod fill;
 pub mod future;
+pub mod huge;
 pub mod hugetlb;
 pub mod inherit;
 pub mod lazy;

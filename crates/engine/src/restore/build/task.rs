@@ -157,6 +157,7 @@ impl Builder<'_> {
             lock_on_fault: self.alive.extra.as_ref().map_or(&[], |e| &e.lock_on_fault),
             held: self.held,
             aio: &self.alive.aio,
+            huge: self.env.huge.filter(|_| !self.alive.mm.thp_disabled.unwrap_or(false)),
             inherited: self.inherited,
         };
         let alive = self.alive;
