@@ -1,6 +1,6 @@
 //! The ways to checkpoint a program: each leads to its own check passing.
 
-use crate::harness::{Fail, Fs, NotReady, Run, Tool};
+use crate::harness::{Fail, Fs, NotReady, Run, Start, Tool};
 use crate::netns::Net;
 use crate::pools::{HugePages, Hugetlbfs};
 use crate::programs::Program;
@@ -124,7 +124,12 @@ pub fn finish(done: Result<(), NotReady>) -> Outcome {
 
 /// Starts a program and looks at its tree once it has settled.
 pub fn started(program: &Program, fs: Fs) -> Result<(Run, View), NotReady> {
-    let run = Run::ready(program.name, &program.start(), fs)?;
+    settled_start(program, &program.start(), fs)
+}
+
+/// The same with a start that was prepared.
+pub fn settled_start(program: &Program, start: &Start, fs: Fs) -> Result<(Run, View), NotReady> {
+    let run = Run::ready(program.name, start, fs)?;
     program.ask(&run)?;
     let before = settled(&run)?;
     Ok((run, before))

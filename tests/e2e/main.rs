@@ -7,7 +7,7 @@
 //!                                                     running_restored, stopped, stopped_restored, as_criu, new_pidns
 //! cargo test -p zoo --test e2e -- plain               the programs alone: no binary under test needed, it must pass
 //! cargo test -p zoo --test e2e -- refusals            also: commands, files, kill, steps, real, shell_job, tcp, copies,
-//!                                                     chains, predumps, live
+//!                                                     chains, predumps, live, address_spaces_by_chance, hostile
 //! cargo test -p zoo --test e2e -- --list
 //! ```
 //! Environment:
@@ -30,6 +30,7 @@
     reason = "a harness for processes: kill, kcmp, prctl; nothing here is shipped"
 )]
 
+mod address_spaces;
 mod chains;
 mod commands;
 mod compressed;
@@ -38,6 +39,7 @@ mod cross;
 mod files;
 mod flavours;
 mod harness;
+mod hostile;
 mod hosts;
 mod kills;
 mod lazy;
@@ -138,6 +140,8 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
         }
     }
     trials.extend(refusals::trials(tool));
+    trials.extend(address_spaces::trials(tool));
+    trials.extend(hostile::trials(tool));
     trials.extend(files::trials(tool));
     trials.extend(commands::trials(tool));
     trials.extend(kills::trials(tool));

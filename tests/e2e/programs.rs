@@ -249,6 +249,8 @@ const NO_BPF: &str = "the CRIU at hand is built without BPF";
 const MIXES: &str = "some of the mixes have what it loses: O_DIRECTORY of a directory";
 const FROM_OUTSIDE: &str = "somebody outside reads its filters by its pid";
 
+const FORCED: &str = "the kernel lets nobody read by force (/proc/self/mem) what is not there yet";
+
 const LOCKS: &[&str] = &["--file-locks"];
 
 /// What tells numbers of pseudoterminals.
@@ -282,6 +284,14 @@ pub fn all() -> Vec<Program> {
             .not_in(&[("lazy", "pages that come later come to each process by themselves")]),
         program!(memory_shared),
         program!(memory_advice),
+        program!(address_spaces)
+            .not_in(&[("lazy", FORCED)])
+            .unless_criu("it does not keep seals (mseal)"),
+        program!(address_spaces)
+            .named("address_spaces_plain")
+            .env(&[("ZOO_PLAIN", "1"), ("ZOO_SEED", "2")])
+            .not_in(&[("lazy", FORCED)])
+            .unless_criu("it locks MLOCK_ONFAULT memory outright"),
         program!(hugetlb).huge_pages(24),
         program!(hugetlb)
             .named("hugetlb_sysv")
@@ -600,6 +610,7 @@ pub fn all() -> Vec<Program> {
 pub fn by_name(name: &str) -> Result<Program, Fail> {
     let others = vec![
         program!(unsupported),
+        program!(address_spaces).named("address_spaces_of_seed"),
         program!(vfork_waiter),
         program!(unix_client),
         program!(outside),

@@ -343,7 +343,9 @@ fn full_disk(tool: &Tool) -> Result<(), NotReady> {
         for options in [&["--leave-running"][..], &[]] {
             unharmed(&by_name(program)?, tool, |run, _| {
                 let done = run.try_dump(tool, run.root, &disk.0, options)?;
-                refused(run, tool, &done, &run.dir.join("none"), &[])?;
+                let place = disk.0.display().to_string();
+                let words = [&place[..], "No space left"];
+                refused(run, tool, &done, &run.dir.join("none"), &words)?;
                 no_inventory(run, &disk.0)
             })?;
             clear(&disk.0);

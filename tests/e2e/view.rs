@@ -337,11 +337,11 @@ fn parse_smaps(text: &str) -> Vec<Vma> {
     for line in text.lines() {
         if let Some(flags) = line.strip_prefix("VmFlags:") {
             if let Some(vma) = found.last_mut() {
-                // sd: soft-dirty, a matter of who wrote when; ac: accounting follows from the rest.
+                // sd: soft-dirty, a matter of who wrote when; ac: accounting follows from the rest; gu: there may be guard ranges.
                 // sh: without mw (a file opened for reading, a sealed memfd) it means nothing.
                 let all: Vec<&str> = flags.split_whitespace().collect();
                 let unshared = if all.contains(&"mw") { "" } else { "sh" };
-                let flags = all.iter().filter(|f| !["sd", "ac", unshared].contains(f));
+                let flags = all.iter().filter(|f| !["sd", "ac", "gu", unshared].contains(f));
                 vma.flags = flags.copied().collect::<Vec<_>>().join(" ");
             }
             continue;

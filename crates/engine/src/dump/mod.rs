@@ -39,6 +39,7 @@ use rewake_sys::sched::Pin;
 use rewake_sys::userfaultfd::Userfaultfd;
 use sharing::Sharing;
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -523,6 +524,30 @@ pub fn dump(options: &DumpOptions, hooks: &mut dyn Hooks) -> Result<DumpReport> 
     Ok(report)
 }
 
+/// How much private memory is to be stored.
+fn private_bytes(surveyed: &Surveyed) -> u64 {
+    let alive = surveyed.tasks.iter().filter_map(|task| task.alive.as_ref());
+    let runs = alive.flat_map(|alive| &alive.outside.runs).filter(|run| !run.parent);
+    runs.map(|run| run.end - run.start).sum()
+}
+
+/// Adds to an error about a full disk, from wherever it comes, how much room there is and how much it takes.
+fn with_room(mut error: Error, directory: &Path, bytes: u64) -> Error {
+    let full = std::io::Error::from_raw_os_error(libc::ENOSPC).to_string();
+    if error.message.contains(&full)
+        && error.hint.is_none()
+        && let Ok(fs) = rustix::fs::statvfs(directory)
+    {
+        error.hint = Some(format!(
+            "{} has {} kB free, and the private memory of the tree alone takes {} kB",
+            directory.display(),
+            fs.f_bavail.saturating_mul(fs.f_frsize) >> 10,
+            bytes >> 10,
+        ));
+    }
+    error
+}
+
 fn prepare_and_dump(
     options: &DumpOptions,
     hooks: &mut dyn Hooks,
@@ -600,6 +625,7 @@ fn try_dump(
     let surveyed_at = Instant::now();
     log::info!("surveyed in {:?}", surveyed_at - frozen);
     let warnings = not_tracked(&tree, &surveyed, tracks);
+    let bytes = private_bytes(&surveyed);
     let mut stood = None;
     let mut release = || {
         tree.cure();
@@ -615,7 +641,7 @@ fn try_dump(
         Ok(done) => done,
         Err(e) => {
             tree.cure();
-            return Err(e);
+            return Err(with_room(e, &options.images_dir, bytes));
         }
     };
     report.warnings.splice(..0, warnings);

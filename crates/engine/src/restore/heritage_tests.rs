@@ -30,6 +30,8 @@ struct Process {
     parent: usize,
     bounds: (u64, u64),
     readonly: bool,
+    /// Pages that are locked: a mapping of their own, which is not handed down.
+    locked: (u64, u64),
     pages: Pages,
 }
 
@@ -41,14 +43,21 @@ fn objects(index: usize) -> Objects {
 
 fn task(index: usize, process: &Process) -> Task {
     let (first, past) = process.bounds;
-    let vma = VmaEntry {
+    let locked = (process.locked.0.clamp(first, past), process.locked.1.clamp(first, past));
+    let vma = |(first, past): (u64, u64), flags: i32| VmaEntry {
         start: BASE + first * PAGE,
         end: BASE + past * PAGE,
         prot: if process.readonly { 1 } else { 3 },
-        flags: (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u32,
+        flags: (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | flags) as u32,
         status: status::REGULAR | status::ANON_PRIVATE,
         ..VmaEntry::default()
     };
+    let mut vmas =
+        vec![vma((first, locked.0), 0), vma(locked, libc::MAP_LOCKED), vma((locked.1, past), 0)];
+    vmas.retain(|vma| vma.start < vma.end);
+    if locked.0 == locked.1 {
+        vmas = vec![vma(process.bounds, 0)];
+    }
     let runs = process.pages.iter().map(|(page, stored)| StoredRun {
         vaddr: BASE + page * PAGE,
         nr_pages: 1,
@@ -58,7 +67,7 @@ fn task(index: usize, process: &Process) -> Task {
     });
     let alive = Alive {
         threads: Vec::new(),
-        mm: MmEntry { vmas: vec![vma], ..MmEntry::default() },
+        mm: MmEntry { vmas, ..MmEntry::default() },
         later: None,
         pages: Some(StoredPages { runs: runs.collect() }),
         aio: Vec::new(),
@@ -162,14 +171,15 @@ fn carry_out(processes: &[Process]) -> u64 {
 }
 
 /// A tree whose processes forked and wrote in turns; the parent of the last ones may be any.
-fn random(rng: &mut Rng) -> Vec<Process> {
+fn random(rng: &mut Rng, locks: bool) -> Vec<Process> {
     let mut next = 0;
     let mut fresh = || {
         next += 1;
         next
     };
     let pages = (0..20).map(|page| (page, fresh())).collect();
-    let mut all = vec![Process { parent: 0, bounds: (0, 24), readonly: false, pages }];
+    let mut all =
+        vec![Process { parent: 0, bounds: (0, 24), readonly: false, locked: (0, 0), pages }];
     while all.len() < 8 {
         for _ in 0..rng.below(6) {
             let at = rng.below(all.len() as u64) as usize;
@@ -183,12 +193,14 @@ fn random(rng: &mut Rng) -> Vec<Process> {
                     process.pages.retain(|page, _| *page < past);
                 }
                 2 => process.readonly = !process.readonly,
+                3 if locks => process.locked = (page, page + rng.below(6)),
                 _ if page < process.bounds.1 => drop(process.pages.insert(page, fresh())),
                 _ => {}
             }
         }
         let parent = rng.below(all.len() as u64) as usize;
-        let child = Process { parent, ..all[parent].clone() };
+        // Locks are not inherited.
+        let child = Process { parent, locked: (0, 0), ..all[parent].clone() };
         all.push(child);
     }
     all
@@ -199,7 +211,7 @@ fn every_task_has_what_it_had() {
     let mut rng = Rng(0x9e37_79b9_7f4a_7c15);
     let (mut written, mut distinct) = (0, 0);
     for _ in 0..300 {
-        let processes = random(&mut rng);
+        let processes = random(&mut rng, false);
         written += carry_out(&processes);
         let pages: BTreeSet<(u64, u64)> =
             processes.iter().flat_map(|p| p.pages.iter().map(|(a, b)| (*a, *b))).collect();
@@ -210,6 +222,14 @@ fn every_task_has_what_it_had() {
 }
 
 #[test]
+fn what_is_not_handed_down_is_filled_all_the_same() {
+    let mut rng = Rng(0x1234_5678_9abc_def1);
+    for _ in 0..300 {
+        carry_out(&random(&mut rng, true));
+    }
+}
+
+#[test]
 fn what_siblings_share_the_parent_need_not_have() {
     let shared: Pages = (0..10).map(|page| (page, 100 + page)).collect();
     let own: Pages = (0..10).map(|page| (page, 200 + page)).collect();
@@ -217,6 +237,7 @@ fn what_siblings_share_the_parent_need_not_have() {
         parent: 0,
         bounds: (0, 10),
         readonly: false,
+        locked: (0, 0),
         pages: pages.clone(),
     };
     assert_eq!(carry_out(&[process(&own), process(&shared), process(&shared)]), 20);
