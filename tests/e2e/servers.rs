@@ -2,11 +2,11 @@
 //! `--tcp-close`, PostgreSQL. Each in a network namespace of its own, on port 7000.
 
 use crate::flavours::{finish, unless_later};
-use crate::harness::{Fail, Fs, NotReady, Run, Start, TIMEOUT, Tool, execute_for, set_mode};
+use crate::harness::{Fail, Fs, NotReady, Run, Start, TIMEOUT, Tool, execute_for, kill, set_mode};
 use crate::netns::Net;
 use crate::real::{find, start};
 use crate::view::{self, View};
-use crate::{skip, trial};
+use crate::{reaper, skip, trial};
 use libtest_mimic::Trial;
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
@@ -339,9 +339,11 @@ fn bench_across(tool: &Tool, run: &mut Run, mut pgbench: Command, log: &Path) ->
     let copy = file.try_clone().map_err(|e| e.to_string())?;
     pgbench.args(["-h", "127.0.0.1", "-p", &PORT.to_string(), "-U", "postgres", "-n"]);
     pgbench.args(["-c", "3", "-T", "6", "postgres"]).stdout(copy).stderr(file);
-    let mut clients = pgbench.spawn().map_err(|e| format!("pgbench: {e}"))?;
+    let mark = reaper::mark();
+    let child = pgbench.spawn().map_err(|e| format!("pgbench: {e}"))?;
+    let clients = child.id() as i32;
     let until = Instant::now() + Duration::from_secs(40);
-    let mut result = (|| {
+    let result = (|| {
         // Servers of those before it may still be ending.
         std::thread::sleep(Duration::from_millis(500));
         let serves = |pid: &i32| {
@@ -358,24 +360,19 @@ fn bench_across(tool: &Tool, run: &mut Run, mut pgbench: Command, log: &Path) ->
             cycle(run, tool, n, &["--tcp-established"])?;
             std::thread::sleep(Duration::from_millis(200));
         }
-        match clients.try_wait() {
-            Ok(None) => Ok(()),
-            done => Err(format!("it had ended before the last restore: {done:?}")),
+        match reaper::wait(clients, mark, Duration::ZERO) {
+            None => Ok(()),
+            Some(_) => Err("it had ended before the last restore".to_owned()),
         }
     })();
-    let mut status = None;
-    while result.is_ok() && status.is_none() {
-        status = clients.try_wait().map_err(|e| e.to_string())?;
-        if Instant::now() > until {
-            result = Err("its clients do not come to an end".to_owned());
-        }
-        std::thread::sleep(Duration::from_millis(10));
+    let patience = if result.is_ok() { Duration::from_secs(40) } else { Duration::ZERO };
+    let status = reaper::wait(clients, mark, patience);
+    if status.is_none() {
+        kill(clients, libc::SIGKILL);
     }
-    let _ = clients.kill();
-    let _ = clients.wait();
     let text = fs::read_to_string(log).unwrap_or_default();
     result.map_err(|e| format!("pgbench across a dump: {e}; it says:\n{text}"))?;
-    if !status.is_some_and(|s| s.success()) || text.contains("aborted") {
+    if status != Some(0) || text.contains("aborted") {
         return Err(format!("pgbench across a dump: {status:?}:\n{text}"));
     }
     Ok(())
