@@ -61,7 +61,7 @@ pub struct Vma {
 #[must_use]
 pub fn registered(object: String) -> Problem {
     Problem::new(object, "it is registered with a userfaultfd, which cannot be saved")
-        .remedy("let the program, or whoever handles its page faults, unregister it for the time of the dump")
+        .remedy("let the program, or whoever handles its page faults, unregister it for the time of the dump; after a lazy restore, wait until all memory is there")
 }
 
 /// `MAP_DROPPABLE` (since Linux 6.11), in the place of `MAP_PRIVATE`: the kernel may throw the pages away.

@@ -27,33 +27,37 @@ fn mark(fd: i32, flags: u32, mask: u64, path: &Path) -> zoo::Check {
     check(done, "fanotify_mark")
 }
 
-/// All that waits: (events, path or nothing), of this process only.
+/// All that waits: (events, path or nothing), of this process only. Others may be busy on the same mount.
 fn events(fd: i32) -> Vec<(u64, String)> {
-    let mut buffer = [0u8; 8192];
-    // SAFETY: room for the length given.
-    let n = unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) }.max(0) as usize;
     let mut found = Vec::new();
-    let mut at = 0;
-    while at + 24 <= n {
-        let word = |offset: usize| {
-            let bytes = &buffer[at + offset..at + offset + 4];
-            u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
-        };
-        let mask = u64::from(word(8)) | u64::from(word(12)) << 32;
-        let (file, pid) = (word(16) as i32, word(20) as i32);
-        let mut path = String::new();
-        if file >= 0 {
-            let link = std::fs::read_link(format!("/proc/self/fd/{file}"));
-            path = link.map(|l| l.to_string_lossy().into_owned()).unwrap_or_default();
-            // SAFETY: it came with the event.
-            unsafe { libc::close(file) };
+    loop {
+        let mut buffer = [0u8; 8192];
+        // SAFETY: room for the length given.
+        let n = unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) };
+        if n <= 0 {
+            return found;
         }
-        if pid == zoo::pid() {
-            found.push((mask, path));
+        let mut at = 0;
+        while at + 24 <= n as usize {
+            let word = |offset: usize| {
+                let bytes = &buffer[at + offset..at + offset + 4];
+                u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]])
+            };
+            let mask = u64::from(word(8)) | u64::from(word(12)) << 32;
+            let (file, pid) = (word(16) as i32, word(20) as i32);
+            let mut path = String::new();
+            if file >= 0 {
+                let link = std::fs::read_link(format!("/proc/self/fd/{file}"));
+                path = link.map(|l| l.to_string_lossy().into_owned()).unwrap_or_default();
+                // SAFETY: it came with the event.
+                unsafe { libc::close(file) };
+            }
+            if pid == zoo::pid() {
+                found.push((mask, path));
+            }
+            at += word(0) as usize;
         }
-        at += word(0) as usize;
     }
-    found
 }
 
 fn main() {
