@@ -280,7 +280,7 @@ pub fn all() -> Vec<Program> {
         program!(memory_dense),
         program!(memory_guard),
         program!(prefork)
-            .unless_criu("it gives each process a copy of its own of what they share")
+            .unless_criu("its images have a copy for each process, and the shares of memory differ")
             .not_in(&[("lazy", "pages that come later come to each process by themselves")]),
         program!(memory_shared),
         program!(memory_advice),
