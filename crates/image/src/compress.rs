@@ -16,6 +16,7 @@ use std::{
 };
 
 use crate::error::{ImageError, Result};
+use crate::workers::together;
 
 /// How page stores are compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,16 +187,7 @@ pub(crate) fn expand(
             memory.write_all_at(bytes, at as u64 * BLOCK as u64).map_err(no_room)?;
         }
     };
-    std::thread::scope(|scope| {
-        let others: Vec<_> = (1..workers.min(places.len()))
-            // Without a further thread it takes longer, that is all.
-            .filter_map(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok())
-            .collect();
-        let own = work();
-        others.into_iter().fold(own, |result, other| {
-            result.and(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-        })
-    })?;
+    together(workers.min(places.len()), work)?;
     Ok(memory)
 }
 

@@ -32,6 +32,7 @@ mod property_tests;
 pub mod raw;
 mod raw_check;
 pub mod wire;
+mod workers;
 mod writer;
 
 pub use chain::{PageStore, StoredPages, StoredRun};

@@ -14,6 +14,7 @@ use std::{
 use crc32fast::Hasher;
 
 use crate::error::{ImageError, Result};
+use crate::workers::together;
 
 /// Bytes that one worker takes at a time.
 const PIECE: u64 = 16 << 20;
@@ -66,16 +67,7 @@ impl RawCheck {
                 done.lock().unwrap_or_else(PoisonError::into_inner)[at] = Some(hasher);
             }
         };
-        std::thread::scope(|scope| {
-            let others: Vec<_> = (1..workers.min(pieces.len()))
-                // without a further thread it takes longer, that is all
-                .filter_map(|_| std::thread::Builder::new().spawn_scoped(scope, work).ok())
-                .collect();
-            let own = work();
-            others.into_iter().fold(own, |result, other| {
-                result.and(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
-            })
-        })?;
+        together(workers.min(pieces.len()), work)?;
         let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
         let mut sums = vec![Hasher::new(); self.files.len()];
         for ((file, _), piece) in pieces.iter().zip(done) {
