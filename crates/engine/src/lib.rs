@@ -10,6 +10,7 @@ mod freeze;
 mod lazy;
 mod options;
 mod own;
+mod peer;
 mod report;
 mod restore;
 mod resume;

@@ -3,6 +3,7 @@
 use super::wire;
 use crate::error::{Error, Result};
 use crate::options::RestoreOptions;
+use crate::peer::is_ours;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
@@ -45,6 +46,11 @@ impl Client {
         // The command works in the work directory: so the address is short enough.
         let address = SocketAddrUnix::new(wire::SOCKET).map_err(lost)?;
         match rustix::net::connect(&socket, &address) {
+            Ok(()) if is_ours(socket.as_fd()) != Ok(true) => Err(Error::new(format!(
+                "{}: it belongs to another user, who would get hold of the memory",
+                options.work_dir.join(wire::SOCKET).display()
+            ))
+            .hint("choose another work directory with -W, or end that process")),
             Ok(()) if options.new_pidns => {
                 Err(Error::new(
                     "a pager of its own (lazy-pages) cannot serve a tree in a PID namespace of its own (--new-pidns)",

@@ -18,10 +18,12 @@ mod wire;
 mod working_set;
 
 use crate::error::{Error, Result};
+use crate::peer::is_ours;
 use guard::Guard;
 use pager::{How, Pager};
 use rewake_image::{ImageDir, OpenOptions};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::Mode;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::ffi::OsString;
@@ -62,7 +64,10 @@ pub fn lazy_pages(options: &PagerOptions, ready: impl FnOnce()) -> Result<PagerR
     ready();
     let connection = loop {
         match rustix::net::accept_with(&socket.listener, SocketFlags::CLOEXEC) {
-            Ok(connection) => break connection,
+            Ok(connection) if is_ours(connection.as_fd()) == Ok(true) => break connection,
+            Ok(_) => {
+                log::warn!("somebody else's connection to {} is refused", socket.path.display())
+            }
             Err(Errno::INTR | Errno::CONNABORTED) => {}
             Err(e) => return Err(Error::new(format!("{}: {e}", socket.path.display()))),
         }
@@ -186,7 +191,10 @@ impl Socket {
         let _ = std::fs::remove_file(&path);
         // We are in the work directory: so the address is short enough.
         let address = SocketAddrUnix::new(wire::SOCKET).map_err(failed)?;
-        rustix::net::bind(&listener, &address).map_err(failed)?;
+        let before = rustix::process::umask(Mode::from_raw_mode(0o177));
+        let bound = rustix::net::bind(&listener, &address);
+        rustix::process::umask(before);
+        bound.map_err(failed)?;
         rustix::net::listen(&listener, 10).map_err(failed)?;
         Ok(Socket { listener, path })
     }

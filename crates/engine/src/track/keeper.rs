@@ -11,6 +11,7 @@
 
 use super::{Images, Tracked};
 use crate::error::{Error, Result};
+use crate::peer::is_ours;
 use rewake_sys::userfaultfd::Userfaultfd;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -220,11 +221,6 @@ fn connect(dir: &Path) -> Io<Option<OwnedFd>> {
 /// Paths of sockets are short: this one is always short enough.
 fn address(dir: BorrowedFd<'_>) -> Io<SocketAddrUnix> {
     SocketAddrUnix::new(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd()))
-}
-
-/// Is the other end a process of the same user?
-fn is_ours(socket: BorrowedFd<'_>) -> Io<bool> {
-    Ok(rustix::net::sockopt::socket_peercred(socket)?.uid == rustix::process::geteuid())
 }
 
 /// Takes over what the keeper of `dir` holds; it ends.
