@@ -1,7 +1,7 @@
 //! Requests of asynchronous I/O (io_submit(2)) that are in flight write into memory while it is copied. The kernel tells
 //! nobody whether there are any: only that one has ended, by the ring.
 
-use super::Surveyed;
+use super::survey::Surveyed;
 use crate::error::{Error, Result};
 use rewake_objects::memory::aio::Ring;
 use std::fs::File;

@@ -2,6 +2,7 @@
 
 use super::outside::Outside;
 use super::thread::{self, ThreadState};
+use super::wave::Witnesses;
 use crate::error::{Context, Result};
 use crate::freeze::{Held, Life, Task};
 use rewake_agent::layout::Op;
@@ -85,7 +86,7 @@ pub struct Visible {
 pub fn survey(
     held: &mut [Held],
     seen: &[Visible],
-    witnesses: &super::Witnesses,
+    witnesses: &Witnesses,
     mut pin: Option<&mut Pin>,
 ) -> Result<Vec<Inside>> {
     // A thread that is made while we are pinned would be pinned beside us.
@@ -196,7 +197,7 @@ impl Traced {
     }
 }
 
-fn ask_all(held: &mut [Held], seen: &[Visible], witnesses: &super::Witnesses) -> Result<Vec<Told>> {
+fn ask_all(held: &mut [Held], seen: &[Visible], witnesses: &Witnesses) -> Result<Vec<Told>> {
     let mut xsave = vec![0u8; registers::XSAVE_MAX];
     // Whatever can fail comes before the first leader is let go.
     let traced = held
@@ -298,7 +299,7 @@ fn cannot_inject(task: &Task, e: rewake_inject::Error) -> crate::Error {
 fn ask_on(
     held: &mut Held,
     outside: &Outside,
-    witnesses: &super::Witnesses,
+    witnesses: &Witnesses,
     traced: Traced,
     asked: &FirstBatch,
     results: &Results,

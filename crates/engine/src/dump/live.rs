@@ -7,8 +7,10 @@
 mod glance;
 mod server;
 
+use super::inside;
 use super::outside::Outside;
-use super::{Own, inside, look_at, patiently, suspend_seccomp, waves};
+use super::survey::patiently;
+use super::wave::{Own, look_at, suspend_seccomp, waves};
 use crate::error::{Context, Error, Result};
 use crate::freeze::{Held, Shard, Task, Tree};
 use crate::options::{DumpOptions, FinalState};

@@ -3,8 +3,10 @@
 use super::inside;
 use super::live::Before;
 use super::outside::Outside;
+use super::refuse_ourselves;
+use super::survey::patiently;
+use super::wave::{Own, look_at, suspend_seccomp, track, waves};
 use super::write::{self, Counters, Memory};
-use super::{Own, look_at, patiently, refuse_ourselves, suspend_seccomp, track, waves};
 use crate::error::{Error, Result};
 use crate::freeze::{Held, Shard, Task, Tree};
 use crate::options::DumpOptions;

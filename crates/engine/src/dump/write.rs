@@ -1,9 +1,9 @@
 //! Writing the images of a surveyed tree.
 
-use super::Surveyed;
 use super::cow::{Borrowing, Candidate};
 use super::layout::{self, Format, Layout, Store};
 use super::outside::Outside;
+use super::survey::Surveyed;
 use crate::crew::{cpus, spread};
 use crate::error::{Context, Error, Result};
 use crate::freeze::Life;
