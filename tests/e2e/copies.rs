@@ -27,8 +27,10 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("address_of_nobody", address_of_nobody);
     add("twenty_servers", twenty_servers);
     add("trees", trees);
-    add("shared_memory", |tool| kin(tool, "shared_mm"));
-    add("shared_descriptors", |tool| kin(tool, "shared_files"));
+    add("shared_memory", |tool| kin(tool, "shared_mm", &[]));
+    add("shared_descriptors", |tool| kin(tool, "shared_files", &[]));
+    add("senders_inside", |tool| kin(tool, "unix_senders", &[]));
+    add("peers_inside", |tool| kin(tool, "unix_creds", &["--copy-netns"]));
     add("networks_of_their_own", networks_of_their_own);
     add("all_or_none", all_or_none);
     add("the_same_address_is_refused", same_address);
@@ -317,12 +319,12 @@ fn trees(tool: &Tool) -> Result<(), NotReady> {
     Ok(())
 }
 
-/// Processes that share kernel objects share them within each copy.
-fn kin(tool: &Tool, name: &str) -> Result<(), NotReady> {
+/// Processes that share kernel objects share them within each copy, and know each other by their numbers there.
+fn kin(tool: &Tool, name: &str, options: &[&str]) -> Result<(), NotReady> {
     let (mut run, before) = started(&by_name(name)?, Fs::Disk)?;
     run.dump(tool, &run.images(1)?, &[])?;
     run.gone(&before.pids(), "after the dump")?;
-    let roots = copies(&mut run, tool, 2, &[])?;
+    let roots = copies(&mut run, tool, 2, options)?;
     let pids: Vec<usize> = roots.iter().map(|r| view::descendants(*r).len()).collect();
     if pids != [before.pids().len(); 2] {
         return Err(run.fail(format!("{pids:?} processes")).into());

@@ -53,6 +53,15 @@ pub struct Program {
 /// does not know io priorities, the coredump filter and the timer slack.
 const CRIU_LOSES: &[&str] = &["ns/time", "ioprio", "coredump_filter", "timerslack_ns"];
 
+/// Where a program lives on that only a dump which ends it can save.
+const DEAD_ONLY: &[(&str, &str)] = &[
+    ("running", LIVES_ON),
+    ("running_restored", LIVES_ON),
+    ("stopped", LIVES_ON),
+    ("stopped_restored", LIVES_ON),
+];
+const LIVES_ON: &str = "it is refused by name where the program lives on";
+
 /// Sharing is saved however little it is.
 const OWN_FORMAT: &[&str] = &["--format", "rewake"];
 const OWN: &str = "it has no such format";
@@ -575,9 +584,10 @@ pub fn all() -> Vec<Program> {
             .named("unix_backlog_named")
             .env(&[("ZOO_NAMED", "1")])
             .unless_criu("it does not bind clients that wait to be accepted"),
-        program!(unix_creds)
-            .unless_criu("it loses credentials of peers and senders")
-            .needs_its_pids("pids of peers are not translated into another PID namespace"),
+        program!(unix_backlog_data)
+            .not_in(DEAD_ONLY)
+            .unless_criu("it loses what waits in connections that are not accepted"),
+        program!(unix_creds).unless_criu("it loses credentials of peers and senders"),
         program!(unix_senders).unless_criu("it loses credentials of senders"),
         program!(seccomp),
         program!(seccomp_threads).needs_its_pids(FROM_OUTSIDE),

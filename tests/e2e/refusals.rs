@@ -299,10 +299,10 @@ fn bad_directory(tool: &Tool) -> Result<(), NotReady> {
 
 /// A mounted tmpfs, unmounted when dropped.
 #[derive(Debug)]
-struct SmallDisk(PathBuf);
+pub struct SmallDisk(pub PathBuf);
 
 impl SmallDisk {
-    fn mount(dir: PathBuf, bytes: usize) -> Result<SmallDisk, Fail> {
+    pub fn mount(dir: PathBuf, bytes: usize) -> Result<SmallDisk, Fail> {
         fs::create_dir_all(&dir).map_err(|e| e.to_string())?;
         let target = zoo::cstring(&dir);
         let data = zoo::cstring(format!("size={bytes}"));

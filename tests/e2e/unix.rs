@@ -3,6 +3,7 @@
 use crate::flavours::{finish, started};
 use crate::harness::{Done, Fail, Fs, NotReady, Run, Tool};
 use crate::programs::by_name;
+use crate::refusals::SmallDisk;
 use crate::trial;
 use libtest_mimic::Trial;
 use std::io::{Read, Write};
@@ -28,6 +29,7 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("server_outside", server_outside);
     add("address_in_use", address_in_use);
     add("end_replaced", end_replaced);
+    add("waiting_data_lives_on", waiting_data_lives_on);
     all
 }
 
@@ -203,6 +205,26 @@ fn end_replaced(tool: &Tool) -> Result<(), NotReady> {
     if server.streamed() {
         return Err(run.fail("the stream went to the server all the same".to_owned()).into());
     }
+    Ok(())
+}
+
+/// What connections have sent before they were accepted cannot be saved without harm where the program lives on; a dump that
+/// is refused for another reason does none either.
+fn waiting_data_lives_on(tool: &Tool) -> Result<(), NotReady> {
+    let (run, before) = started(&by_name("unix_backlog_data")?, Fs::Disk)?;
+    let words = ["has sent data on a connection that waits to be accepted", "--skip-in-flight"];
+    for option in ["--leave-running", "--leave-stopped"] {
+        let images = run.images(1)?;
+        refused(&run, &run.try_dump(tool, run.root, &images, &[option])?, &words)?;
+        run.same(&before, "after the refused dump", &[])?;
+    }
+    // There is no room for the memory of the tree: nothing has been taken yet.
+    let full = SmallDisk::mount(run.dir.join("small"), 64 << 10).map_err(NotReady::Skip)?;
+    let done = run.try_dump(tool, run.root, &full.0, &[])?;
+    refused(&run, &done, &["No space left on device"])?;
+    drop(full);
+    run.same(&before, "after the dump to a full disk", &[])?;
+    run.check(&before)?;
     Ok(())
 }
 

@@ -272,6 +272,13 @@ impl Ring {
         }
     }
 
+    /// Makes the first word of the script's data 1, and rouses an agent whose script waits for that by futex(2).
+    pub fn open_gate(&self) {
+        let gate = self.map.atomic(self.at + DATA_AT);
+        gate.store(1, Ordering::Release);
+        futex::wake(gate);
+    }
+
     /// Has batch `number` been executed?
     #[must_use]
     pub fn is_done(&self, number: u32) -> bool {

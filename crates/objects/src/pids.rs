@@ -7,7 +7,7 @@
 use rewake_proc::read::ProcRoot;
 use rewake_proc::status::Status;
 use rewake_sys::{Errno, task};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use std::sync::Arc;
 
@@ -91,6 +91,15 @@ impl Pids {
     /// There is no such task.
     pub fn inside(pid: i32) -> Result<Pids, Errno> {
         Namespace::of(pid).map(|ns| Pids::Inside(Arc::new(ns)))
+    }
+
+    /// The PID namespace of the ids, if it is not ours.
+    #[must_use]
+    pub fn namespace(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Pids::Same => None,
+            Pids::Inside(ns) => Some(ns.file.as_fd()),
+        }
     }
 
     /// The id, here, of the process or thread that the images call `pid`; `None` if it does not exist (yet).

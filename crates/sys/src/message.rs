@@ -143,7 +143,8 @@ fn control_messages(mut bytes: &[u8]) -> impl Iterator<Item = (i32, &[u8])> {
 }
 
 /// Sends `data` without waiting, with descriptors and credentials if there are any, to `address` (a `struct sockaddr_un` as
-/// bytes) or, if that is empty, to the peer. Returns how many bytes went.
+/// bytes) or, if that is empty, to the peer. The process of the credentials need not exist: then somebody has its id for a
+/// moment, in PID namespace `namespace`, if the id is one of another than ours. Returns how many bytes went.
 ///
 /// # Errors
 /// `EAGAIN` if there is no room; `EPERM` or `ESRCH` for credentials that may not be claimed or whose process is not there.
@@ -154,6 +155,7 @@ pub fn send(
     credentials: Option<Credentials>,
     address: &[u8],
     flags: i32,
+    namespace: Option<BorrowedFd<'_>>,
 ) -> Result<usize> {
     let mut control = Vec::with_capacity(64);
     if !rights.is_empty() {
@@ -178,15 +180,21 @@ pub fn send(
     }
     let flags = flags | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     let args = [fd.as_raw_fd() as usize, &raw const header as usize, flags as usize, 0, 0, 0];
+    let [socket, header, flags, ..] = args;
+    let claim = |pid| {
+        let caller = Some(Caller { pid, namespace });
+        // SAFETY: as below.
+        unsafe { one_as(caller, "sendmsg", libc::SYS_sendmsg, [socket, header, flags, 0]) }
+    };
+    match credentials {
+        Some(Credentials { pid, .. }) if namespace.is_some() => return claim(pid),
+        _ => {}
+    }
     // SAFETY: all that the header names is live and as long as it says; the kernel only reads it.
     match unsafe { call::syscall("sendmsg", libc::SYS_sendmsg, args) } {
-        // Nobody has the sender's id any more: somebody has it for a moment.
-        Err(SyscallError { errno: crate::Errno::SRCH, .. }) => {
-            let pid = credentials.map(|c| c.pid);
-            let [socket, header, flags, ..] = args;
-            // SAFETY: as above.
-            unsafe { one_as(pid, "sendmsg", libc::SYS_sendmsg, [socket, header, flags, 0]) }
-        }
+        // Nobody has the sender's id any more.
+        Err(SyscallError { errno: crate::Errno::SRCH, .. }) => credentials
+            .map_or(Err(SyscallError::new("sendmsg", crate::Errno::SRCH)), |c| claim(c.pid)),
         result => result,
     }
 }
@@ -212,6 +220,47 @@ pub fn peer_credentials(fd: BorrowedFd<'_>) -> Result<Option<Credentials>> {
     Ok(Credentials::from_bytes(&bytes[..length]).filter(|c| c.uid != u32::MAX))
 }
 
+/// Who makes a call, for what the kernel notes of that.
+#[derive(Debug, Clone, Copy)]
+pub struct Caller<'a> {
+    /// The id of a process that exists for the call only; 0: any.
+    pub pid: i32,
+    /// The PID namespace in which it has this id, if that is not ours but one below.
+    pub namespace: Option<BorrowedFd<'a>>,
+}
+
+/// Has children of the calling thread be born in a PID namespace.
+fn bear_in(namespace: BorrowedFd<'_>) -> Result<()> {
+    let flags = libc::CLONE_NEWPID as usize;
+    let args = [namespace.as_raw_fd() as usize, flags, 0, 0, 0, 0];
+    // SAFETY: numbers only.
+    unsafe { call::syscall("setns", libc::SYS_setns, args) }.map(drop)
+}
+
+/// Children of the calling thread are born in another PID namespace until this is dropped.
+struct Nursery {
+    own: std::fs::File,
+}
+
+impl Nursery {
+    fn enter(namespace: BorrowedFd<'_>) -> Result<Nursery> {
+        let own = std::fs::File::open("/proc/thread-self/ns/pid_for_children").map_err(|e| {
+            let errno = e.raw_os_error().unwrap_or(libc::EIO);
+            SyscallError::new("open", crate::Errno::from_raw_os_error(errno))
+        })?;
+        bear_in(namespace)?;
+        Ok(Nursery { own })
+    }
+}
+
+impl Drop for Nursery {
+    fn drop(&mut self) {
+        use std::os::fd::AsFd;
+        // It was ours before, so that it may be so again; if not, clones would fail with a text of their own.
+        let _ = bear_in(self.own.as_fd());
+    }
+}
+
 /// A system call: its number, four arguments, and what it gave.
 type Call = [usize; 6];
 
@@ -219,9 +268,9 @@ fn call_of(nr: i64, args: [usize; 4]) -> Call {
     [nr as usize, args[0], args[1], args[2], args[3], 0]
 }
 
-/// Makes system calls, in order and whatever they give, as a process of its own, which has the id `pid` (0: any) and the
-/// caller's memory, descriptors and credentials, and is gone when this returns: for what the kernel notes of the process
-/// that makes a socket. Without `pid` the caller makes them.
+/// Makes system calls, in order and whatever they give, as a process of its own, which is `caller` and has our memory,
+/// descriptors and credentials, and is gone when this returns: for what the kernel notes of the process that makes a
+/// socket. Without one the calling thread makes them.
 ///
 /// # Errors
 /// `EEXIST` if the id is taken.
@@ -229,8 +278,8 @@ fn call_of(nr: i64, args: [usize; 4]) -> Call {
 /// # Safety
 /// The arguments must be valid for the calls, which must not touch the stack, registers or thread-local memory of the
 /// caller.
-unsafe fn as_process(pid: Option<i32>, calls: &mut [Call]) -> Result<()> {
-    let Some(pid) = pid else {
+unsafe fn as_process(caller: Option<Caller<'_>>, calls: &mut [Call]) -> Result<()> {
+    let Some(Caller { pid, namespace }) = caller else {
         for [number, a, b, c, d, result] in calls {
             // SAFETY: promised by the caller.
             let given = unsafe { libc::syscall(*number as libc::c_long, *a, *b, *c, *d) };
@@ -238,6 +287,7 @@ unsafe fn as_process(pid: Option<i32>, calls: &mut [Call]) -> Result<()> {
         }
         return Ok(());
     };
+    let nursery = namespace.map(Nursery::enter).transpose()?;
     let mut pidfd = -1i32;
     let tids = [pid];
     let flags =
@@ -288,6 +338,7 @@ unsafe fn as_process(pid: Option<i32>, calls: &mut [Call]) -> Result<()> {
             options(nostack),
         );
     }
+    drop(nursery);
     if child < 0 {
         let errno = crate::Errno::from_raw_os_error(-child as i32);
         return Err(SyscallError::new("clone3", errno));
@@ -305,10 +356,15 @@ unsafe fn as_process(pid: Option<i32>, calls: &mut [Call]) -> Result<()> {
 ///
 /// # Safety
 /// As there.
-unsafe fn one_as(pid: Option<i32>, name: &'static str, nr: i64, args: [usize; 4]) -> Result<usize> {
+unsafe fn one_as(
+    caller: Option<Caller<'_>>,
+    name: &'static str,
+    nr: i64,
+    args: [usize; 4],
+) -> Result<usize> {
     let mut call = [call_of(nr, args)];
     // SAFETY: promised by the caller.
-    unsafe { as_process(pid, &mut call) }?;
+    unsafe { as_process(caller, &mut call) }?;
     result_of(name, &call[0])
 }
 
@@ -324,12 +380,16 @@ fn result_of(name: &'static str, call: &Call) -> Result<usize> {
     }
 }
 
-/// socketpair(2), `count` times, as process `pid` (0: any; none: the caller): that is whom `SO_PEERCRED` of the ends names. `kind` is
-/// `SOCK_*`.
+/// socketpair(2), `count` times, as `caller` (none: the calling thread): that is whom `SO_PEERCRED` of the ends names. `kind`
+/// is `SOCK_*`.
 ///
 /// # Errors
 /// `EEXIST` if the id is taken; `EMFILE`.
-pub fn pairs_as(pid: Option<i32>, kind: i32, count: usize) -> Result<Vec<(OwnedFd, OwnedFd)>> {
+pub fn pairs_as(
+    caller: Option<Caller<'_>>,
+    kind: i32,
+    count: usize,
+) -> Result<Vec<(OwnedFd, OwnedFd)>> {
     let mut ends = vec![[-1i32; 2]; count];
     let kind = (kind | libc::SOCK_CLOEXEC) as usize;
     let mut calls: Vec<Call> = ends
@@ -340,7 +400,7 @@ pub fn pairs_as(pid: Option<i32>, kind: i32, count: usize) -> Result<Vec<(OwnedF
         })
         .collect();
     // SAFETY: there is room for two descriptors each; the calls touch nothing else.
-    unsafe { as_process(pid, &mut calls) }?;
+    unsafe { as_process(caller, &mut calls) }?;
     // SAFETY: the kernel has just put them into our table.
     let owned = |n: i32| unsafe { OwnedFd::from_raw_fd(n) };
     let mut pairs = Vec::with_capacity(count);
@@ -354,25 +414,25 @@ pub fn pairs_as(pid: Option<i32>, kind: i32, count: usize) -> Result<Vec<(OwnedF
     failure.map_or(Ok(pairs), Err)
 }
 
-/// listen(2) as process `pid` (0: any; none: the caller): that is whom `SO_PEERCRED` of clients names.
+/// listen(2) as `caller` (none: the calling thread): that is whom `SO_PEERCRED` of clients names.
 ///
 /// # Errors
 /// `EEXIST` if the id is taken.
-pub fn listen_as(pid: Option<i32>, fd: BorrowedFd<'_>, backlog: i32) -> Result<()> {
+pub fn listen_as(caller: Option<Caller<'_>>, fd: BorrowedFd<'_>, backlog: i32) -> Result<()> {
     let args = [fd.as_raw_fd() as usize, backlog as usize, 0, 0];
     // SAFETY: no pointers.
-    unsafe { one_as(pid, "listen", libc::SYS_listen, args) }.map(drop)
+    unsafe { one_as(caller, "listen", libc::SYS_listen, args) }.map(drop)
 }
 
-/// connect(2) as process `pid` (as [`pairs_as`]) to an address given as a `struct sockaddr_un` in bytes: that is whom `SO_PEERCRED`
+/// connect(2) as `caller` (as [`pairs_as`]) to an address given as a `struct sockaddr_un` in bytes: that is whom `SO_PEERCRED`
 /// of the accepted socket names.
 ///
 /// # Errors
 /// `EEXIST` if the id is taken; `EAGAIN` if the backlog is full and the socket does not wait.
-pub fn connect_as(pid: Option<i32>, fd: BorrowedFd<'_>, address: &[u8]) -> Result<()> {
+pub fn connect_as(caller: Option<Caller<'_>>, fd: BorrowedFd<'_>, address: &[u8]) -> Result<()> {
     let args = [fd.as_raw_fd() as usize, address.as_ptr() as usize, address.len(), 0];
     // SAFETY: the address is live for its length; the kernel only reads it.
-    unsafe { one_as(pid, "connect", libc::SYS_connect, args) }.map(drop)
+    unsafe { one_as(caller, "connect", libc::SYS_connect, args) }.map(drop)
 }
 
 /// Gives the calling thread other effective ids, which the kernel notes for [`pairs_as`] and its like, for as long as `body`
@@ -418,7 +478,7 @@ mod tests {
         let own = Credentials { uid: rustix::process::getuid().as_raw(), ..own };
         let own = Credentials { gid: rustix::process::getgid().as_raw(), ..own };
         let many = [a.as_fd(); 7];
-        assert_eq!(send(a.as_fd(), b"hello", &many, Some(own), &[], 0).unwrap(), 5);
+        assert_eq!(send(a.as_fd(), b"hello", &many, Some(own), &[], 0, None).unwrap(), 5);
         for _ in 0..2 {
             let mut buffer = [0; 9];
             let message = peek(b.as_fd(), &mut buffer, 0).unwrap();
@@ -431,7 +491,7 @@ mod tests {
     fn the_last_message_is_found() {
         let (a, b) = UnixStream::pair().unwrap();
         for (data, rights) in [(&b"one"[..], 0), (b"two", 0), (b"three", 1), (b"four", 0)] {
-            send(a.as_fd(), data, &[a.as_fd(); 1][..rights], None, &[], 0).unwrap();
+            send(a.as_fd(), data, &[a.as_fd(); 1][..rights], None, &[], 0, None).unwrap();
         }
         let mut buffer = [0; 99];
         // What is looked at ends with the message that has descriptors.
@@ -442,11 +502,13 @@ mod tests {
 
     #[test]
     fn a_pair_is_made_by_another_process() {
-        let (a, _b) = pairs_as(Some(0), libc::SOCK_STREAM, 2).unwrap().pop().unwrap();
+        let any = Caller { pid: 0, namespace: None };
+        let (a, _b) = pairs_as(Some(any), libc::SOCK_STREAM, 2).unwrap().pop().unwrap();
         let made = peer_credentials(a.as_fd()).unwrap().unwrap();
         assert_ne!(made.pid, std::process::id() as i32);
         assert_ne!(made.pid, 0);
-        let taken = pairs_as(Some(std::process::id() as i32), libc::SOCK_STREAM, 1).unwrap_err();
+        let ours = Caller { pid: std::process::id() as i32, ..any };
+        let taken = pairs_as(Some(ours), libc::SOCK_STREAM, 1).unwrap_err();
         // Without the privilege to choose ids, EPERM.
         assert!(matches!(taken.errno, crate::Errno::EXIST | crate::Errno::PERM), "{taken}");
     }
@@ -454,7 +516,8 @@ mod tests {
     #[test]
     fn ids_are_others_for_a_while() {
         let own = rustix::process::geteuid();
-        let made = with_ids(7, 8, || pairs_as(Some(0), libc::SOCK_SEQPACKET, 1));
+        let any = Caller { pid: 0, namespace: None };
+        let made = with_ids(7, 8, || pairs_as(Some(any), libc::SOCK_SEQPACKET, 1));
         let Ok(made) = made else {
             assert!(!own.is_root());
             eprintln!("SKIP: other ids need CAP_SETUID");

@@ -1,7 +1,7 @@
 //! From a survey to complete images: the network lock, the queues of connections, the files, the commit.
 
 use super::survey::Surveyed;
-use super::{aio, write};
+use super::{aio, late, write};
 use crate::error::{Error, Result};
 use crate::freeze::Tree;
 use crate::options::{Action, DumpOptions, FinalState, Format, Hooks};
@@ -36,9 +36,13 @@ pub(super) fn finish_images(
         return Err(Error::refused(surveyed.obstacles));
     }
     let run_id = run_id()?;
-    let mut lock = lock_and_read(&mut surveyed, options, &run_id)?;
+    // What cannot be put back is taken when there is as little as can be that may still fail.
+    let takes = surveyed.files.has_unix_waiting();
+    let mut lock = match takes {
+        true => None,
+        false => lock_and_read(&mut surveyed, options, &run_id)?,
+    };
     aio::wait(&mut surveyed, options.timeout)?;
-    let links = Links::make(&surveyed.files.contents).map_err(|p| Error::new(p.to_string()))?;
     let counters = write::Counters::default();
     if let Some(parent) = &tracks.parent {
         images.link_parent(parent)?;
@@ -51,16 +55,28 @@ pub(super) fn finish_images(
         (false, Some(_)) => Format::Rewake,
         (false, None) => options.format,
     };
+    if takes {
+        // What is in flight there may be shared memory, whose page stores come first.
+        surveyed.segments += late::ROOM;
+    }
     let layout = write::plan(&surveyed, format);
-    write::still(&images, &surveyed, &counters)?;
     let runs = release.is_some();
+    if takes {
+        write::write(&images, &surveyed, &layout, &counters, false)?;
+        late::take(&mut surveyed)?;
+        lock = lock_and_read(&mut surveyed, options, &run_id)?;
+    }
+    let links = Links::make(&surveyed.files.contents).map_err(|p| Error::new(p.to_string()))?;
+    write::still(&images, &surveyed, &counters)?;
     if let Some(release) = release {
         release()?;
         lock = None;
         // Nobody's connection is kept open by our descriptors of it.
         surveyed.files = Collector::new(surveyed.files.options.clone());
     }
-    write::write(&images, &surveyed, &layout, &counters, runs)?;
+    if !takes {
+        write::write(&images, &surveyed, &layout, &counters, runs)?;
+    }
     aio::check(&mut surveyed)?;
     let written_at = Instant::now();
     let mut report = DumpReport {

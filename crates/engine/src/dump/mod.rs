@@ -8,6 +8,7 @@ mod cow;
 mod files;
 mod finish;
 mod inside;
+mod late;
 pub(crate) mod layout;
 mod live;
 mod outside;

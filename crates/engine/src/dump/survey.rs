@@ -6,10 +6,10 @@ use super::live::Live;
 use super::outside::Outside;
 use super::sharing::{self, Sharing};
 use super::wave::{Own, Seen, survey_wave, waves};
-use super::{deadline, refuse_ourselves};
+use super::{deadline, late, refuse_ourselves};
 use crate::error::{Error, Result};
 use crate::freeze::{Life, Shard, Tree};
-use crate::options::DumpOptions;
+use crate::options::{DumpOptions, FinalState};
 use crate::report::Obstacle;
 use crate::restore::lineage::{Lineage, Member};
 use crate::track::{Tracked, Tracks};
@@ -133,6 +133,7 @@ pub(super) fn survey(
         tcp_established: options.tcp.established,
         tcp_close: options.tcp.close,
         skip_in_flight: options.tcp.skip_in_flight,
+        dies: options.final_state == FinalState::Dead,
         outside: options.outside_unix.clone(),
         external: options.external.clone(),
         scan: options.scan.clone(),
@@ -205,10 +206,7 @@ pub(super) fn survey(
     late.extend(collector.terminal_queues());
     late.extend(collector.deleted_watches());
     late.extend(sysv::judge(&mut collector));
-    for (pid, problem) in late {
-        let comm = tasks.iter().find(|t| t.pid == pid).map_or(&b""[..], |t| &t.comm);
-        obstacles.push(problem.of(pid, comm));
-    }
+    obstacles.extend(late::named(late, &tasks));
     let sharing = own.sharing.clone();
     let segments = collector.contents.iter().filter(|c| matches!(c, Contents::Shared(_)));
     let segments = (segments.count() + collector.sysv.len()) as u32;

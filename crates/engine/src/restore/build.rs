@@ -92,6 +92,8 @@ pub struct Environment {
     pub group: i32,
     /// What the tree gets for itself.
     pub namespaces: Namespaces,
+    /// The first process waits until unix sockets are made in its namespaces, before anybody else is born.
+    pub gate: bool,
     /// Sizes of System V shared memory segments by id.
     pub segments: HashMap<u64, u64>,
     /// File locks by the process that is to take them.

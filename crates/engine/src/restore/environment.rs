@@ -113,6 +113,7 @@ pub fn gather(
         plain_root,
         group: task::own_group().unwrap_or(0),
         namespaces,
+        gate: false,
         segments: HashMap::new(),
         locks: HashMap::new(),
         huge: None,

@@ -205,6 +205,7 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks, huge: bool) -> Resul
     let tables = checkpoint.tasks.iter().enumerate().filter(|(at, t)| t.part.table == *at);
     let tasks = tables.filter_map(|(_, t)| Some((t.pid, t.alive.as_ref()?.fds.as_slice())));
     let epolls = epoll::assign(&opener, tasks).map_err(|p| Error::new(p.to_string()))?;
+    env.gate = namespaces.pid && opener.has_unix_sockets();
     env.locks = locks::read(&images, &checkpoint, &opener)?;
     env.arena = (base, base + ARENA_SPACE);
     let same_vdso = |alive: &Alive| same_vdso(&images, alive, &own);
@@ -255,8 +256,8 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks, huge: bool) -> Resul
     );
 
     hooks.run(Action::PreRestore, None).map_err(Error::new)?;
-    // What is made in a network of its own is made once that exists.
-    let prepared = template.is_none() && !namespaces.net;
+    // What is made in namespaces of its own is made once they exist.
+    let prepared = !namespaces.any();
     if prepared {
         opener.prepare()?;
     }
@@ -497,6 +498,10 @@ impl<'a> Run<'a> {
         if namespaces.any() {
             hooks.run(Action::SetupNamespaces, Some(first)).map_err(Error::new)?;
         }
+        if self.env.gate {
+            self.prepare_inside(first, opener)?;
+            rings[0].open_gate();
+        }
         self.wait_births(rings, created)?;
         let root = self.outer(self.checkpoint.tasks[0].pid)?;
         self.look_from_inside(first, opener)?;
@@ -511,7 +516,7 @@ impl<'a> Run<'a> {
         let checking = pages.map(PageCheck::start);
         let network = namespaces.net.then(|| namespaces::Network::enter(first));
         let network = network.transpose()?;
-        if !self.prepared {
+        if !self.prepared && !self.env.gate {
             opener.prepare()?;
         }
         let numbers = self.socket_numbers(rings);
@@ -566,6 +571,15 @@ impl<'a> Run<'a> {
         let is_restored = |group: i32| self.checkpoint.tasks.iter().any(|t| t.pgid == group);
         opener.set_going(is_restored)?;
         Ok(Standing { root, ready, forked, pidfile, pager })
+    }
+
+    /// Makes unix sockets when only the first process of the tree's namespaces exists: the ids of those who made them are
+    /// still free there.
+    fn prepare_inside(&self, first: Pid, opener: &mut Opener<'_>) -> Result<()> {
+        opener.pids = self.pids.clone();
+        let network = self.env.namespaces.net.then(|| namespaces::Network::enter(first));
+        let _network = network.transpose()?;
+        opener.prepare().map_err(|p| Error::new(p.to_string()))
     }
 
     /// Lets all trees go on.

@@ -234,6 +234,20 @@ messages! {
         repeated uint32 peer_credentials = 5;
         /// What `SO_PEERCRED` will tell of it to who accepts its connection.
         repeated uint32 own_credentials = 6;
+        /// Of a listening socket, if one of those that wait has sent something or is closed again: all of them, the first
+        /// first.
+        repeated message RewakeUnixConnectionEntry connections = 7;
+    }
+
+    /// A connection that waits to be accepted.
+    message RewakeUnixConnectionEntry "rewake_unix_connection_entry" {
+        /// Inode number of the client; 0: it is closed again.
+        required uint32 client = 1;
+        /// The id by which `sk-queues.img` has what it has sent.
+        optional uint32 queue = 2;
+        /// Of one that is closed: pid, uid and gid (`SO_PEERCRED`), and its address.
+        repeated uint32 credentials = 3;
+        optional bytes name = 4;
     }
 
     /// Extra state of a message in the receive queue of a unix socket.

@@ -38,6 +38,8 @@ pub struct Options {
     pub tcp_close: bool,
     /// `--skip-in-flight`.
     pub skip_in_flight: bool,
+    /// The tree dies when it is saved.
+    pub dies: bool,
     /// `--ext-unix-sk` and `--external unix[INODE]`.
     pub outside: crate::sockets::unix::Outside,
     /// `--external file[…]` and `tty[…]`.

@@ -206,6 +206,12 @@ impl<'a> Opener<'a> {
         sockets::prepare_unix(self)
     }
 
+    /// Have the images unix sockets?
+    #[must_use]
+    pub fn has_unix_sockets(&self) -> bool {
+        self.files.values().any(|file| file.usk.is_some())
+    }
+
     /// Closes everything; what was made in file systems is left, until that is dropped or kept.
     #[must_use]
     pub fn into_made(self) -> Made {

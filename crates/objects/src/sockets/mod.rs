@@ -34,6 +34,7 @@ mod unix_check;
 mod unix_fill;
 mod unix_open;
 mod unix_path;
+mod unix_waiting;
 mod vsock;
 
 #[cfg(test)]
@@ -42,6 +43,7 @@ mod tests;
 use crate::Problem;
 use crate::files::collect::{Collector, View};
 use crate::files::open::Opener;
+use crate::pids::Pids;
 use crate::problem::text;
 use rewake_image::messages::{FdTypes, FileEntry, RewakePacketEntry};
 use rewake_image::{ImageWriter, kind};
@@ -58,6 +60,7 @@ use options::Making;
 pub use stream::read;
 pub use unix_check::load as check_unix;
 pub use unix_open::{prepare as prepare_unix, settle as settle_unix};
+pub use unix_waiting::take as take_unix_waiting;
 
 /// The id that the image has for the network namespace of the tree.
 const SOCKETS_NETNS: u32 = 2;
@@ -78,6 +81,8 @@ pub struct Survey {
     pub(crate) waiting: Vec<accept_queue::Waiting>,
     /// Unix sockets of the tree by inode number.
     pub(crate) unix: HashMap<u32, unix::Found>,
+    /// Listening unix sockets at which somebody waits.
+    pub(crate) unix_waiting: unix_waiting::Waiting,
     /// `sk-queues.img`.
     pub(crate) packets: Vec<unix::Packet>,
     /// Queues of unix sockets that are still to be read.
@@ -445,12 +450,16 @@ pub struct Restore {
     waiting: Vec<accept_queue::Saved>,
     /// Unix sockets by inode number of the image.
     unix: HashMap<u32, unix_open::State>,
+    /// How ids of processes are to be understood.
+    pids: Pids,
     unix_loaded: bool,
     unix_made: bool,
     unix_filling: bool,
     unix_filled: bool,
     /// The files of bound unix sockets.
     places: unix_path::Places,
+    /// Connections of unix sockets that wait to be accepted and have something in their queues.
+    line: unix_waiting::Line,
     /// Receive queues by file id.
     packets: HashMap<u32, Vec<unix_fill::Packet>>,
     /// Source and destination of each connection in the image: who finds itself reversed has its peer in the tree.

@@ -43,6 +43,7 @@ fn options(established: bool, close: bool) -> Options {
         tcp_established: established,
         tcp_close: close,
         skip_in_flight: false,
+        dies: false,
         outside: unix::Outside::default(),
         external: crate::files::external::Outside::default(),
         scan: crate::files::watched::Scan::default(),

@@ -22,6 +22,9 @@ pub const LISTEN: u8 = 10;
 /// In [`UnixSkEntry::uflags`]: a socket outside the tree, of which only the address is known.
 pub const EXTERNAL: u32 = 1;
 
+/// The remedy for what only a dump that ends the program can save.
+const TAKEN_ONLY: &str = "leave out --leave-running or --leave-stopped; or try again once it is accepted; --skip-in-flight drops the connection";
+
 /// Which unix sockets outside the tree may be left out: `--ext-unix-sk`, `--external unix[INODE]`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Outside {
@@ -98,27 +101,34 @@ pub fn survey(
         view.problem("sock_diag does not know it: it is of another network namespace")
     })?;
     let skip = collector.options.skip_in_flight;
+    let dies = collector.options.dies;
     if record.state == LISTEN && record.waiting.contains(&0) && !skip {
-        return Err(view
-            .problem(format!(
-                "unix socket listening at {}: a connection that waits to be accepted was closed by its client, and what it has sent cannot be read",
-                shown(&record.name)
-            ))
-            .remedy("try again once it is accepted; --skip-in-flight drops it"));
+        if !dies {
+            return Err(view
+                .problem(format!(
+                    "unix socket listening at {}: a connection that waits to be accepted was closed by its client, and what it has sent cannot be read unless the dump ends the program",
+                    shown(&record.name)
+                ))
+                .remedy(TAKEN_ONLY));
+        }
+        collector.sockets.unix_waiting.want(inode);
     }
     if skip {
         record.waiting.clear();
     }
     let waits_for = listener.filter(|_| !skip);
-    if waits_for.is_some() && record.send_queue != 0 {
-        return Err(view
-            .problem(
-                "it has sent data on a connection that waits to be accepted, which nobody can read until then",
-            )
-            .remedy("try again once it is accepted; --skip-in-flight drops the connection"));
+    if let Some(listener) = waits_for.filter(|_| record.send_queue != 0) {
+        if !dies {
+            return Err(view
+                .problem(
+                    "it has sent data on a connection that waits to be accepted, which cannot be read unless the dump ends the program",
+                )
+                .remedy(TAKEN_ONLY));
+        }
+        collector.sockets.unix_waiting.want(listener);
     }
     let mut extra = RewakeUnixEntry {
-        waiting: record.waiting.clone(),
+        waiting: record.waiting.iter().copied().filter(|client| *client != 0).collect(),
         peer_credentials: peer_words(view)?,
         ..RewakeUnixEntry::default()
     };
@@ -146,6 +156,10 @@ pub fn survey(
     }
     if entry.name.first().is_some_and(|first| *first != 0) {
         unix_path::survey(view, collector.holder(view), &mut entry, &mut extra)?;
+    }
+    if !record.waiting.is_empty() {
+        let holder = collector.holder(view);
+        collector.sockets.unix_waiting.note(view, (holder, entry.id, kind))?;
     }
     if record.state != LISTEN && (kind == libc::SOCK_DGRAM || record.state == ESTABLISHED) {
         keep_queue(collector, view, kind, entry.id)?;
@@ -175,7 +189,12 @@ pub fn survey(
 fn peer_words(view: &View<'_>) -> Result<Vec<u32>, Problem> {
     let credentials = peer_credentials(view.as_fd())
         .map_err(|e| view.problem(format!("its peer's credentials cannot be read: {e}")))?;
-    Ok(credentials.map_or_else(Vec::new, |c: Credentials| vec![c.pid as u32, c.uid, c.gid]))
+    Ok(credential_words(credentials))
+}
+
+/// Credentials as the images have them.
+pub(super) fn credential_words(credentials: Option<Credentials>) -> Vec<u32> {
+    credentials.map_or_else(Vec::new, |c| vec![c.pid as u32, c.uid, c.gid])
 }
 
 /// What is left of a peer that is closed.
@@ -217,10 +236,15 @@ fn keep_queue(
 }
 
 impl super::Survey {
-    fn keep(&mut self, pid: i32, id: u32, source: &queue::Source, contents: Vec<queue::Queued>) {
+    pub(super) fn keep(
+        &mut self,
+        pid: i32,
+        id: u32,
+        source: &queue::Source,
+        contents: Vec<queue::Queued>,
+    ) {
         for (index, queued) in (0u32..).zip(contents) {
-            let credentials = queued.credentials;
-            let words = credentials.map_or_else(Vec::new, |c| vec![c.pid as u32, c.uid, c.gid]);
+            let words = credential_words(queued.credentials);
             self.packets.push(Packet {
                 pid,
                 object: source.object.clone(),
@@ -312,7 +336,12 @@ impl Collector {
         };
         let (mut left_out, mut problems) = (Vec::new(), Vec::new());
         let holders = holder::of_each(&strangers.iter().map(|(peer, _)| *peer).collect());
+        // Who is nowhere else may be in flight where nobody has looked yet.
+        let later = self.sockets.unix_waiting.any();
         for (peer, found) in strangers {
+            if later && !holders.contains_key(&peer) {
+                continue;
+            }
             let named = outside.inodes.contains(&peer)
                 || own.get(&peer).is_some_and(|inode| outside.inodes.contains(inode));
             let name = name_of(peer);

@@ -61,10 +61,13 @@ pub fn load(opener: &mut Opener<'_>) -> Result<(), Problem> {
     }
     let by_id: HashMap<u32, &UnixSkEntry> =
         opener.sockets.unix.values().map(|state| (state.entry.id, &*state.entry)).collect();
+    let lines = lines(opener)?;
+    let mut read = HashMap::new();
     let mut total: HashMap<u32, usize> = HashMap::new();
     for (packet, data) in queues {
         let id = packet.id_for;
-        let Some(entry) = by_id.get(&id).filter(|entry| receives(entry)) else {
+        let entry = by_id.get(&id).filter(|entry| receives(entry)).copied();
+        let Some(entry) = entry.or_else(|| lines.get(&id).copied()) else {
             return Err(Problem::new(
                 "sk-queues.img",
                 format!("it has a message for file id {id}, which is no socket that receives any"),
@@ -93,7 +96,7 @@ pub fn load(opener: &mut Opener<'_>) -> Result<(), Problem> {
                 format!("file id {id} is in flight in it, which the images do not have"),
             ));
         }
-        let queue = opener.sockets.packets.entry(id).or_default();
+        let queue = read.entry(id).or_insert_with(Vec::new);
         let extra = extras.remove(&(id, queue.len() as u32)).unwrap_or_default();
         if extra.oob == Some(true) && (data.len() != 1 || entry.r#type as i32 != libc::SOCK_STREAM)
         {
@@ -101,7 +104,45 @@ pub fn load(opener: &mut Opener<'_>) -> Result<(), Problem> {
         }
         queue.push((packet, data, extra));
     }
+    opener.sockets.packets = read;
     Ok(())
+}
+
+/// The queues of connections that wait to be accepted, by their ids, with the sockets where they do.
+fn lines<'o>(opener: &'o Opener<'_>) -> Result<HashMap<u32, &'o UnixSkEntry>, Problem> {
+    let unix = &opener.sockets.unix;
+    let mut lines = HashMap::new();
+    for state in unix.values() {
+        let entry = &*state.entry;
+        let bad = |what: &str| {
+            let reason = format!("what rewake.img says of connections that wait there {what}");
+            Err(problem(entry, reason))
+        };
+        let connections = &state.extra.connections;
+        if !connections.is_empty() && entry.state != u32::from(LISTEN) {
+            return bad("makes no sense: it does not listen");
+        }
+        let mut clients = HashSet::new();
+        for connection in connections {
+            let client = connection.client;
+            let waits = |s: &State| s.entry.peer == entry.ino && !s.is_external();
+            let known = client == 0 || unix.get(&client).is_some_and(waits);
+            if !known || client != 0 && !clients.insert(client) {
+                return bad("names a client that does not");
+            }
+            if !matches!(connection.credentials.len(), 0 | 3)
+                || connection.name.as_deref().is_some_and(|name| bad_name(name).is_some())
+            {
+                return bad("is damaged");
+            }
+            if let Some(id) = connection.queue
+                && (opener.files.contains_key(&id) || lines.insert(id, entry).is_some())
+            {
+                return bad("names a queue that is another's");
+            }
+        }
+    }
+    Ok(lines)
 }
 
 /// `SCM_RIGHTS`

@@ -151,6 +151,44 @@ fn impossible_queues_are_refused() {
 }
 
 #[test]
+fn impossible_lines_are_refused() {
+    use rewake_image::messages::{
+        RewakeFileEntry, RewakeUnixConnectionEntry as Connection, RewakeUnixEntry,
+    };
+    let line = |state: u8, connections: Vec<Connection>, packets: &[SkPacketEntry]| {
+        let name = format!("\0rewake-line-{}", std::process::id()).into_bytes();
+        let server = UnixSkEntry { state: state.into(), name, ..stream(1, 0) };
+        let client = UnixSkEntry { state: ESTABLISHED.into(), ..stream(2, 1) };
+        with_images(vec![server, client], packets, &[], |opener| {
+            let unix = Some(RewakeUnixEntry { connections, ..Default::default() });
+            opener.extra.insert(1, RewakeFileEntry { id: 1, unix, ..Default::default() });
+            load(opener).err().map(|problem| problem.to_string())
+        })
+    };
+    let of = |client: u32, queue: u32| Connection {
+        client,
+        queue: Some(queue),
+        ..Connection::default()
+    };
+    let refused = |connections, words: &str| {
+        let problem = line(LISTEN, connections, &[]).unwrap_or_default();
+        assert!(problem.contains(words), "{problem}");
+    };
+    assert_eq!(line(LISTEN, vec![of(2, 7), of(0, 8)], &[packet(7, &[2]), packet(8, &[])]), None);
+    refused(vec![of(9, 7)], "names a client that does not");
+    refused(vec![of(1, 7)], "names a client that does not");
+    refused(vec![of(2, 7), of(2, 8)], "names a client that does not");
+    refused(vec![of(2, 7), of(0, 7)], "another's");
+    refused(vec![of(2, 1)], "another's");
+    refused(vec![Connection { credentials: vec![1], ..of(0, 7) }], "damaged");
+    refused(vec![Connection { name: Some(vec![b'a'; 200]), ..of(0, 7) }], "damaged");
+    let closed = line(CLOSE, vec![of(0, 7)], &[]).unwrap_or_default();
+    assert!(closed.contains("does not listen") || closed.contains("not connected"), "{closed}");
+    let nobody = line(LISTEN, vec![of(2, 7)], &[packet(6, &[])]).unwrap_or_default();
+    assert!(nobody.contains("no socket that receives"), "{nobody}");
+}
+
+#[test]
 fn a_length_that_lies_is_refused() {
     let lie = SkPacketEntry { length: u32::MAX, ..packet(1, &[]) };
     let name = format!("rewake-hostile-{}-lie", std::process::id());
@@ -195,7 +233,7 @@ fn a_descriptor_from_outside_takes_a_sockets_place() {
     with_images(vec![stream(1, 2), outside], &[], &[], |opener| {
         opener.options.inherited = [(b"socket:[1]".to_vec(), ours.0.as_raw_fd())].into();
         let fd = opener.open(1).unwrap();
-        rewake_sys::message::send(fd, b"hello", &[], None, &[], 0).unwrap();
+        rewake_sys::message::send(fd, b"hello", &[], None, &[], 0, None).unwrap();
         use std::os::fd::AsFd;
         let got = rewake_sys::message::peek(ours.1.as_fd(), &mut [0; 9], 0).unwrap();
         assert_eq!(got.length, 5);

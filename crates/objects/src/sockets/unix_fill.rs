@@ -5,6 +5,7 @@ use super::option_table::When;
 use super::options::{self, Making};
 use super::unix_open::{State, connect_outside, describe, is_datagram, is_full, problem, socket};
 use super::unix_path::{Places, Reach};
+use super::unix_waiting::Client;
 use crate::Problem;
 use crate::files::open::Opener;
 use crate::pids::Pids;
@@ -33,7 +34,6 @@ pub fn fill(opener: &mut Opener<'_>) -> Result<(), Problem> {
     queues.sort_unstable_by_key(|(id, _)| std::cmp::Reverse(*id));
     let mut passing = Passing::default();
     for (id, packets) in queues {
-        let inode = opener.entry(id)?.usk.as_ref().map_or(0, |entry| entry.ino);
         for (packet, ..) in &packets {
             for id in packet.scm.iter().flat_map(|scm| &scm.rights) {
                 opener.open(*id)?;
@@ -45,7 +45,16 @@ pub fn fill(opener: &mut Opener<'_>) -> Result<(), Problem> {
                 }
             }
         }
-        fill_one(opener, inode, &packets, &mut passing)?;
+        match opener.sockets.line.remove(&id) {
+            Some((client, listener)) => fill_waiting(opener, client, &listener, &packets)?,
+            None => match opener.entry(id).ok().and_then(|file| file.usk.as_ref()) {
+                Some(entry) => fill_one(opener, entry.ino, &packets, &mut passing)?,
+                // Its listening socket or its client is not one of ours.
+                None => log::warn!(
+                    "what waited in a unix connection that is not accepted yet is dropped"
+                ),
+            },
+        }
     }
     drop(passing);
     let sockets = &mut opener.sockets;
@@ -92,6 +101,48 @@ enum Sender {
     Passing,
 }
 
+/// Fills the queue of a connection that waits to be accepted, from its client.
+fn fill_waiting(
+    opener: &Opener<'_>,
+    client: Client,
+    listener: &UnixSkEntry,
+    packets: &[Packet],
+) -> Result<(), Problem> {
+    let closed;
+    let fd = match client {
+        Client::Closed(fd) => {
+            closed = fd;
+            Some(&closed)
+        }
+        Client::Living(inode) => {
+            opener.sockets.unix.get(&inode).and_then(|state| state.made.as_ref())
+        }
+    };
+    let fd = fd.ok_or_else(|| problem(listener, "who waits there could not be made"))?;
+    let what = format!("{}: a connection that waits to be accepted", describe(listener));
+    let making = Making { fd: fd.as_fd(), object: &what };
+    options::make_room(making, 0, packets.iter().map(|(_, data, _)| data.len() + 512).sum())?;
+    let mut senders = Senders::new(opener.pids.clone());
+    packets.iter().try_for_each(|packet| {
+        send_packet(opener, listener, making, packet, senders.of(&packet.2, &what), &[])
+    })
+}
+
+/// Sends a message of a queue, with what was in flight with it.
+fn send_packet(
+    opener: &Opener<'_>,
+    to: &UnixSkEntry,
+    making: Making<'_>,
+    (packet, data, extra): &Packet,
+    claim: Option<Claim>,
+    address: &[u8],
+) -> Result<(), Problem> {
+    let ids = packet.scm.iter().flat_map(|scm| &scm.rights);
+    let rights = ids.map(|id| opener.opened(*id)).collect::<Result<Vec<BorrowedFd<'_>>, _>>()?;
+    let flags = if extra.oob == Some(true) { libc::MSG_OOB } else { 0 };
+    send(to, making, &opener.pids, Message { data, rights, claim, address, flags })
+}
+
 fn fill_one(
     opener: &mut Opener<'_>,
     inode: u32,
@@ -110,7 +161,8 @@ fn fill_one(
     let mut reach = None;
     let mut roomy = HashSet::new();
     let mut senders = Senders::new(opener.pids.clone());
-    for (packet, data, extra) in packets {
+    for packet in packets {
+        let (_, _, extra) = packet;
         let name = extra.sender.as_deref().unwrap_or_default();
         let sender = opener.sockets.sender(&to, name)?;
         if sender == Sender::Passing {
@@ -135,12 +187,8 @@ fn fill_one(
             Sender::Peer(_) | Sender::Other => &[][..],
             _ => reach.as_ref().map_or(&[][..], Reach::address),
         };
-        let ids = packet.scm.iter().flat_map(|scm| &scm.rights);
-        let rights =
-            ids.map(|id| opener.opened(*id)).collect::<Result<Vec<BorrowedFd<'_>>, _>>()?;
-        let flags = if extra.oob == Some(true) { libc::MSG_OOB } else { 0 };
-        let credentials = senders.credentials(extra, &what);
-        send(&to, making, Message { data, rights, credentials, address, flags })?;
+        let claim = senders.of(extra, &what);
+        send_packet(opener, &to, making, packet, claim, address)?;
     }
     Ok(())
 }
@@ -148,7 +196,15 @@ fn fill_one(
 /// Who has sent the messages of a queue, by the ids that they have here.
 struct Senders {
     pids: Pids,
-    known: HashMap<u32, Option<i32>>,
+    known: HashMap<u32, (i32, bool)>,
+}
+
+/// Credentials to be claimed.
+#[derive(Debug, Clone, Copy)]
+struct Claim {
+    credentials: Credentials,
+    /// The id is one of the tree's PID namespace, and not of ours.
+    inside: bool,
 }
 
 impl Senders {
@@ -156,37 +212,41 @@ impl Senders {
         Senders { pids, known: HashMap::new() }
     }
 
-    /// The credentials of a message. In another PID namespace only living senders have an id that can be claimed.
-    fn credentials(&mut self, extra: &RewakePacketEntry, what: &str) -> Option<Credentials> {
+    /// The credentials of a message. In another PID namespace the living have another id here, and the dead only one there.
+    fn of(&mut self, extra: &RewakePacketEntry, what: &str) -> Option<Claim> {
         let [pid, uid, gid] = *extra.credentials else { return None };
         let pids = &self.pids;
-        // 0 stands for nobody, and means the same everywhere.
-        let outer = |pid: u32| if pid == 0 { Some(0) } else { pids.outer(pid as i32) };
-        let known = *self.known.entry(pid).or_insert_with(|| {
-            let here = outer(pid);
-            if here.is_none() {
-                log::warn!("{what}: a message in its queue does not tell its sender {pid} any more, who is gone");
-            }
-            here
+        let (pid, inside) = *self.known.entry(pid).or_insert_with(|| {
+            // 0 stands for nobody, and means the same everywhere.
+            let here = if pid == 0 { Some(0) } else { pids.outer(pid as i32) };
+            log::debug!("{what}: sender {pid} is {here:?} here");
+            here.map_or((pid as i32, true), |here| (here, false))
         });
-        known.map(|pid| Credentials { pid, uid, gid })
+        Some(Claim { credentials: Credentials { pid, uid, gid }, inside })
     }
 }
 
 struct Message<'a> {
     data: &'a [u8],
     rights: Vec<BorrowedFd<'a>>,
-    credentials: Option<Credentials>,
+    claim: Option<Claim>,
     address: &'a [u8],
     flags: i32,
 }
 
-fn send(to: &UnixSkEntry, making: Making<'_>, message: Message<'_>) -> Result<(), Problem> {
-    let Message { data, mut rights, mut credentials, address, flags } = message;
+fn send(
+    to: &UnixSkEntry,
+    making: Making<'_>,
+    pids: &Pids,
+    message: Message<'_>,
+) -> Result<(), Problem> {
+    let Message { data, mut rights, claim, address, flags } = message;
+    let mut credentials = claim.map(|claim| claim.credentials);
+    let namespace = pids.namespace().filter(|_| claim.is_some_and(|claim| claim.inside));
     let mut rest = data;
     let mut more = 1 << 20;
     loop {
-        match message::send(making.fd, rest, &rights, credentials, address, flags) {
+        match message::send(making.fd, rest, &rights, credentials, address, flags, namespace) {
             Ok(done) => {
                 rest = rest.get(done..).unwrap_or_default();
                 rights.clear();
@@ -212,7 +272,7 @@ fn send(to: &UnixSkEntry, making: Making<'_>, message: Message<'_>) -> Result<()
 }
 
 fn cannot_claim(e: &SyscallError) -> bool {
-    e.call == "clone3" || matches!(e.errno, Errno::PERM | Errno::SRCH)
+    matches!(e.call, "clone3" | "setns") || matches!(e.errno, Errno::PERM | Errno::SRCH)
 }
 
 fn refused(to: &UnixSkEntry, e: &SyscallError) -> Problem {
@@ -312,7 +372,7 @@ impl Restore {
         for state in self.unix.values_mut() {
             let Some(other) = state.other.take() else { continue };
             if let Some(fd) = state.made.as_ref().filter(|_| state.extra.reset == Some(true))
-                && let Err(e) = message::send(fd.as_fd(), b"x", &[], None, &[], 0)
+                && let Err(e) = message::send(fd.as_fd(), b"x", &[], None, &[], 0, None)
             {
                 log::warn!("{}: its error ECONNRESET is lost: {e}", describe(&state.entry));
             }

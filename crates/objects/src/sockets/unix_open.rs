@@ -12,11 +12,12 @@ use super::unix_path::{Reach, is_abstract};
 use super::{Restore, unix_check, unix_fill};
 use crate::Problem;
 use crate::files::open::Opener;
+use crate::pids::Pids;
 use rewake_image::messages::{RewakeUnixEntry, UnixSkEntry};
-use rewake_sys::message::{self, connect_as, listen_as, pairs_as};
+use rewake_sys::message::{self, Caller, connect_as, listen_as, pairs_as};
 use rewake_sys::{Errno, SyscallError, descriptors};
 use rustix::fd::{AsFd, OwnedFd};
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType};
 use std::collections::HashMap;
 
 /// Inode numbers of both ends of pairs.
@@ -108,6 +109,7 @@ pub fn open(opener: &mut Opener<'_>, entry: &UnixSkEntry) -> Result<OwnedFd, Pro
 pub fn prepare(opener: &mut Opener<'_>) -> Result<(), Problem> {
     unix_check::load(opener)?;
     let sockets = &mut opener.sockets;
+    sockets.pids = opener.pids.clone();
     if std::mem::replace(&mut sockets.unix_made, true) || sockets.unix.is_empty() {
         return Ok(());
     }
@@ -140,14 +142,17 @@ pub fn settle(opener: &mut Opener<'_>) -> Result<(), Problem> {
     opener.sockets.places.settle()
 }
 
-/// Makes a call as the process that `credentials` tell of, or as ourselves if they are not known.
-fn as_noted<T>(
+/// Makes a call as the process that `credentials` tell of, in the PID namespace of the tree, or as ourselves if they are not
+/// known.
+pub(super) fn as_noted<T>(
+    pids: &Pids,
     credentials: &[u32],
-    mut call: impl FnMut(Option<i32>) -> Result<T, SyscallError>,
+    mut call: impl FnMut(Option<Caller<'_>>) -> Result<T, SyscallError>,
 ) -> Result<T, SyscallError> {
     let [pid, uid, gid] = *credentials else { return call(None) };
-    message::with_ids(uid, gid, || match call(Some(pid as i32)) {
-        Err(e) if e.call == "clone3" => {
+    let caller = Caller { pid: pid as i32, namespace: pids.namespace() };
+    message::with_ids(uid, gid, || match call(Some(caller)) {
+        Err(e) if matches!(e.call, "clone3" | "setns") => {
             log::debug!("SO_PEERCRED will not tell process {pid}: {e}");
             call(None)
         }
@@ -198,7 +203,7 @@ impl Restore {
         let Some(fd) = &state.made else { return Ok(()) };
         let own = &state.extra.peer_credentials;
         let credentials = if credentials.is_empty() { own } else { credentials };
-        as_noted(credentials, |pid| listen_as(pid, fd.as_fd(), backlog))
+        as_noted(&self.pids, credentials, |caller| listen_as(caller, fd.as_fd(), backlog))
             .map_err(|e| problem(&state.entry, format!("cannot listen: {e}")))
     }
 
@@ -230,7 +235,8 @@ impl Restore {
             groups.entry((entry.r#type, maker)).or_default().push((*inode, entry.peer));
         }
         for ((kind, maker), pairs) in groups {
-            let made = as_noted(&maker, |pid| pairs_as(pid, kind as i32, pairs.len()));
+            let made =
+                as_noted(&self.pids, &maker, |caller| pairs_as(caller, kind as i32, pairs.len()));
             let made = made.map_err(|e| {
                 Problem::new("unix sockets", format!("{} pairs cannot be made: {e}", pairs.len()))
             })?;
@@ -326,7 +332,7 @@ impl Restore {
         let noted = state.extra.peer_credentials.clone();
         let (fd, other) = if is_datagram(entry) || entry.name.is_empty() && peer_name.is_empty() {
             let kind = entry.r#type as i32;
-            let mut made = as_noted(&noted, |pid| pairs_as(pid, kind, 1))
+            let mut made = as_noted(&self.pids, &noted, |caller| pairs_as(caller, kind, 1))
                 .map_err(|e| problem(entry, format!("cannot be made: {e}")))?;
             let Some((fd, other)) = made.pop() else { return Ok(()) };
             self.bind(entry.ino, &fd)?;
@@ -379,7 +385,7 @@ impl Restore {
             None => {
                 passing = socket(&named)?;
                 self.places.bind_apart(address, passing.as_fd())?;
-                as_noted(&of_listener, |pid| listen_as(pid, passing.as_fd(), 8))
+                as_noted(&self.pids, &of_listener, |caller| listen_as(caller, passing.as_fd(), 8))
                     .map_err(|e| problem(&named, format!("cannot listen: {e}")))?;
                 (passing.as_fd(), None)
             }
@@ -392,7 +398,7 @@ impl Restore {
             None if bind_client => self.places.bind_apart(client_name, calling.as_fd())?,
             _ => {}
         }
-        let accepted = call(&named, &listener, &calling, &of_caller)?;
+        let accepted = call(&self.pids, &named, &listener, &calling, &of_caller)?;
         if let Some(owner) = owner {
             self.listen(owner, i32::MAX, &[])?;
         }
@@ -418,7 +424,10 @@ impl Restore {
                 continue;
             };
             let entry = state.entry.clone();
-            let told = state.extra.waiting.clone();
+            let mut told = state.extra.waiting.clone();
+            let connections = state.extra.connections.clone();
+            self.line_up(&entry, &connections)?;
+            told.retain(|client| !connections.iter().any(|c| c.client == *client));
             let waits = |inode: &&u32| {
                 self.unix.get(*inode).is_some_and(|s| s.entry.peer == entry.ino && s.made.is_none())
             };
@@ -435,7 +444,11 @@ impl Restore {
         Ok(())
     }
 
-    fn wait_in_line(&mut self, listener: &UnixSkEntry, client: u32) -> Result<(), Problem> {
+    pub(super) fn wait_in_line(
+        &mut self,
+        listener: &UnixSkEntry,
+        client: u32,
+    ) -> Result<(), Problem> {
         let Some(state) = self.unix.get(&client) else { return Ok(()) };
         let (entry, own) = (state.entry.clone(), state.extra.own_credentials.clone());
         let fd = socket(&entry)?;
@@ -443,7 +456,7 @@ impl Restore {
         let made = self.unix.get(&listener.ino).and_then(|state| state.made.as_ref());
         let Some(listening) = made else { return Ok(()) };
         let reach = Reach::to(listening.as_fd(), &listener.name)?;
-        as_noted(&own, |pid| connect_as(pid, fd.as_fd(), reach.address()))
+        as_noted(&self.pids, &own, |caller| connect_as(caller, fd.as_fd(), reach.address()))
             .map_err(|e| problem(&entry, format!("cannot be connected: {e}")))?;
         self.put(client, fd);
         Ok(())
@@ -477,6 +490,7 @@ pub(super) fn connect_outside(
 
 /// Connects `calling` to `listener` as the process that `noted` tells of, and accepts it.
 fn call(
+    pids: &Pids,
     named: &UnixSkEntry,
     listener: &OwnedFd,
     calling: &OwnedFd,
@@ -486,22 +500,29 @@ fn call(
         problem(named, format!("a connection to it cannot be made: {e}"))
     };
     let reach = Reach::to(listener.as_fd(), &named.name)?;
-    as_noted(noted, |pid| connect_as(pid, calling.as_fd(), reach.address()))
+    as_noted(pids, noted, |caller| connect_as(caller, calling.as_fd(), reach.address()))
         .map_err(|e| failed(&e))?;
-    let pid = |fd: &OwnedFd| {
-        message::peer_credentials(fd.as_fd()).ok().flatten().map_or(0, |noted| noted.pid)
-    };
     // An abstract address is there for everyone: a stranger may have been faster. It will call again.
-    let ours = [noted.first().map_or(0, |pid| *pid as i32), std::process::id() as i32];
+    let mut word = [0; 16];
+    if is_abstract(&named.name) {
+        rustix::rand::getrandom(&mut word, rustix::rand::GetRandomFlags::empty())
+            .map_err(|e| failed(&e))?;
+        message::send(calling.as_fd(), &word, &[], None, &[], 0, None).map_err(|e| failed(&e))?;
+    }
     loop {
         let accepted =
             rustix::net::accept_with(listener, SocketFlags::CLOEXEC).map_err(|e| failed(&e))?;
-        let caller = pid(&accepted);
-        if !is_abstract(&named.name) || ours.contains(&caller) {
+        if !is_abstract(&named.name) {
             return Ok(accepted);
         }
+        let mut said = [0; 16];
+        let got = rustix::net::recv(&accepted, &mut said, RecvFlags::DONTWAIT);
+        if got.is_ok_and(|(n, _)| n == said.len()) && said == word {
+            return Ok(accepted);
+        }
+        let pid = message::peer_credentials(accepted.as_fd()).ok().flatten().map_or(0, |c| c.pid);
         log::warn!(
-            "{}: a connection from process {caller} came while it was restored, and was closed",
+            "{}: a connection from process {pid} came while it was restored, and was closed",
             describe(named)
         );
     }

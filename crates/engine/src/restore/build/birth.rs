@@ -119,6 +119,8 @@ pub fn opening_steps(
     env: &Environment,
     from_template: bool,
 ) {
+    // The first of all data: there it is looked for.
+    let gate = (at == 0 && env.gate).then(|| steps.words(&[0]));
     if !lineage.nodes[at].orphan {
         // On the longer way, a parent whose number is not known beforehand tells it (`turns`).
         let told = (!lineage.sequence.is_empty()).then_some(0);
@@ -133,6 +135,11 @@ pub fn opening_steps(
         if !from_template {
             strip_steps(steps, env);
         }
+    }
+    if let Some(gate) = gate {
+        let wait = op(libc::SYS_futex, &[gate.address, libc::FUTEX_WAIT as u64, 0, 0]);
+        // It fails if it is open already.
+        steps.may(Label::Text("waiting for unix sockets"), wait);
     }
 }
 
