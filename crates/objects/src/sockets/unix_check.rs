@@ -38,6 +38,7 @@ pub fn load(opener: &mut Opener<'_>) -> Result<(), Problem> {
     let unix = &opener.sockets.unix;
     unix.values().try_for_each(|state| check(state, unix))?;
     check_partners(unix)?;
+    let lines = lines(opener)?;
     let queues = opener
         .images
         .read_with_payload(kind::SK_QUEUES, ())
@@ -61,7 +62,6 @@ pub fn load(opener: &mut Opener<'_>) -> Result<(), Problem> {
     }
     let by_id: HashMap<u32, &UnixSkEntry> =
         opener.sockets.unix.values().map(|state| (state.entry.id, &*state.entry)).collect();
-    let lines = lines(opener)?;
     let mut read = HashMap::new();
     let mut total: HashMap<u32, usize> = HashMap::new();
     for (packet, data) in queues {
