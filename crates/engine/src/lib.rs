@@ -15,6 +15,7 @@ mod report;
 mod restore;
 mod resume;
 mod seize;
+mod servant;
 mod track;
 mod unlock;
 

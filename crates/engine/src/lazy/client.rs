@@ -4,13 +4,12 @@ use super::wire;
 use crate::error::{Error, Result};
 use crate::options::RestoreOptions;
 use crate::peer::is_ours;
+use crate::servant;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::fs::File;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
 
 /// The log of a pager that a restore has started, in the work directory.
 pub const LOG: &str = "lazy-pages.log";
@@ -131,26 +130,18 @@ fn start(options: &RestoreOptions) -> Result<Client> {
     let failed = |e: &dyn std::fmt::Display| {
         Error::new(format!("the pager of a lazy restore does not start: {e}"))
     };
-    let flags = SocketFlags::CLOEXEC;
-    let (socket, its) =
-        rustix::net::socketpair(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-            .map_err(|e| failed(&e))?;
     let path = options.work_dir.join(LOG);
     let log = File::create(&path).map_err(|e| failed(&format!("{}: {e}", path.display())))?;
-    let mut command = Command::new("/proc/self/exe");
-    command.arg0("rewake").arg("pager").arg(&options.images_dir).current_dir("/");
-    if !options.verify {
-        command.arg("--no-verify");
-    }
-    if options.record_working_set {
-        command.arg("--record-working-set");
-    }
-    let child = command
-        .stdin(Stdio::from(its))
-        .stdout(Stdio::null())
-        .stderr(Stdio::from(log))
-        .spawn()
-        .map_err(|e| failed(&e))?;
+    let (socket, child) = servant::start("pager", SocketType::STREAM, |command| {
+        command.arg(&options.images_dir).stderr(log);
+        if !options.verify {
+            command.arg("--no-verify");
+        }
+        if options.record_working_set {
+            command.arg("--record-working-set");
+        }
+    })
+    .map_err(|e| failed(&e))?;
     log::info!("process {} brings the memory; its log is {}", child.id(), path.display());
     Ok(Client { socket, own: true, held: Vec::new() })
 }

@@ -5,22 +5,22 @@
 //! for a process the rest. When the socket ends without a last word, the pager has died.
 
 use crate::error::{Error, Result};
+use crate::servant;
 use rewake_objects::problem::text;
 use rewake_proc::read::ProcRoot;
 use rewake_sys::signal;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketType,
 };
 use rustix::process::{Pid, PidfdFlags, Signal};
 use std::collections::{HashMap, HashSet};
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
-use std::os::unix::process::CommandExt;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 /// A process with its userfaultfd.
@@ -81,18 +81,8 @@ impl Guard {
         let failed = |e: &dyn std::fmt::Display| {
             Error::new(format!("the pager's guard does not start: {e}"))
         };
-        let flags = SocketFlags::CLOEXEC;
-        let (socket, its) =
-            rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
-                .map_err(|e| failed(&e))?;
-        Command::new("/proc/self/exe")
-            .arg0("rewake")
-            .arg("guard")
-            .current_dir("/")
-            .stdin(Stdio::from(its))
-            .stdout(Stdio::null())
-            .spawn()
-            .map_err(|e| failed(&e))?;
+        let (socket, _) =
+            servant::start("guard", SocketType::SEQPACKET, |_| ()).map_err(|e| failed(&e))?;
         Ok(Guard { socket, processes: Vec::new(), lost: false })
     }
 

@@ -12,6 +12,7 @@
 use super::{Images, Tracked};
 use crate::error::{Error, Result};
 use crate::peer::is_ours;
+use crate::servant;
 use rewake_sys::userfaultfd::Userfaultfd;
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -25,9 +26,8 @@ use std::collections::HashMap;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::AsRawFd;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{ExitCode, Stdio};
 
 /// The socket's name in the images directory.
 pub const SOCKET: &str = "rewake-keeper.socket";
@@ -154,20 +154,10 @@ pub fn begin(dir: &Path, tasks: &[&Tracked]) -> Result<Begun> {
     let failed = |what: &str, e: &dyn std::fmt::Display| {
         Error::new(format!("memory cannot be tracked: {what}: {e}"))
     };
-    let flags = SocketFlags::CLOEXEC;
-    let (own, its) =
-        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)
-            .map_err(|e| failed("socketpair", &e))?;
-    let child = Command::new("/proc/self/exe")
-        .arg0("rewake")
-        .arg("keeper")
-        .arg(dir)
-        .current_dir("/")
-        .stdin(Stdio::from(its))
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .map_err(|e| failed("its keeper does not start", &e))?;
+    let (own, child) = servant::start("keeper", SocketType::SEQPACKET, |command| {
+        command.arg(dir).stderr(Stdio::null());
+    })
+    .map_err(|e| failed("its keeper does not start", &e))?;
     let dir =
         rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
             .map_err(|e| failed(&dir.display().to_string(), &e))?;
