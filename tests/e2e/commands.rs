@@ -27,6 +27,7 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("late_parent", late_parent);
     add("scripts", scripts);
     add("scripts_fail", scripts_fail);
+    add("exec_cmd", exec_cmd);
     all
 }
 
@@ -121,6 +122,47 @@ fn late_parent(tool: &Tool) -> Result<(), NotReady> {
 }
 
 /// A script that notes when it is called, and for whom; it fails where it is told to.
+/// What the restoring process becomes is the parent of the tree; descriptors that it is told to close are closed.
+fn exec_cmd(tool: &Tool) -> Result<(), NotReady> {
+    let (mut run, before) = started(&by_name("sleepers")?, Fs::Disk)?;
+    let images = run.images(1)?;
+    run.dump(tool, &images, &[])?;
+    run.gone(&before.pids(), "after the dump")?;
+    let said = run.dir.join("said");
+    let script = format!(
+        "grep '^PPid' /proc/{}/status; echo $$; test -e /proc/self/fd/7 || echo closed",
+        run.root
+    );
+    let restore = |run: &mut Run, close: &str, program: &str| {
+        run.begin_anew();
+        let mut command = Command::new("/bin/sh");
+        let line = "\"$0\" restore -D \"$1\" --close $2 --exec-cmd -- \"$3\" -c \"$4\" 7</dev/null >\"$5\"";
+        command.args(["-c", line]).arg(&tool.path).arg(&images);
+        command.args([close, program, &script]).arg(&said);
+        execute(command, &run.dir)
+    };
+    // Without the descriptor nothing is restored, without the command everything is.
+    let done = restore(&mut run, "8", "/bin/sh")?;
+    if !tool.is_criu {
+        refused(&run, tool, &done, &images.join("none"), &["--close 8"])?;
+        run.gone(&before.pids(), "after --close of what is not open")?;
+    }
+    let done = restore(&mut run, "7", "/bin/sh")?;
+    let text = fs::read_to_string(&said).unwrap_or_default();
+    let lines: Vec<&str> = text.split_whitespace().collect();
+    match lines[..] {
+        ["PPid:", parent, shell, "closed"] if parent == shell && done.success() => {}
+        _ => return Err(run.fail(format!("it became: {text}; {}", done.text)).into()),
+    }
+    // The tree is there even if the command is not.
+    run.dump(tool, &run.images(2)?, &[])?;
+    run.gone(&before.pids(), "after the second dump")?;
+    let done = restore(&mut run, "7", "/no/such/program")?;
+    refused(&run, tool, &done, &images.join("none"), &["/no/such/program"])?;
+    run.check(&before)?;
+    Ok(())
+}
+
 fn script(run: &Run) -> Result<PathBuf, Fail> {
     let path = run.dir.join("script");
     let text = "#!/bin/sh\n\

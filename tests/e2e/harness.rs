@@ -278,7 +278,7 @@ impl Run {
         extra: &[&str],
         prepare: impl FnOnce(&mut Command),
     ) -> Result<Done, Fail> {
-        self.mark = reaper::mark();
+        self.begin_anew();
         let done = self.try_restore_with(tool, images, extra, prepare)?;
         if !done.success() {
             return Err(self.fail(format!(
@@ -298,6 +298,11 @@ impl Run {
             )));
         }
         Ok(done)
+    }
+
+    /// What has ended until now is not what the program's check is about.
+    pub fn begin_anew(&mut self) {
+        self.mark = reaper::mark();
     }
 
     /// Runs `restore --new-pidns`; from now on the run's root is the namespace's init, which is a child of ours and ends

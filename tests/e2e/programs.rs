@@ -66,6 +66,10 @@ const LIVES_ON: &str = "it is refused by name where the program lives on";
 const OWN_FORMAT: &[&str] = &["--format", "rewake"];
 const OWN: &str = "it has no such format";
 
+/// A queued SIGCONT is taken away by whatever stops a process.
+const CONTINUED: &[(&str, &str)] =
+    &[("stopped", "SIGSTOP takes it away"), ("stopped_restored", "SIGSTOP takes it away")];
+
 impl Program {
     const fn new(name: &'static str, path: &'static str) -> Program {
         Program {
@@ -369,6 +373,11 @@ pub fn all() -> Vec<Program> {
             .env(&[("ZOO_TRAP", "1")])
             .unless_criu("its single steps reset the action of an ignored SIGTRAP"),
         program!(sigpending),
+        program!(sigcont).not_in(CONTINUED),
+        program!(sigcont)
+            .named("sigcont_handled")
+            .env(&[("ZOO_HANDLED", "1")])
+            .not_in(CONTINUED),
         program!(sigaltstack),
         program!(itimers),
         program!(itimers)

@@ -37,6 +37,13 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
             finish(refused_with(&tool, "aio", ("ZOO_FORKED", "1"), words))
         }));
     }
+    {
+        let tool = tool.clone();
+        all.push(trial("refusals::dump_dispatched_thread".into(), move || {
+            let told = ("ZOO_FOREIGN", "1");
+            finish(refused_with(&tool, "syscall_user_dispatch", told, &["dispatch", "try again"]))
+        }));
+    }
     for (kind, words) in KINDS {
         let tool = tool.clone();
         all.push(trial(format!("refusals::dump_{kind}"), move || {
@@ -105,7 +112,9 @@ const KINDS: &[(&str, &[&str])] = &[
     ("bpf_prog", &["bpf program"]),
     ("bpf_ring", &["bpf map", "type 27"]),
     ("fuse", &["fuse"]),
-    ("block", &["block device"]),
+    ("keyring", &["process keyring"]),
+    ("mqueue", &["message queue"]),
+    ("kvm_running", &["kvm", "thread"]),
     ("broken_lease", &["leased", "being broken"]),
 ];
 
@@ -133,7 +142,8 @@ fn refused_with(
     program.env = env;
     unharmed(&program, tool, |run, _| {
         let images = run.images(1)?;
-        let done = run.try_dump(tool, run.root, &images, &[])?;
+        // What has no name must not be taken for a file that has lost its name.
+        let done = run.try_dump(tool, run.root, &images, &["--link-remap"])?;
         let pid = run.root.to_string();
         let words: Vec<&str> = [&pid[..], name].into_iter().chain(words.iter().copied()).collect();
         refused(run, tool, &done, &images.join("dump.log"), &words)?;

@@ -86,6 +86,7 @@ fn run(program: &str, argv: Vec<OsString>) -> Result<ExitCode, ArgError> {
 
     let (given, skipped) = config::with_files(words.given, &config::Places::from_env())?;
     let (mut common, job) = resolve::job(command, &words.operands, &given)?;
+    startup::close(&common.close)?;
     startup::environment(&mut common.notes, skipped)?;
     if let Job::Restore(job) = &job {
         startup::inherited(&job.options.inherited)?;

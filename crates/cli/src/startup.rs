@@ -46,6 +46,23 @@ pub fn environment(notes: &mut Vec<(Level, String)>, skipped: Vec<String>) -> Re
     Ok(())
 }
 
+/// Closes the descriptors of `--close`.
+///
+/// # Errors
+/// One is not open, or a standard stream.
+pub fn close(numbers: &[i32]) -> Result<(), ArgError> {
+    for number in numbers {
+        drop(rewake_sys::descriptors::inherited(*number).map_err(|e| {
+            let text = match number {
+                0..=2 => format!("--close {number}: standard streams are redirected, not closed"),
+                _ => format!("--close {number}: {e}"),
+            };
+            Kind::Usage(text).argv()
+        })?);
+    }
+    Ok(())
+}
+
 /// Checks that the descriptors of `--inherit-fd` are there, while nothing of ours has got their numbers.
 ///
 /// # Errors

@@ -46,6 +46,22 @@ impl Error {
         self
     }
 
+    /// Adds the way out if the command has as many descriptors open as it may.
+    #[must_use]
+    pub(crate) fn with_limit(self) -> Error {
+        use rustix::process::{Resource, getrlimit};
+        let full = std::io::Error::from_raw_os_error(libc::EMFILE).to_string();
+        if self.hint.is_some() || !self.message.contains(&full) {
+            return self;
+        }
+        match getrlimit(Resource::Nofile).maximum {
+            Some(most) => self.hint(format!(
+                "this command may have {most} files open: give it more (ulimit -Hn, or prlimit --nofile)"
+            )),
+            None => self,
+        }
+    }
+
     /// A problem with an object of a process.
     #[must_use]
     pub fn of(pid: i32, comm: &[u8], problem: Problem) -> Error {

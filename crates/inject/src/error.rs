@@ -46,7 +46,7 @@ pub enum Error {
         stop: String,
     },
     /// A system call made inside the target failed.
-    #[error("{what} inside the process failed: {errno}")]
+    #[error("{what} inside the process failed: {errno}{}", way_out(what, *errno))]
     Inside {
         /// The call.
         what: &'static str,
@@ -101,5 +101,16 @@ impl Error {
             Error::Syscall { source, .. } => source.errno == rewake_sys::Errno::SRCH,
             _ => false,
         }
+    }
+}
+
+/// What to do about a failed call, where that is known.
+fn way_out(what: &str, errno: rewake_sys::Errno) -> &'static str {
+    match what {
+        "mmap" if errno == rewake_sys::Errno::NOMEM => {
+            " (its address space is as large, or has as many mappings, as it may: raise RLIMIT_AS with prlimit --as, or \
+             vm.max_map_count)"
+        }
+        _ => "",
     }
 }

@@ -50,6 +50,8 @@ pub struct Common {
     pub log_pid: bool,
     /// `--unprivileged`.
     pub unprivileged: bool,
+    /// `--close`, each.
+    pub close: Vec<i32>,
     /// Remarks on the options, for the log once it is open.
     pub notes: Vec<(Level, String)>,
 }
@@ -74,6 +76,8 @@ pub struct RestoreJob {
     pub display_stats: bool,
     /// `--action-script`, in the order given.
     pub scripts: Vec<PathBuf>,
+    /// What this process becomes afterwards (`--exec-cmd`): a program and its arguments.
+    pub command: Option<Vec<OsString>>,
 }
 
 /// `check`.
@@ -134,6 +138,8 @@ struct Values {
     final_state: Option<FinalState>,
     detached: bool,
     sibling: bool,
+    exec: bool,
+    close: Vec<i32>,
     no_verify: bool,
     lazy_pages: bool,
     record_working_set: bool,
@@ -314,6 +320,11 @@ impl Values {
             "leave-running" => self.final_state = Some(FinalState::Running),
             "restore-detached" | "daemon" => self.detached = on,
             "restore-sibling" => self.sibling = on,
+            "exec-cmd" => self.exec = on,
+            "close" => {
+                let number = text().to_str().and_then(|t| t.parse().ok());
+                self.close.push(number.ok_or_else(|| bad("the number of a descriptor"))?);
+            }
             "copies" => {
                 let number = text().to_str().and_then(|t| t.parse().ok()).filter(|n| *n > 0);
                 self.copies = Some(number.ok_or_else(|| bad("a number of copies"))?);
@@ -484,7 +495,9 @@ impl Values {
                 logs: self.log_file.is_some(),
             })),
             Command::CheckTree => Ok(Job::CheckTree(Box::new(self.dump("check")?))),
-            Command::Restore => self.restore(notes).map(|job| Job::Restore(Box::new(job))),
+            Command::Restore => {
+                self.restore(operands, notes).map(|job| Job::Restore(Box::new(job)))
+            }
             Command::Check => Ok(Job::Check(CheckJob {
                 extra: self.extra,
                 experimental: self.experimental,
@@ -550,7 +563,28 @@ impl Values {
         })
     }
 
-    fn restore(&self, notes: &mut Vec<(Level, String)>) -> Result<RestoreJob, ArgError> {
+    /// The command after `--exec-cmd --`; the first operand is `restore` itself.
+    fn command(&self, operands: &[OsString]) -> Result<Option<Vec<OsString>>, ArgError> {
+        match operands.get(1..) {
+            _ if !self.exec => Ok(None),
+            _ if self.detached => {
+                let text = "--exec-cmd and --restore-detached exclude each other: \
+                            the command is to be the parent of the tree";
+                Err(Kind::Usage(text.into()).argv())
+            }
+            Some(command @ [_, ..]) => Ok(Some(command.to_vec())),
+            _ => {
+                let text = "--exec-cmd needs a command after the options: -- PROGRAM ARGUMENTS";
+                Err(Kind::Usage(text.into()).argv())
+            }
+        }
+    }
+
+    fn restore(
+        &self,
+        operands: &[OsString],
+        notes: &mut Vec<(Level, String)>,
+    ) -> Result<RestoreJob, ArgError> {
         if self.sibling && !self.detached {
             let text = "--restore-sibling needs --restore-detached";
             return Err(Kind::Usage(text.into()).argv());
@@ -599,6 +633,7 @@ impl Values {
             },
             display_stats: self.display_stats,
             scripts: self.scripts.clone(),
+            command: self.command(operands)?,
         })
     }
 
@@ -659,6 +694,7 @@ impl Values {
             verbosity: self.verbosity.unwrap_or(VERBOSITY),
             log_pid: self.log_pid,
             unprivileged: self.unprivileged,
+            close: self.close,
             notes,
         }
     }

@@ -119,7 +119,9 @@ fn missing_and_surplus_words() {
     assert_eq!(error("-j"), "a command is missing");
     assert_eq!(error("dumb -t 1"), "unknown command 'dumb'");
     assert_eq!(error("dump x -t 1"), "'x' is one word too many");
-    assert_eq!(error("restore --exec-cmd -- x y"), "--exec-cmd of restore is not supported yet");
+    assert_eq!(error("restore x"), "'x' is one word too many");
+    assert!(error("restore --exec-cmd").contains("needs a command"));
+    assert!(error("restore -d --exec-cmd -- x y").contains("exclude each other"));
     assert_eq!(error("dump -t 0"), "bad argument '0' of --tree: expected a process id");
     assert_eq!(error("resume x"), "bad argument 'x' of resume: expected a process id");
 }

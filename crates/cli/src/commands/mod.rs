@@ -14,6 +14,9 @@ use rewake_engine::{Error, Pid};
 
 use crate::logging::Failure;
 
+/// How many obstacles a refusal lists: who wants more than that is no reader any more.
+const OBSTACLES_SHOWN: usize = 50;
+
 /// `1234 (redis-server)`, or the number alone if there is no such process.
 fn process(pid: Pid) -> String {
     match std::fs::read_to_string(format!("/proc/{pid}/comm")) {
@@ -43,9 +46,12 @@ fn failed(what: &str, error: Error) -> Failure {
         }
         obstacles => {
             let things = if obstacles.len() == 1 { "thing stands" } else { "things stand" };
+            let shown = obstacles.iter().take(OBSTACLES_SHOWN).map(ToString::to_string);
+            let more = obstacles.len().saturating_sub(OBSTACLES_SHOWN);
+            let more = (more > 0).then(|| format!("and {more} more: 'check -t' tells them all"));
             Failure {
                 message: format!("cannot {what}: {} {things} in the way", obstacles.len()),
-                details: obstacles.iter().map(ToString::to_string).collect(),
+                details: shown.chain(more).collect(),
                 hint: error.hint,
             }
         }
@@ -84,9 +90,15 @@ mod tests {
             remedy: Some("use --even".into()),
         };
         let mut refused = error("x");
-        refused.obstacles = vec![obstacle];
+        refused.obstacles = vec![obstacle.clone()];
         let failure = failed("dump 7 (sh)", refused);
         assert_eq!(failure.message, "cannot dump 7 (sh): 1 thing stands in the way");
         assert_eq!(failure.details, ["process 7 (sh): fd 3: odd; use --even"]);
+        let mut refused = error("x");
+        refused.obstacles = vec![obstacle; 1000];
+        let failure = failed("dump 7 (sh)", refused);
+        assert_eq!(failure.message, "cannot dump 7 (sh): 1000 things stand in the way");
+        assert_eq!(failure.details.len(), OBSTACLES_SHOWN + 1);
+        assert_eq!(failure.details[OBSTACLES_SHOWN], "and 950 more: 'check -t' tells them all");
     }
 }

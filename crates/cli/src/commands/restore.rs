@@ -1,6 +1,8 @@
 //! `restore`: bring a tree back, and wait for it unless told otherwise.
 
-use std::process::ExitCode;
+use std::ffi::OsString;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode};
 
 use log::Level;
 use rustix::io::Errno;
@@ -55,10 +57,23 @@ pub fn run(mut job: RestoreJob, place: &Place) -> ExitCode {
         report.pages_restored
     );
     logging::milestone(Level::Info, "Restore finished successfully. Tasks resumed.");
+    if let Some(command) = &job.command {
+        return become_command(command);
+    }
     if !job.options.detached {
         wait_for_children();
     }
     ExitCode::SUCCESS
+}
+
+/// Becomes the command of `--exec-cmd`, whose children the restored processes then are. Returns only if it cannot.
+fn become_command(command: &[OsString]) -> ExitCode {
+    let Some((program, arguments)) = command.split_first() else { return ExitCode::SUCCESS };
+    logging::finish();
+    let error = Command::new(program).args(arguments).exec();
+    let text = format!("the tree is restored, but {} cannot be run: {error}", program.display());
+    logging::failure(&Failure::new(text, "the restored processes run on without a parent"));
+    ExitCode::FAILURE
 }
 
 /// Waits until no child is left (`wait4(2)` says `ECHILD`).

@@ -18,7 +18,9 @@ use rewake_objects::Problem;
 use rewake_objects::memory::vma::status;
 use rewake_objects::memory::{aio, future};
 use rewake_objects::task::attributes::{self, Attributes};
-use rewake_objects::task::{credentials, landlock, limits, registers, seccomp, signals, timers};
+use rewake_objects::task::{
+    credentials, keyrings, landlock, limits, registers, seccomp, signals, timers,
+};
 use rewake_sys::ptrace;
 use rewake_sys::sched::Pin;
 use rustix::fd::{AsFd, OwnedFd};
@@ -134,6 +136,8 @@ struct FirstBatch {
     future: future::Asked,
     /// The operation that Landlock may forbid.
     landlock: usize,
+    /// Operations that ask for keyrings.
+    keyrings: usize,
     aio: std::ops::Range<usize>,
     clocks: Data,
     /// Operations that ask for close-on-exec flags, of as many descriptors as there is room for.
@@ -154,6 +158,7 @@ impl FirstBatch {
         let attributes = attributes::ask(script);
         let future = future::ask(script);
         let landlock = landlock::ask(script, own_pid());
+        let keyrings = keyrings::ask(script);
         let aio = aio::ask(script, &outside.aio[..outside.aio.len().min(FIRST_CONTEXTS)]);
         let clocks = script.space(32);
         for (i, clock) in [libc::CLOCK_MONOTONIC, libc::CLOCK_BOOTTIME].into_iter().enumerate() {
@@ -162,7 +167,18 @@ impl FirstBatch {
         }
         let room = rewake_inject::live::OPS - script.ops.len();
         let flags = ask_cloexec(script, &outside.fds[..outside.fds.len().min(room)]);
-        FirstBatch { actions, timers, limits, attributes, future, landlock, aio, clocks, flags }
+        FirstBatch {
+            actions,
+            timers,
+            limits,
+            attributes,
+            future,
+            landlock,
+            keyrings,
+            aio,
+            clocks,
+            flags,
+        }
     }
 }
 
@@ -311,6 +327,7 @@ fn ask_on(
     };
     let Traced { mut states, shared, mut problems, .. } = traced;
     problems.extend(aio::read(results, asked.aio.clone(), &outside.aio));
+    problems.extend(keyrings::read(results, asked.keyrings));
     let clocks = asked.clocks;
     let first = outside.timers.len().min(FIRST_TIMERS);
     let mut answers = Answers {

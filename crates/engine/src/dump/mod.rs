@@ -51,7 +51,8 @@ pub fn dump(options: &DumpOptions, hooks: &mut dyn Hooks) -> Result<DumpReport> 
     let warnings = std::mem::take(&mut tracks.warnings);
     let tracks = Arc::new(tracks);
     let mut report = prepare_and_dump(options, hooks, images, &tracks)
-        .inspect_err(|_| tracks.put_back(&options.images_dir))?;
+        .inspect_err(|_| tracks.put_back(&options.images_dir))
+        .map_err(Error::with_limit)?;
     report.warnings.splice(..0, warnings);
     Ok(report)
 }

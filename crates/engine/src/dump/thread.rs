@@ -226,6 +226,19 @@ fn interrupted_call(regs: &Registers, back: u64, outside: &Outside) -> u64 {
     }
 }
 
+/// Would a system call that is made in the thread now be handed to its handler?
+fn is_dispatched(sud: &ptrace::SudConfig, outside: &Outside) -> bool {
+    const ALLOW: u8 = 0;
+    let mut selector = [ALLOW];
+    // Without a selector all are. One that cannot be read ends the program by itself.
+    sud.selector == 0
+        || outside.memory.read_exact_at(&mut selector, sud.selector).is_ok() && selector != [ALLOW]
+}
+
+/// The request of ioctl(2) in which a thread is a processor of a virtual machine (linux/kvm.h). Where the kernel keeps the
+/// guest's registers in the place of the thread's own, no agent could be put into it.
+const KVM_RUN: u32 = 0xae80;
+
 /// Reads what ptrace tells of a stopped thread. `xsave` is room for its FPU registers.
 ///
 /// # Errors
@@ -241,6 +254,10 @@ pub fn state(
         move |e: rewake_sys::SyscallError| format!("thread {tid}: {what}: {e}")
     };
     let regs = thread.registers().of(pid, comm)?;
+    if regs.orig_rax == libc::SYS_ioctl as u64 && regs.rsi as u32 == KVM_RUN {
+        let text = format!("thread {tid} runs a virtual machine (KVM), which cannot be saved");
+        return Err(text).of(pid, comm);
+    }
     let len = match if_known(ptrace::regset(tid, ptrace::NT_X86_XSTATE, xsave)) {
         Ok(None) => ptrace::regset(tid, ptrace::NT_PRFPREG, xsave),
         Ok(Some(len)) => Ok(len),
@@ -271,6 +288,16 @@ pub fn state(
         && sud.mode != 0
     {
         extra.syscall_dispatch = vec![sud.mode, sud.selector, sud.offset, sud.len];
+        if is_dispatched(&sud, outside) {
+            let text = format!(
+                "thread {tid} has its system calls dispatched (PR_SET_SYSCALL_USER_DISPATCH), those of an agent too"
+            );
+            let error = Err(text).of(pid, comm);
+            return error.map_err(|e: crate::Error| crate::Error {
+                transient: true,
+                ..e.hint("try again when it runs code whose system calls are its own")
+            });
+        }
     }
     let info = registers::survey(&image_regs, &xsave[..len], 0)
         .map_err(|p| crate::Error::of(pid, comm, p))?;

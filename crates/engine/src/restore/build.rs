@@ -262,7 +262,7 @@ fn plan_node(
         for thread in &alive.threads[1..] {
             let base = space.next_data_address();
             let mut steps = Steps::new(base);
-            thread_steps(&mut steps, thread);
+            thread_steps(&mut steps, tasks[index].pid, thread);
             // Filters of its own: after those that the leader installs for all.
             let mut finish = waits(alive, thread).then(|| Steps::new(base));
             if let Some(finish) = &mut finish {

@@ -360,7 +360,8 @@ impl Ready {
             let stop = if is_stopped(task) {
                 Some(stop_signal(task, &groups))
             } else {
-                all_stopped.then_some(libc::SIGSTOP)
+                let stops = all_stopped || task.has_queued(signals::stops);
+                stops.then_some(libc::SIGSTOP)
             };
             if let Some(stop) = stop {
                 signal::kill(pid, stop).of(task.pid, &task.comm)?;

@@ -93,7 +93,7 @@ pub fn restore(options: &RestoreOptions, hooks: &mut dyn Hooks) -> Result<Restor
                 std::thread::sleep(Duration::from_millis(5));
                 tries += 1;
             }
-            result => return result,
+            result => return result.map_err(Error::with_limit),
         }
     }
 }

@@ -6,7 +6,8 @@ use crate::error::{Error, Result};
 use crate::options::RestoreOptions;
 use rewake_image::messages::{
     CoreEntry, FdinfoEntry, FsEntry, March, MmEntry, PstreeEntry, RewakeFileEntry, RewakeTaskEntry,
-    RewakeThreadEntry, TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry, TimensEntry,
+    RewakeThreadEntry, SignalQueueEntry, TaskCoreEntry, TaskKobjIdsEntry, ThreadCoreEntry,
+    TimensEntry,
 };
 use rewake_image::{ImageDir, StoredPages, kind};
 use rewake_objects::memory::{aio, lazy, mm, sysv};
@@ -96,6 +97,16 @@ pub struct Task {
     pub alive: Option<Alive>,
     /// What it does for those it shares something with.
     pub part: Part,
+}
+
+impl Task {
+    /// Is it so of a queue of signals of the process or of any of its threads?
+    #[must_use]
+    pub fn has_queued(&self, so: fn(&SignalQueueEntry) -> bool) -> bool {
+        let threads = self.alive.iter().flat_map(|alive| &alive.threads);
+        let mut queues = threads.map(|t| &t.thread.signals_p).chain([&self.tc.signals_s]).flatten();
+        queues.any(so)
+    }
 }
 
 /// A whole checkpoint.

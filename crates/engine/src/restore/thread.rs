@@ -53,11 +53,14 @@ pub(super) fn seccomp_steps(steps: &mut Steps, thread: &Thread, common: usize) {
     }
 }
 
-pub(super) fn thread_steps(steps: &mut Steps, thread: &Thread) {
+pub(super) fn thread_steps(steps: &mut Steps, pid: i32, thread: &Thread) {
     if let Some(comm) = &thread.thread.comm {
         name_steps(steps, comm);
     }
     thread_basics(steps, thread);
+    if let Some(queue) = &thread.thread.signals_p {
+        signals::restore_continue(steps, queue, pid, Some(thread.tid));
+    }
 }
 
 /// Credentials and what comes after them.

@@ -376,16 +376,32 @@ fn survey_kind(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdTyp
             let name = name.strip_suffix(b" (deleted)").unwrap_or(name);
             crate::memory::shared::survey_descriptor(collector, view, name)
         }
-        libc::S_IFREG | libc::S_IFDIR => regular::survey(collector, view),
+        libc::S_IFREG if view.link.starts_with(b"/secretmem") && is_on(view, SECRETMEM_MAGIC) => {
+            Err(anonymous(view, b"[secretmem]"))
+        }
+        libc::S_IFREG if view.stat.st_size == MESSAGE_QUEUE_SIZE && is_on(view, MQUEUE_MAGIC) => {
+            Err(anonymous(view, b"[mqueue]"))
+        }
+        // A block device is its path and a position, whatever is on it.
+        libc::S_IFREG | libc::S_IFDIR | libc::S_IFBLK => regular::survey(collector, view),
         libc::S_IFCHR if regular::is_plain_device(view.stat.st_rdev) => {
             regular::survey(collector, view)
         }
         libc::S_IFSOCK => crate::sockets::survey(collector, view),
         libc::S_IFCHR if tty::is_terminal(view.stat.st_rdev) => tty::survey(collector, view),
         libc::S_IFCHR => Err(character_device(view)),
-        libc::S_IFBLK => Err(view.problem("block devices cannot be saved yet")),
         _ => Err(view.problem("descriptors of this kind cannot be saved yet")),
     }
+}
+
+/// File systems of objects that look like files (linux/magic.h).
+const MQUEUE_MAGIC: i64 = 0x1980_0202;
+const SECRETMEM_MAGIC: i64 = 0x5345_434d;
+/// What stat(2) says of every queue of mq_overview(7).
+const MESSAGE_QUEUE_SIZE: i64 = 80;
+
+fn is_on(view: &View<'_>, magic: i64) -> bool {
+    rustix::fs::fstatfs(&view.fd).is_ok_and(|fs| fs.f_type == magic)
 }
 
 /// Why an object that has only a descriptor (`anon_inode:`) of kind `name` cannot be saved.
@@ -407,6 +423,7 @@ fn anonymous(view: &View<'_>, name: &[u8]) -> Problem {
         name if name.starts_with(b"kvm") => {
             ("virtual machines (KVM)", "use the virtual machine monitor's own snapshots")
         }
+        b"[mqueue]" => ("POSIX message queues (mq_open)", "close it for the time of the dump"),
         b"[secretmem]" => {
             ("secret memory (memfd_secret)", "it cannot be read by anybody but the program itself")
         }

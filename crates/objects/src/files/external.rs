@@ -9,7 +9,6 @@ use super::collect::{Collector, View};
 use super::open::Opener;
 use crate::Problem;
 use crate::problem::text;
-use rewake_image::kind;
 use rewake_image::messages::{FdTypes, FileEntry, PipeEntry, RegFileEntry, TtyInfoEntry, TtyType};
 use rewake_sys::{Errno, descriptors};
 use rustix::fd::{AsFd, AsRawFd, OwnedFd};
@@ -123,11 +122,7 @@ pub(super) fn check(opener: &Opener<'_>) -> Result<(), Problem> {
         }
     }
     if unused.iter().any(|key| key.starts_with(b"/memfd:")) {
-        let inodes = opener
-            .images
-            .read_all(kind::MEMFD_INODE, ())
-            .map_err(|e| Problem::new("memfd.img", e.to_string()))?;
-        for inode in inodes {
+        for inode in opener.memfd_inodes.values() {
             unused.remove(key_of_memfd(&inode.name).as_slice());
         }
     }

@@ -10,8 +10,8 @@ use crate::problem::text;
 use crate::sockets;
 use rewake_image::addresses::{self, Outcome, Rule};
 use rewake_image::messages::{
-    BpfmapDataEntry, FdTypes, FileEntry, FownEntry, PipeDataEntry, RemapFilePathEntry, RemapType,
-    RewakeFileEntry, TtyInfoEntry,
+    BpfmapDataEntry, FdTypes, FileEntry, FownEntry, MemfdInodeEntry, PipeDataEntry,
+    RemapFilePathEntry, RemapType, RewakeFileEntry, TtyInfoEntry,
 };
 use rewake_image::{ImageDir, kind};
 use rewake_sys::{Errno, file};
@@ -104,6 +104,8 @@ pub struct Opener<'a> {
     pub(super) flying_epolls: Vec<u32>,
     /// Our own extra state by file id.
     pub extra: HashMap<u32, RewakeFileEntry>,
+    /// Shared memory of the images, by `MemfdInodeEntry::inode_id`.
+    pub(crate) memfd_inodes: HashMap<u64, MemfdInodeEntry>,
     /// Shared memory made so far, by `MemfdInodeEntry::inode_id`.
     pub segments: HashMap<u64, OwnedFd>,
     /// Those whose original description a descriptor has got.
@@ -129,6 +131,7 @@ impl<'a> Opener<'a> {
         let pipe_data = images.read_with_payload(kind::PIPES_DATA, ())?;
         let fifo_data = images.read_with_payload(kind::FIFO_DATA, ())?;
         let bpf_data = images.read_with_payload(kind::BPFMAP_DATA, ())?;
+        let memfd_inodes = images.read_all(kind::MEMFD_INODE, ())?;
         let ttys = images.read_all(kind::TTY_INFO, ())?;
         let mut tty_data: HashMap<u32, Vec<u8>> = HashMap::new();
         for entry in images.read_all(kind::TTY_DATA, ())? {
@@ -167,6 +170,7 @@ impl<'a> Opener<'a> {
             dead: HashMap::new(),
             flying_epolls: Vec::new(),
             extra,
+            memfd_inodes: memfd_inodes.into_iter().map(|i| (i.inode_id, i)).collect(),
             segments: HashMap::new(),
             memfds_given: std::collections::HashSet::new(),
             seals: Vec::new(),

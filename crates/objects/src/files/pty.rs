@@ -8,12 +8,12 @@ use super::open::Opener;
 use super::tty as terminal;
 use crate::Problem;
 use crate::problem::text;
-use rewake_image::messages::{TtyDataEntry, TtyInfoEntry};
+use rewake_image::messages::{TtyDataEntry, TtyFileEntry, TtyInfoEntry};
 use rewake_sys::tty::{self, Property, Settings, Termios, WinSize};
 use rewake_sys::{Errno, SyscallError};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -331,14 +331,19 @@ pub struct Controlling {
 /// # Errors
 /// There are no more.
 pub fn prepare(opener: &mut Opener<'_>) -> Result<(), Problem> {
-    let masters: Vec<TtyInfoEntry> =
+    let number = |info: &TtyInfoEntry| info.pty.as_ref().map_or(0, |pty| pty.index);
+    let mut masters: Vec<TtyInfoEntry> =
         opener.ttys.values().filter(|t| t.id & 1 == 1 && t.pty.is_some()).cloned().collect();
+    // The kernel gives the lowest number that is free: in this order, mostly the one that is wanted.
+    masters.sort_unstable_by_key(number);
+    let ttys = opener.files.values().filter_map(|f| f.tty.as_deref());
+    let files: HashMap<u32, TtyFileEntry> = ttys.map(|t| (t.tty_info_id, t.clone())).collect();
     // Those that can have their numbers come first: else one could get the number of another.
     for strict in [true, false] {
         for info in &masters {
-            let index = info.pty.as_ref().map_or(0, |p| p.index);
+            let index = number(info);
             if !opener.ptys.contains_key(&(info.id >> 1))
-                && let Some(pair) = make(opener, info, index, strict)?
+                && let Some(pair) = make(opener, &files, info, index, strict)?
             {
                 opener.ptys.insert(info.id >> 1, pair);
             }
@@ -351,9 +356,10 @@ fn object(index: u32) -> String {
     format!("pseudoterminal {index}")
 }
 
-/// Makes one. If its number is taken it is another's or, if `strict`, none.
+/// Makes one, whose descriptions are in `files` by their terminal's id. If its number is taken it is another's or, if `strict`, none.
 fn make(
     opener: &Opener<'_>,
+    files: &HashMap<u32, TtyFileEntry>,
     info: &TtyInfoEntry,
     index: u32,
     strict: bool,
@@ -361,17 +367,12 @@ fn make(
     let failed = |what: &str, e: &dyn std::fmt::Display| {
         Problem::new(object(index), format!("it cannot be {what}: {e}"))
     };
-    let of = |id: u32| {
-        let mut files = opener.files.values().filter_map(|f| f.tty.as_deref());
-        files.find(move |t| t.tty_info_id == id)
-    };
-    let file = of(info.id);
+    let file = files.get(&info.id);
     let access = file.map_or(libc::O_RDWR as u32, |f| f.flags & libc::O_ACCMODE as u32);
     let flags = OFlags::from_bits_retain(access) | OFlags::NOCTTY | OFlags::CLOEXEC;
     let reg = file.and_then(|f| opener.files.get(&f.regf_id?)?.reg.as_deref());
     let path = reg.map_or(&b"/dev/ptmx"[..], |reg| &reg.name);
     let mut others = Vec::new();
-    // The kernel gives the lowest number that is free.
     let (master, now) = loop {
         let master = rustix::fs::open(path, flags, Mode::empty())
             .map_err(|e| failed(&format!("made ({})", text(path)), &e))?;
@@ -404,7 +405,7 @@ fn make(
         let owner = (rustix::fs::Uid::from_raw, rustix::fs::Gid::from_raw);
         rustix::fs::fchown(slave, info.uid.map(owner.0), info.gid.map(owner.1))
             .map_err(|e| failed("given to its owner", &e))?;
-        let reg = of(info.id).and_then(|f| opener.files.get(&f.regf_id?)?.reg.as_deref());
+        let reg = files.get(&info.id).and_then(|f| opener.files.get(&f.regf_id?)?.reg.as_deref());
         if let Some(mode) = reg.and_then(|reg| reg.mode) {
             rustix::fs::fchmod(slave, Mode::from_raw_mode(mode & 0o7777))
                 .map_err(|e| failed("given its mode", &e))?;
@@ -484,7 +485,7 @@ pub fn controlling(opener: &Opener<'_>) -> BTreeMap<i32, Controlling> {
     let mut found = BTreeMap::new();
     let ttys = opener.ttys.values().filter(|t| t.sid != 0 && t.termios.is_some());
     for info in ttys.filter(|t| opener.sessions.contains(&(t.sid as i32))) {
-        let same = |f: &&rewake_image::messages::TtyFileEntry| f.tty_info_id == info.id;
+        let same = |f: &&TtyFileEntry| f.tty_info_id == info.id;
         let files = || opener.files.values().filter_map(|f| f.tty.as_deref()).filter(same);
         let reg = files().find_map(|f| opener.files.get(&f.regf_id?)?.reg.as_deref());
         let kind = TtyType::try_from(info.r#type).unwrap_or(TtyType::Unknown);

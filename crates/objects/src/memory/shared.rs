@@ -11,7 +11,7 @@ use crate::files::collect::{Collector, Contents};
 use crate::files::open::Opener;
 use crate::problem::text;
 use rewake_image::messages::{FdTypes, FileEntry, FownEntry, MemfdFileEntry, MemfdInodeEntry};
-use rewake_image::{ImageDir, ImageWriter, kind};
+use rewake_image::{ImageDir, ImageWriter};
 use rewake_sys::memory::SharedMapping;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
@@ -265,14 +265,10 @@ pub fn open(opener: &mut Opener<'_>, entry: &MemfdFileEntry) -> Result<OwnedFd, 
     let inode_id = u64::from(entry.inode_id);
     let object = || format!("memfd {}", entry.id);
     if !opener.segments.contains_key(&inode_id) {
-        let inodes = opener
-            .images
-            .read_all(kind::MEMFD_INODE, ())
-            .map_err(|e| Problem::new(object(), e.to_string()))?;
-        let inode = inodes
-            .into_iter()
-            .find(|i| i.inode_id == inode_id)
-            .ok_or_else(|| Problem::new(object(), format!("memfd.img has no inode {inode_id}")))?;
+        let inode =
+            opener.memfd_inodes.get(&inode_id).cloned().ok_or_else(|| {
+                Problem::new(object(), format!("memfd.img has no inode {inode_id}"))
+            })?;
         match crate::files::external::memfd(opener, &inode.name)? {
             // Content and seals are the caller's.
             Some(file) => {
@@ -321,7 +317,7 @@ pub fn add_needs(opener: &Opener<'_>, needs: &mut hugetlb::Needs) -> Result<(), 
     if files.is_empty() {
         return Ok(());
     }
-    for inode in opener.images.read_all(kind::MEMFD_INODE, ()).map_err(failed)? {
+    for inode in opener.memfd_inodes.values() {
         if inode.hugetlb_flag.is_none_or(|flag| flag == 0) {
             continue;
         }
@@ -330,7 +326,7 @@ pub fn add_needs(opener: &Opener<'_>, needs: &mut hugetlb::Needs) -> Result<(), 
         let shmid = u64::from(inode.shmid);
         let stored = opener.images.stored_pages_shmem(shmid).map_err(failed)?;
         let bytes = stored.map_or(0, |pages| pages.runs.iter().map(|run| run.bytes()).sum());
-        needs.add_segment(&inode, &ids, bytes);
+        needs.add_segment(inode, &ids, bytes);
     }
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 pub mod attributes;
 pub mod credentials;
+pub mod keyrings;
 pub mod label;
 pub mod landlock;
 pub mod limits;

@@ -2,6 +2,10 @@
 //!
 //! Actions are asked by the agent; queues are read from outside (`PTRACE_PEEKSIGINFO`); alternate stacks are known only
 //! to each thread. Queued signals are put back by the task itself, which alone may send any `si_code` to itself.
+//!
+//! A `SIGCONT` makes a traced process stop for its tracer (`PTRACE_EVENT_STOP`, ptrace(2)), in the middle of its script, and
+//! setting the action of a queued one to the default takes it away. So it is queued, and its action set, before the task is
+//! traced ([`restore_continue`]); what is done later leaves both alone.
 
 use crate::steps::{Label, Steps};
 use rewake_agent::layout::Op;
@@ -10,6 +14,7 @@ use rewake_inject::ring::{Data, Results, Script};
 use rewake_sys::ptrace::SigInfo;
 
 const SIGKILL: u32 = 9;
+const SIGCONT: u32 = 18;
 const SIGSTOP: u32 = 19;
 const LAST: u32 = 64;
 /// `struct sigaction` as the kernel has it: handler, flags, restorer, mask.
@@ -52,9 +57,13 @@ pub fn read_actions(results: &Results, asked: AskedActions) -> Vec<SaEntry> {
         .collect()
 }
 
-/// Sets all actions; those that are not in the image become default.
-pub fn restore_actions(steps: &mut Steps, actions: &[SaEntry]) {
-    for (i, signal) in with_actions().enumerate() {
+/// Sets all actions; those that are not in the image become default. With `continues` that of `SIGCONT` is left alone.
+pub fn restore_actions(steps: &mut Steps, actions: &[SaEntry], continues: bool) {
+    restore_some(steps, actions, |signal| !continues || signal != SIGCONT);
+}
+
+fn restore_some(steps: &mut Steps, actions: &[SaEntry], wanted: impl Fn(u32) -> bool) {
+    for (i, signal) in with_actions().enumerate().filter(|(_, signal)| wanted(*signal)) {
         let words = actions.get(i).map_or([0; 4], |a| [a.sigaction, a.flags, a.restorer, a.mask]);
         let data = steps.words(&words);
         steps.must(
@@ -81,18 +90,51 @@ pub fn queue(signals: Vec<SigInfo>) -> SignalQueueEntry {
     }
 }
 
-/// Queues the process's signals (from any of its threads, all blocked) or, with `tid`, a thread's.
-pub fn restore_queue(steps: &mut Steps, queue: &SignalQueueEntry, pid: i32, tid: Option<i32>) {
-    for entry in &queue.signals {
+fn signals(queue: &SignalQueueEntry) -> impl Iterator<Item = (u32, SigInfo)> {
+    queue.signals.iter().map(|entry| {
         let mut info = [0u8; 128];
         let len = entry.siginfo.len().min(128);
         info[..len].copy_from_slice(&entry.siginfo[..len]);
-        let signal = u32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
-        // Nothing blocks these two. A stop signal that is queued in a stopped process means nothing: what lets it go on
-        // takes that away; a SIGKILL is not queued in anything that lives.
-        if matches!(signal, SIGKILL | SIGSTOP) {
-            continue;
-        }
+        (u32::from_ne_bytes([info[0], info[1], info[2], info[3]]), info)
+    })
+}
+
+/// Is a `SIGCONT` queued?
+#[must_use]
+pub fn continues(queue: &SignalQueueEntry) -> bool {
+    signals(queue).any(|(signal, _)| signal == SIGCONT)
+}
+
+/// Is a `SIGSTOP` queued? It stops the process as soon as that goes on, and nothing else tells of it.
+#[must_use]
+pub fn stops(queue: &SignalQueueEntry) -> bool {
+    signals(queue).any(|(signal, _)| signal == SIGSTOP)
+}
+
+/// Sets the action of `SIGCONT`, in a task of which a thread has one queued.
+pub fn restore_continue_action(steps: &mut Steps, actions: &[SaEntry]) {
+    restore_some(steps, actions, |signal| signal == SIGCONT);
+}
+
+/// Queues what [`restore_queue`] leaves out.
+pub fn restore_continue(steps: &mut Steps, queue: &SignalQueueEntry, pid: i32, tid: Option<i32>) {
+    send(steps, queue, pid, tid, |signal| signal == SIGCONT);
+}
+
+/// Queues the process's signals (from any of its threads, all blocked) or, with `tid`, a thread's.
+pub fn restore_queue(steps: &mut Steps, queue: &SignalQueueEntry, pid: i32, tid: Option<i32>) {
+    // Nothing blocks SIGSTOP, which is sent when the task goes on ([`stops`]); a SIGKILL is not queued in anything that lives.
+    send(steps, queue, pid, tid, |signal| !matches!(signal, SIGKILL | SIGSTOP | SIGCONT));
+}
+
+fn send(
+    steps: &mut Steps,
+    queue: &SignalQueueEntry,
+    pid: i32,
+    tid: Option<i32>,
+    wanted: impl Fn(u32) -> bool,
+) {
+    for (signal, info) in signals(queue).filter(|(signal, _)| wanted(*signal)) {
         let data = steps.data(&info);
         let (pid, signal_arg) = (pid as u64, u64::from(signal));
         let op = match tid {

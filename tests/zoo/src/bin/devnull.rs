@@ -1,7 +1,10 @@
-//! Kernel state: descriptors of memory devices: null, zero, full, random, urandom, with flags and a position.
+//! Kernel state: descriptors of memory devices: null, zero, full, random, urandom, with flags and a position; of a block
+//! device, if there is one that can be read.
 //! `ZOO_EVASIVE`: one whose node another of the same device has replaced.
 #![allow(unsafe_code, reason = "raw descriptors")]
 
+use std::io::{Read as _, Seek as _, SeekFrom};
+use std::os::unix::fs::FileTypeExt as _;
 use zoo::{Zoo, check, cstring, ensure_eq, errno, ok};
 
 fn replaced(z: &Zoo) -> zoo::Check {
@@ -26,6 +29,18 @@ fn replaced(z: &Zoo) -> zoo::Check {
     Ok(())
 }
 
+/// The first block device that can be read.
+fn block_device() -> Option<std::fs::File> {
+    let devices = std::fs::read_dir("/sys/class/block").ok()?;
+    let mut names: Vec<_> = devices.flatten().map(|entry| entry.file_name()).collect();
+    names.sort();
+    names.into_iter().find_map(|name| {
+        let mut file = std::fs::File::open(std::path::Path::new("/dev").join(name)).ok()?;
+        file.read_exact(&mut [0; 1024]).ok()?;
+        Some(file)
+    })
+}
+
 fn main() {
     zoo::run(|z| {
         if z.param("ZOO_EVASIVE", 0) == 1 {
@@ -41,8 +56,19 @@ fn main() {
         let full = open("/dev/full", libc::O_RDWR | libc::O_NONBLOCK)?;
         let random = open("/dev/random", libc::O_RDONLY)?;
         let urandom = open("/dev/urandom", libc::O_RDWR)?;
+        let mut block = block_device();
+        if let Some(block) = &mut block {
+            block.seek(SeekFrom::Start(512)).map_err(|e| e.to_string())?;
+        }
         z.ready()?;
         z.wait_for_check();
+        if let Some(block) = &mut block {
+            ensure_eq!(block.stream_position().map_err(|e| e.to_string())?, 512, "its position");
+            let kind = block.metadata().map_err(|e| e.to_string())?.file_type();
+            ensure_eq!(kind.is_block_device(), true, "it is a block device");
+            block.read_exact(&mut [0; 512]).map_err(|e| format!("the block device: {e}"))?;
+            block.seek(SeekFrom::Start(512)).map_err(|e| e.to_string())?;
+        }
         let mut buf = [7u8; 64];
         // SAFETY: the buffer is valid for the lengths given.
         unsafe {

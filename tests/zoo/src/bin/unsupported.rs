@@ -118,6 +118,56 @@ fn registered_outside(z: &Zoo) -> Result<i32, String> {
     Ok(-1)
 }
 
+/// A virtual machine whose processor is in an endless loop, which is all the program has in memory.
+fn running_guest() -> Result<i32, String> {
+    const CREATE_VM: u64 = 0xae01;
+    const VCPU_MMAP_SIZE: u64 = 0xae04;
+    const CREATE_VCPU: u64 = 0xae41;
+    const SET_MEMORY: u64 = 0x4020_ae46;
+    const GET_SREGS: u64 = 0x8138_ae83;
+    const SET_SREGS: u64 = 0x4138_ae84;
+    const SET_REGS: u64 = 0x4090_ae82;
+    const RUN: u64 = 0xae80;
+    let ioctl =
+        |fd: i32, request: u64, arg: usize| make!("ioctl", libc::SYS_ioctl, fd, request, arg);
+    let kvm = open("/dev/kvm")?;
+    let machine = ioctl(kvm, CREATE_VM, 0)?;
+    let memory = zoo::mmap(
+        0,
+        4096,
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+        -1,
+        0,
+    )?;
+    // SAFETY: a page of our own. The code is `jmp $`.
+    unsafe { (memory as *mut [u8; 2]).write([0xeb, 0xfe]) };
+    // Slot and flags, guest address, size, our address.
+    let region = [0u64, 0, 4096, memory as u64];
+    ioctl(machine, SET_MEMORY, region.as_ptr() as usize)?;
+    let processor = ioctl(machine, CREATE_VCPU, 0)?;
+    let size = ioctl(kvm, VCPU_MMAP_SIZE, 0)? as usize;
+    zoo::mmap(0, size, libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED, processor, 0)?;
+    let mut sregs = [0u8; 0x138];
+    ioctl(processor, GET_SREGS, sregs.as_mut_ptr() as usize)?;
+    // Base and selector of the code segment.
+    sregs[..8].fill(0);
+    sregs[12..14].fill(0);
+    ioctl(processor, SET_SREGS, sregs.as_ptr() as usize)?;
+    let mut regs = [0u64; 18];
+    // Flags; the instruction pointer before them is 0.
+    regs[17] = 2;
+    ioctl(processor, SET_REGS, regs.as_ptr() as usize)?;
+    std::thread::spawn(move || {
+        loop {
+            // SAFETY: an integer. A signal ends it, nothing else.
+            unsafe { libc::ioctl(processor, RUN, 0) };
+        }
+    });
+    zoo::nap(50);
+    Ok(machine)
+}
+
 fn make(z: &Zoo, kind: &str) -> Result<i32, String> {
     match kind {
         "perf_event" => perf_event(),
@@ -171,7 +221,19 @@ fn make(z: &Zoo, kind: &str) -> Result<i32, String> {
             make!("BPF_MAP_CREATE", libc::SYS_bpf, 0, attr.as_ptr(), 64)
         }
         "fuse" => open("/dev/fuse"),
-        "block" => open("/dev/loop0"),
+        "keyring" => {
+            // KEYCTL_GET_KEYRING_ID of KEY_SPEC_PROCESS_KEYRING, which makes it.
+            make!("keyctl", libc::SYS_keyctl, 0, -2, 1)?;
+            Ok(-1)
+        }
+        "mqueue" => {
+            let name = zoo::cstring(format!("zoo-{}", std::process::id()));
+            let how = libc::O_CREAT | libc::O_EXCL | libc::O_RDWR;
+            let fd = make!("mq_open", libc::SYS_mq_open, name.as_ptr(), how, 0o600, 0)?;
+            make!("mq_unlink", libc::SYS_mq_unlink, name.as_ptr())?;
+            Ok(fd)
+        }
+        "kvm_running" => running_guest(),
         "broken_lease" => broken_lease(),
         other => Err(format!("nobody knows the kind {other}")),
     }

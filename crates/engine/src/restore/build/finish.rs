@@ -46,7 +46,7 @@ pub(super) fn finish_steps(
         Label::Signal(libc::SIGCHLD as u32),
         op(libc::SYS_rt_sigaction, &[libc::SIGCHLD as u64, ignore.address, 0, 8]),
     );
-    signals::restore_actions(steps, &task.tc.sigactions);
+    signals::restore_actions(steps, &task.tc.sigactions, task.has_queued(signals::continues));
     if let Some(uid) = task.tc.loginuid.filter(|uid| Some(*uid) != env.login_uid) {
         login_uid_steps(steps, uid);
     }

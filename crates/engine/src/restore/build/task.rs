@@ -15,7 +15,7 @@ use rewake_objects::memory::mm::{self, Held, Layout};
 use rewake_objects::memory::vma;
 use rewake_objects::steps::{Label, Steps};
 use rewake_objects::task::schedule::lend_timer_slack;
-use rewake_objects::task::{attributes, limits, timers};
+use rewake_objects::task::{attributes, limits, signals, timers};
 use std::collections::HashMap;
 
 /// Builds a task.
@@ -253,6 +253,15 @@ impl Builder<'_> {
             );
         }
         thread_basics(&mut self.steps, leader);
+        if self.task.has_queued(signals::continues) {
+            let (pid, steps) = (self.task.pid, &mut self.steps);
+            signals::restore_continue_action(steps, &tc.sigactions);
+            for (queue, tid) in [(&tc.signals_s, None), (&leader.thread.signals_p, Some(pid))] {
+                if let Some(queue) = queue {
+                    signals::restore_continue(steps, queue, pid, tid);
+                }
+            }
+        }
     }
 
     fn threads(&mut self, threads: &[ThreadPlan], headers: &[u64]) {
