@@ -350,7 +350,11 @@ fn write_store(
     let mut pages = images.page_stream(store.id)?;
     let bytes = store.bytes();
     buffer.resize(BUFFER.min(bytes as usize).max(PAGE as usize), 0);
-    write_pages(&memory, &store.runs, &mut pages, buffer).of(task.pid, &task.comm)?;
+    write_pages(&memory, &store.runs, &mut pages, buffer).or_else(|e| {
+        // A tree that stands still loses nothing.
+        let still = matches!(e, pages::CopyError::Lost { .. });
+        Err(e).of(task.pid, &task.comm).map_err(|e| Error { still, ..e })
+    })?;
     pages.finish().map_err(pages::CopyError::Write).of(task.pid, &task.comm)?;
     counters.written.fetch_add(bytes / PAGE, Ordering::Relaxed);
     Ok(())

@@ -94,15 +94,24 @@ impl Worker {
 /// Memory that comes and goes.
 fn churn(z: &Zoo) -> Check {
     const LEN: usize = 256 * PAGE;
-    let fill = |p: *mut u8, with: u8| {
+    /// Not all of this is saved by the time when it goes.
+    const MUCH: usize = 8192 * PAGE;
+    let fill = |p: *mut u8, len: usize, with: u8| {
         // SAFETY: a mapping of our own.
-        (0..LEN).step_by(PAGE).for_each(|at| unsafe { p.add(at).write_volatile(with) });
+        (0..len).step_by(PAGE).for_each(|at| unsafe { p.add(at).write_volatile(with) });
     };
     let mut p = mmap_anon(LEN, RW, libc::MAP_PRIVATE)?;
+    let mut much = mmap_anon(MUCH, RW, libc::MAP_PRIVATE)?;
     let mut round = 0u8;
     while !z.checking() {
         round = round.wrapping_add(1);
-        fill(p, round);
+        fill(p, LEN, round);
+        if round.is_multiple_of(64) {
+            // SAFETY: a mapping of our own.
+            check(unsafe { libc::munmap(much.cast(), MUCH) }, "munmap")?;
+            much = mmap_anon(MUCH, RW, libc::MAP_PRIVATE)?;
+            fill(much, MUCH, round);
+        }
         // SAFETY: mappings of our own, used by their new addresses only.
         unsafe {
             let room = mmap_anon(LEN, libc::PROT_NONE, libc::MAP_PRIVATE)?;
