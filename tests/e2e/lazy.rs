@@ -4,10 +4,13 @@
 use crate::flavours::finish;
 use crate::harness::{Fail, Fs, NotReady, Run, Tool, alive, execute, kill, tail};
 use crate::programs::by_name;
+use crate::refusals::refused;
 use crate::trial;
 use libtest_mimic::Trial;
 use std::fs;
+use std::io::Read as _;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -27,6 +30,7 @@ pub fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     add("working_set", working_set);
     add("damaged_pages", damaged_pages);
     add("restore_fails", restore_fails);
+    add("strangers", strangers);
     let mut add = |name: &str, restorer: &Tool, pager: &Tool| {
         let (tool, restorer, pager) = (tool.clone(), restorer.clone(), pager.clone());
         let body = move || finish(daemon(&tool, &restorer, &pager));
@@ -206,16 +210,71 @@ fn restore_fails(tool: &Tool) -> Result<(), NotReady> {
     Ok(())
 }
 
+/// A pager that waits for a restore from `images`.
+fn start_daemon(run: &Run, pager: &Tool, images: &Path) -> Result<i32, Fail> {
+    let mut command = Command::new(&pager.path);
+    command.args(["lazy-pages", "--daemon", "--pidfile", "pager.pid", "-o", "pager.log", "-v4"]);
+    command.arg("-D").arg(images);
+    let done = execute(command, &run.dir)?;
+    let pid = fs::read_to_string(images.join("pager.pid")).ok().and_then(|t| t.trim().parse().ok());
+    pid.ok_or_else(|| run.fail(format!("no pager: {}", done.text)))
+}
+
+/// Does `body` as another user, who may go everywhere all the same.
+fn as_stranger<T: Send>(body: impl FnOnce() -> std::io::Result<T> + Send) -> Result<T, NotReady> {
+    const NOBODY: u32 = 65534;
+    const SECBIT_NO_SETUID_FIXUP: u64 = 4;
+    let stranger = || {
+        // SAFETY: integers. Made directly, the calls are about the calling thread alone.
+        let denied = unsafe {
+            libc::prctl(libc::PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, 0, 0, 0) != 0
+                || libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) != 0
+        };
+        if denied { Err(std::io::Error::last_os_error()) } else { body() }
+    };
+    std::thread::scope(|scope| scope.spawn(stranger).join())
+        .map_err(|_| NotReady::Fail("the stranger panicked".into()))?
+        .map_err(|e| NotReady::Fail(format!("as another user: {e}")))
+}
+
+/// Another user gets nothing from a pager, and a restore nothing from another user's.
+fn strangers(tool: &Tool) -> Result<(), NotReady> {
+    let mut run = saved(tool)?;
+    let images = run.images(1)?;
+    let socket = images.join("lazy-pages.socket");
+    let false_pager = as_stranger(|| UnixListener::bind(&socket))?;
+    let before: Vec<i32> = vec![run.root];
+    let done = run.try_restore(tool, &images, &["--lazy-pages"])?;
+    refused(&run, tool, &done, &images.join("restore.log"), &["another user"])?;
+    run.gone(&before, "after a restore from a stranger")?;
+    drop(false_pager);
+    fs::remove_file(&socket).map_err(|e| format!("{}: {e}", socket.display()))?;
+
+    let pager = start_daemon(&run, tool, &images)?;
+    let got = as_stranger(|| {
+        let mut connection = UnixStream::connect(&socket)?;
+        let mut got = Vec::new();
+        connection.read_to_end(&mut got).map(|_| got)
+    })?;
+    if !got.is_empty() {
+        return Err(run.fail(format!("the pager told a stranger {got:?}")).into());
+    }
+    run.restore(tool, &images, &["--lazy-pages"])?;
+    let view = run.view()?;
+    run.check(&view)?;
+    until(&run, "the pager to end", || !alive(pager))?;
+    let log = fs::read_to_string(images.join("pager.log")).unwrap_or_default();
+    if !log.contains("somebody else") {
+        return Err(run.fail(format!("the pager does not say who was there:\n{log}")).into());
+    }
+    Ok(())
+}
+
 /// `lazy-pages` as a command of its own.
 fn daemon(tool: &Tool, restorer: &Tool, pager: &Tool) -> Result<(), NotReady> {
     let mut run = saved(tool)?;
     let images = run.images(1)?;
-    let mut command = Command::new(&pager.path);
-    command.args(["lazy-pages", "--daemon", "--pidfile", "pager.pid", "-o", "pager.log", "-v4"]);
-    command.arg("-D").arg(&images);
-    let done = execute(command, &run.dir)?;
-    let pid = fs::read_to_string(images.join("pager.pid")).ok().and_then(|t| t.trim().parse().ok());
-    let pid: i32 = pid.ok_or_else(|| run.fail(format!("no pager: {}", done.text)))?;
+    let pid = start_daemon(&run, pager, &images)?;
     run.restore(restorer, &images, &["--lazy-pages"])?;
     let view = run.view()?;
     run.check(&view)?;
