@@ -64,6 +64,8 @@ pub struct Held {
     pub threads: Vec<Stopped>,
     /// The agent, if it is in.
     pub agent: Option<Live>,
+    /// Was it sent a SIGKILL?
+    killed: bool,
 }
 
 impl Held {
@@ -116,16 +118,18 @@ impl Shard {
         }
     }
 
-    /// Stops some processes; returns those that were there.
+    /// Stops some processes; returns those that were there, and their children.
     fn stop(
         &mut self,
-        found: Vec<(ProcDir, Stat)>,
+        pids: &[i32],
         root: bool,
         deadline: Option<Instant>,
-    ) -> Result<Vec<Arc<Task>>> {
-        let mut new = Vec::with_capacity(found.len());
-        let mut living = Vec::with_capacity(found.len());
-        for (dir, stat) in found {
+    ) -> Result<(Vec<Arc<Task>>, Vec<i32>)> {
+        let mut new = Vec::with_capacity(pids.len());
+        let mut living = Vec::with_capacity(pids.len());
+        let mut buffer = Vec::new();
+        for pid in pids {
+            let Some((dir, stat)) = look(*pid, root, &mut buffer)? else { continue };
             if stat.flags & KERNEL_THREAD != 0 {
                 return Err(Error::new(format!(
                     "process {} ({}) is a kernel thread, which has no state of its own to save",
@@ -142,29 +146,57 @@ impl Shard {
         seize::stop_all(&mut living, deadline)?;
         for stopping in living {
             let pid = stopping.pid();
-            let gone = |e: &dyn std::fmt::Display| Error::new(format!("process {pid}: {e}"));
             if stopping.is_gone() {
                 if root {
-                    return Err(gone(&"it ended while it was being stopped"));
+                    let what = "it ended while it was being stopped";
+                    return Err(Error::new(format!("process {pid}: {what}")));
                 }
                 // Look at it as what it is now.
                 drop(stopping);
                 new.extend(ended(pid)?);
                 continue;
             }
-            // It may have executed another program since its stat was read.
-            let stat = stopping.dir().stat(&mut Vec::new()).map_err(|e| gone(&e))?;
-            let (dir, threads) = stopping.done();
+            let (dir, stat, threads) = stopping.done()?;
             let tids = threads.iter().map(Stopped::tid).collect();
             let life = match threads.first().and_then(Stopped::group_stop) {
                 Some(signal) => Life::Stopped(signal),
                 None => Life::Alive,
             };
             let task = Arc::new(Task { dir, stat, life, tids });
-            self.held.push(Held { task: task.clone(), threads, agent: None });
+            self.held.push(Held { task: task.clone(), threads, agent: None, killed: false });
             new.push(task);
         }
-        Ok(new)
+        let children = new.iter().map(|task| children(task, &task.tids, &mut buffer));
+        let children = children.collect::<Result<Vec<_>>>()?.concat();
+        Ok((new, children))
+    }
+
+    /// The children that its tasks' first threads have by now.
+    fn children(&mut self) -> Result<Vec<i32>> {
+        let mut buffer = Vec::new();
+        let tasks = self.held.iter().map(|held| &held.task);
+        let of = tasks.map(|task| children(task, task.tids.get(..1).unwrap_or(&[]), &mut buffer));
+        Ok(of.collect::<Result<Vec<_>>>()?.concat())
+    }
+
+    /// Kills its tasks.
+    fn kill(&mut self) -> Result<()> {
+        let mut result = Ok(());
+        for held in &mut self.held {
+            match signal::kill(held.task.pid(), libc::SIGKILL) {
+                Err(e) if e.errno != rewake_sys::Errno::SRCH => {
+                    let what = format!("the images are complete, but it cannot be killed: {e}");
+                    result = result.and(Err(what).of(held.task.pid(), held.task.comm()));
+                }
+                _ => held.killed = true,
+            }
+        }
+        result
+    }
+
+    /// Waits until those are dead that it has killed.
+    fn see_off(&mut self) {
+        self.held.extract_if(.., |held| held.killed).for_each(Held::see_off);
     }
 }
 
@@ -272,15 +304,14 @@ impl Tree {
         let mut known = HashSet::new();
         let mut found = vec![root];
         while !found.is_empty() {
-            let new = tree.stop(found, &mut known, deadline)?;
-            let first_look = |task: &Arc<Task>| children(task, &task.tids);
-            found = new.iter().map(first_look).collect::<Result<Vec<_>>>()?.concat();
+            found = tree.stop(found, &mut known, deadline)?;
             if found.iter().all(|pid| known.contains(pid)) {
                 // A stopped task has no more children, but may be given some: those of one that is killed, if it is
                 // a subreaper. They become its first thread's.
-                let second_look =
-                    |task: &Arc<Task>| children(task, task.tids.get(..1).unwrap_or(&[]));
-                found = tree.tasks.iter().map(second_look).collect::<Result<Vec<_>>>()?.concat();
+                found = Vec::new();
+                for part in tree.crew.each(|_| Shard::children)? {
+                    found.append(&mut part?);
+                }
             }
             found.retain(|pid| !known.contains(pid));
         }
@@ -288,43 +319,37 @@ impl Tree {
         Ok(tree)
     }
 
-    /// Stops some processes; returns those that were there.
+    /// Stops some processes; returns the children of those that were there.
     fn stop(
         &mut self,
-        pids: Vec<i32>,
+        mut pids: Vec<i32>,
         known: &mut HashSet<i32>,
         deadline: Option<Instant>,
-    ) -> Result<Vec<Arc<Task>>> {
+    ) -> Result<Vec<i32>> {
         let root = known.is_empty();
-        let mut buffer = Vec::new();
-        let mut found = Vec::with_capacity(pids.len());
-        for pid in pids {
-            if known.insert(pid) {
-                found.extend(look(pid, root, &mut buffer)?);
-            }
-        }
-        if found.len() >= MANY {
+        pids.retain(|pid| known.insert(*pid));
+        if pids.len() >= MANY {
             if self.is_alone() {
-                make_room(found.len());
+                make_room(pids.len());
             }
             self.crew.grow(cpus());
         }
         let members = self.crew.len();
-        let mut shares: Vec<Vec<(ProcDir, Stat)>> = Vec::new();
-        shares.resize_with(members, Vec::new);
-        for (i, found) in found.into_iter().enumerate() {
-            shares[i % members].push(found);
+        let mut shares: Vec<Vec<i32>> = vec![Vec::new(); members];
+        for (i, pid) in pids.into_iter().enumerate() {
+            shares[i % members].push(pid);
         }
         let stopped = self.crew.each(|member| {
             let share = std::mem::take(&mut shares[member]);
-            move |shard: &mut Shard| shard.stop(share, root, deadline)
+            move |shard: &mut Shard| shard.stop(&share, root, deadline)
         })?;
-        let mut new = Vec::new();
+        let mut found = Vec::new();
         for part in stopped {
-            new.extend(part?);
+            let (mut new, mut children) = part?;
+            self.tasks.append(&mut new);
+            found.append(&mut children);
         }
-        self.tasks.extend(new.iter().cloned());
-        Ok(new)
+        Ok(found)
     }
 
     /// Is all of it held by the calling thread?
@@ -384,39 +409,21 @@ impl Tree {
     /// # Errors
     /// One cannot be killed; the others are all the same.
     pub fn kill(&mut self) -> Result<()> {
-        let mut result = Ok(());
-        let mut spared = Vec::new();
-        for task in self.tasks.iter().filter(|t| !matches!(t.life, Life::Zombie(_))) {
-            if let Err(e) = signal::kill(task.pid(), libc::SIGKILL)
-                && e.errno != rewake_sys::Errno::SRCH
-            {
-                let what = format!("the images are complete, but it cannot be killed: {e}");
-                result = result.and(Err(what).of(task.pid(), task.comm()));
-                spared.push(task.pid());
-            }
-        }
-        let seen_off = self.crew.each(|_| {
-            let spared = spared.clone();
-            move |shard: &mut Shard| {
-                shard
-                    .held
-                    .extract_if(.., |held| !spared.contains(&held.task.pid()))
-                    .for_each(Held::see_off);
-            }
-        });
-        result.and(seen_off.map(drop))
+        // All are killed before anybody is waited for.
+        let killed = self.crew.each(|_| Shard::kill)?;
+        let seen_off = self.crew.each(|_| Shard::see_off);
+        killed.into_iter().collect::<Result<()>>().and(seen_off.map(drop))
     }
 }
 
 /// The children of some threads of a task.
-fn children(task: &Task, tids: &[i32]) -> Result<Vec<i32>> {
+fn children(task: &Task, tids: &[i32], buffer: &mut Vec<u8>) -> Result<Vec<i32>> {
     /// Threads to ask that are worth one of our own.
     const ENOUGH: usize = 64;
-    let ask = |tids: &[i32]| -> Result<Vec<i32>> {
-        let mut buffer = Vec::new();
+    let ask = |tids: &[i32], buffer: &mut Vec<u8>| -> Result<Vec<i32>> {
         let mut found = Vec::new();
         for tid in tids {
-            let text = match task.dir.read(&format!("task/{tid}/children"), &mut buffer) {
+            let text = match task.dir.read(&format!("task/{tid}/children"), buffer) {
                 Ok(text) => text,
                 Err(e) if e.is_gone() => continue,
                 Err(e) => return Err(Error::new(e.to_string())),
@@ -425,5 +432,8 @@ fn children(task: &Task, tids: &[i32]) -> Result<Vec<i32>> {
         }
         Ok(found)
     };
-    Ok(spread(tids, ENOUGH, ask)?.concat())
+    if tids.len() <= ENOUGH {
+        return ask(tids, buffer);
+    }
+    Ok(spread(tids, ENOUGH, |tids| ask(tids, &mut Vec::new()))?.concat())
 }

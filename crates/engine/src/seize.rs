@@ -19,6 +19,8 @@ pub struct Stopping {
     known: HashSet<i32>,
     stopped: Threads,
     gone: bool,
+    /// Was its stat read when it stood still?
+    settled: bool,
 }
 
 /// Threads that run on when this is dropped.
@@ -38,7 +40,8 @@ impl Stopping {
     /// A process of which nothing is stopped yet.
     #[must_use]
     pub fn new(dir: ProcDir, stat: Stat) -> Stopping {
-        Stopping { dir, stat, known: HashSet::new(), stopped: Threads::default(), gone: false }
+        let (known, stopped) = (HashSet::new(), Threads::default());
+        Stopping { dir, stat, known, stopped, gone: false, settled: false }
     }
 
     /// Process id.
@@ -47,24 +50,30 @@ impl Stopping {
         self.stat.pid
     }
 
-    /// Its `/proc` directory.
-    #[must_use]
-    pub fn dir(&self) -> &ProcDir {
-        &self.dir
-    }
-
     /// Has it ended meanwhile?
     #[must_use]
     pub fn is_gone(&self) -> bool {
         self.gone
     }
 
-    /// Its `/proc` directory and its threads, the leader first.
-    #[must_use]
-    pub fn done(mut self) -> (ProcDir, Vec<Stopped>) {
+    /// Its `/proc` directory, its stat as it stands still, and its threads, the leader first.
+    ///
+    /// # Errors
+    /// It is gone.
+    pub fn done(mut self) -> Result<(ProcDir, Stat, Vec<Stopped>)> {
+        if !self.settled {
+            self.settle()?;
+        }
         let mut threads = std::mem::take(&mut self.stopped.0);
         threads.sort_by_key(|t| (t.tid() != self.stat.pid, t.tid()));
-        (self.dir, threads)
+        Ok((self.dir, self.stat, threads))
+    }
+
+    /// Reads its stat anew: it may have executed another program since.
+    fn settle(&mut self) -> Result<()> {
+        self.stat = self.dir.stat(&mut Vec::new()).map_err(|e| self.failed(&e))?;
+        self.settled = true;
+        Ok(())
     }
 
     fn failed(&self, e: &dyn std::fmt::Display) -> Error {
@@ -108,12 +117,12 @@ impl Stopping {
 
     /// Do we have the only thread it has? It may have made another since its stat was read; now that this one stands
     /// still, one look suffices.
-    fn is_single(&self) -> Result<bool> {
+    fn is_single(&mut self) -> Result<bool> {
         if self.stat.num_threads != 1 || self.known.len() != 1 {
             return Ok(false);
         }
-        let tids = self.dir.tids().map_err(|e| self.failed(&e))?;
-        Ok(tids.len() == 1)
+        self.settle()?;
+        Ok(self.stat.num_threads == 1)
     }
 }
 

@@ -86,6 +86,8 @@ pub struct Target<'a> {
     pub candidates: &'a [(u64, u64)],
     /// A signal that it ignores; see [`tell::telling_signal`].
     pub signal: i32,
+    /// The registers with which its first thread goes on ([`crate::interrupted::out_of_sequence`]), and its signal mask.
+    pub start: (Registers, u64),
 }
 
 /// A process that an agent is to be put into.
@@ -119,10 +121,7 @@ impl<'a> Entering<'a> {
         let boot = Bootstrap::get();
         let tid = leader.tid();
         let result = find_room(&target.memory, target.candidates, &boot).and_then(|room| {
-            let leader = let_out(leader, &room, &boot)?;
-            let original = after_rseq(tid, &target.memory, &leader.registers()?);
-            let mask =
-                ptrace::signal_mask(tid).map_err(Error::syscall("reading the signal mask"))?;
+            let (leader, (original, mask)) = let_out(leader, &target, &room, &boot)?;
             let owed = Owed::default();
             let mut entering =
                 Entering { target, boot, room, tid, stopped: None, original, mask, owed };
@@ -364,22 +363,31 @@ impl Mapping<'_> {
 }
 
 /// A thread that is still in the entry of an agent whose controller was killed, on its way back to where it was, is let
-/// out of it first.
-fn let_out(mut leader: Stopped, room: &Room, boot: &Bootstrap) -> Result<Stopped> {
+/// out of it first. Returns with what registers and mask it goes on.
+fn let_out(
+    mut leader: Stopped,
+    target: &Target<'_>,
+    room: &Room,
+    boot: &Bootstrap,
+) -> Result<(Stopped, (Registers, u64))> {
     let room = room.address..room.address + boot.len(room.visitors) as u64;
+    if !room.contains(&target.start.0.rip) {
+        return Ok((leader, target.start));
+    }
+    let tid = leader.tid();
     for _ in 0..1000 {
-        if !room.contains(&leader.registers()?.rip) {
-            return Ok(leader);
-        }
         let running = leader.resume()?;
         std::thread::sleep(Duration::from_micros(100));
         running.interrupt()?;
         leader = running.wait_stop()?;
+        let regs = leader.registers()?;
+        if !room.contains(&regs.rip) {
+            let mask =
+                ptrace::signal_mask(tid).map_err(Error::syscall("reading the signal mask"))?;
+            return Ok((leader, (after_rseq(tid, &target.memory, &regs), mask)));
+        }
     }
-    Err(Error::Unexpected {
-        tid: leader.tid(),
-        stop: "it does not leave an old agent's entry".into(),
-    })
+    Err(Error::Unexpected { tid, stop: "it does not leave an old agent's entry".into() })
 }
 
 /// After a failure: the thread is in one of the bootstrap's own states, from which it finds its way back.

@@ -1,6 +1,7 @@
 //! Visits to the threads of a process that has an agent inside: what only a thread itself can tell.
 //!
-//! As many threads at a time as there are slots in the padding run the visitor's few system calls and tell.
+//! As many threads at a time as there are slots in the padding run the visitor's few system calls and tell; whoever is done
+//! makes room for the next.
 
 use crate::interrupted::self_resuming;
 use crate::live::{Live, VISIT_RESULTS_AT};
@@ -9,6 +10,7 @@ use crate::tracee::Stopped;
 use crate::{Error, Result};
 use rewake_agent::arch::{VisitorResult, VisitorSlot};
 use rewake_sys::ptrace::{self, Registers};
+use std::collections::VecDeque;
 use std::os::unix::fs::FileExt;
 
 /// What only a thread itself can tell.
@@ -45,38 +47,25 @@ impl Live {
     /// # Errors
     /// A thread is gone, or there was no room for a visitor in the process.
     pub fn visit(&self, hosts: Vec<Host>) -> Result<Vec<(Stopped, Visited)>> {
-        let (signal, slots) = (self.signal, self.room.visitors);
-        if slots == 0 && !hosts.is_empty() {
+        let slots = if self.signal == 0 { 1 } else { self.room.visitors };
+        if self.room.visitors == 0 && !hosts.is_empty() {
             return Err(Error::NoRoom { needed: self.boot.len(1) });
         }
-        let mut done = Vec::with_capacity(hosts.len());
-        let mut rest = hosts.into_iter().peekable();
-        while rest.peek().is_some() {
-            let wave = rest.by_ref().take(if signal == 0 { 1 } else { slots });
-            self.wave(wave.collect(), &mut done)?;
-        }
-        Ok(done)
-    }
-
-    fn wave(&self, hosts: Vec<Host>, done: &mut Vec<(Stopped, Visited)>) -> Result<()> {
         let mut owed = Owed::default();
-        self.fill_slots(&hosts)?;
-        // Whoever fails, those on their way are brought home all the same.
+        let mut done = Vec::with_capacity(hosts.len());
+        let mut rest = hosts.into_iter();
+        // Whoever comes home makes room for the next one at once, so that all slots are always in use: a CPU that falls
+        // idle meanwhile takes longer to wake than a visit takes.
+        let mut on_their_way: VecDeque<(usize, Host)> = VecDeque::with_capacity(slots);
         let mut failed = None;
-        let mut on_their_way = Vec::with_capacity(hosts.len());
-        for (slot, host) in hosts.into_iter().enumerate() {
-            let sent = if failed.is_none() { self.send(slot, &host) } else { Ok(()) };
-            match sent {
-                Ok(()) if failed.is_none() => on_their_way.push(host),
-                // Not touched yet. If it is dead, that is no news.
-                Ok(()) => drop(host.thread.detach(0)),
-                Err(e) => {
-                    self.abandon(host.thread.tid());
-                    failed = Some(e);
-                }
-            }
+        let first: Vec<Host> = rest.by_ref().take(slots).collect();
+        if let Err(e) = self.fill_slots(0, &first) {
+            failed = Some(e);
         }
-        for (slot, host) in on_their_way.into_iter().enumerate() {
+        for (slot, host) in first.into_iter().enumerate() {
+            self.set_out(slot, host, &mut on_their_way, &mut failed);
+        }
+        while let Some((slot, host)) = on_their_way.pop_front() {
             let tid = host.thread.tid();
             match self.bring_home(slot, host, &mut owed) {
                 Ok(visited) => done.push(visited),
@@ -85,9 +74,41 @@ impl Live {
                     failed.get_or_insert(e);
                 }
             }
+            // Whoever fails, those on their way are brought home all the same.
+            if failed.is_none()
+                && let Some(host) = rest.next()
+            {
+                if let Err(e) = self.fill_slots(slot, std::slice::from_ref(&host)) {
+                    failed = Some(e);
+                }
+                self.set_out(slot, host, &mut on_their_way, &mut failed);
+            }
+        }
+        for host in rest {
+            let_go(host);
         }
         self.owed.borrow_mut().merge(owed);
-        failed.map_or(Ok(()), Err)
+        failed.map_or(Ok(done), Err)
+    }
+
+    /// Sends a thread into its slot, unless something has failed.
+    fn set_out(
+        &self,
+        slot: usize,
+        host: Host,
+        on_their_way: &mut VecDeque<(usize, Host)>,
+        failed: &mut Option<Error>,
+    ) {
+        if failed.is_some() {
+            return let_go(host);
+        }
+        match self.send(slot, &host) {
+            Ok(()) => on_their_way.push_back((slot, host)),
+            Err(e) => {
+                self.abandon(host.thread.tid());
+                *failed = Some(e);
+            }
+        }
     }
 
     /// Leaves a thread to itself, wherever in the visitor it is: it goes back alone, through code that must be there for
@@ -141,11 +162,11 @@ impl Live {
         Ok((stopped, visited))
     }
 
-    /// Writes what each visitor needs to go back alone, in one piece.
-    fn fill_slots(&self, hosts: &[Host]) -> Result<()> {
-        let first = self.boot.slot(0);
-        let mut bytes = self.boot.bytes[first..self.boot.slot(hosts.len())].to_vec();
-        for (n, Host { regs, mask, .. }) in hosts.iter().enumerate() {
+    /// Writes what visitors need to go back alone, from slot `from` on, in one piece.
+    fn fill_slots(&self, from: usize, hosts: &[Host]) -> Result<()> {
+        let first = self.boot.slot(from);
+        let mut bytes = self.boot.bytes[first..self.boot.slot(from + hosts.len())].to_vec();
+        for (n, Host { regs, mask, .. }) in (from..).zip(hosts) {
             let resumed = self_resuming(regs);
             let at = self.boot.slot(n);
             let slot = VisitorSlot {
@@ -175,6 +196,11 @@ impl Live {
             Error::Inside { what: "saving registers", errno: rewake_sys::Errno::FAULT }
         })
     }
+}
+
+/// Lets a thread go that was not touched yet. If it is dead, that is no news.
+fn let_go(host: Host) {
+    drop(host.thread.detach(0));
 }
 
 /// Where the result of slot `n` lies in the mapping.

@@ -75,6 +75,10 @@ fn an_agent_works_and_leaves_no_trace() {
             memory: std::sync::Arc::new(memory),
             candidates: &[vdso(pid)],
             signal,
+            start: (
+                leader.registers().expect("registers"),
+                rewake_sys::ptrace::signal_mask(pid).expect("its mask"),
+            ),
         };
         let mut name = None;
         let (live, results) = Live::inject(leader, target, |base| {

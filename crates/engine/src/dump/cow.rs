@@ -69,8 +69,9 @@ impl Borrowing {
         const ENOUGH: usize = 4;
         let look = |windows: &[Window]| {
             let mut found: Vec<Vec<Borrowed>> = vec![Vec::new(); tasks.len()];
+            let mut room = Room::new();
             for (window, members) in windows {
-                compare(tasks, *window, members, &mut found)?;
+                compare(tasks, *window, members, &mut room, &mut found)?;
             }
             Ok(found)
         };
@@ -94,11 +95,11 @@ impl Borrowing {
 /// A window by its number, and the tasks that have pages in it, with their bytes.
 type Window = (u64, Vec<(usize, u64)>);
 
-/// The windows in which several tasks have pages.
+/// The windows in which several tasks have pages that may be shared.
 fn windows(tasks: &[Option<Candidate<'_>>]) -> Vec<Window> {
     let mut all: BTreeMap<u64, Vec<(usize, u64)>> = BTreeMap::new();
     for (task, candidate) in tasks.iter().enumerate() {
-        for run in candidate.iter().flat_map(|candidate| candidate.runs) {
+        for run in candidate.iter().flat_map(|candidate| candidate.runs).filter(may_be_shared) {
             for window in run.start / WINDOW_BYTES..run.end.div_ceil(WINDOW_BYTES) {
                 let start = run.start.max(window * WINDOW_BYTES);
                 let bytes = run.end.min((window + 1) * WINDOW_BYTES) - start;
@@ -113,6 +114,11 @@ fn windows(tasks: &[Option<Candidate<'_>>]) -> Vec<Window> {
     all.into_iter().filter(|(_, members)| members.len() > 1).collect()
 }
 
+/// May pages of it have several users? Of a mapping of which `smaps` says that none has, nothing is asked.
+fn may_be_shared(run: &&Run) -> bool {
+    !run.readable
+}
+
 /// What tells pages of different tasks apart; 0 for what is nobody else's.
 fn key(word: Entry) -> u64 {
     if word.has(SWAPPED) {
@@ -124,71 +130,152 @@ fn key(word: Entry) -> u64 {
     }
 }
 
-/// Reads what a task has in a window: a key for each page of it that is to be saved.
-fn keys(candidate: &Candidate<'_>, window: u64, keys: &mut Vec<u64>) -> std::io::Result<()> {
+/// A page of a window, by its number there, and its key, which is not 0.
+type Keyed = (u32, u64);
+
+/// Reads what a task has in a window: those of its pages that are to be saved and may be somebody else's too. `words` is room
+/// for the text.
+fn keys(
+    candidate: &Candidate<'_>,
+    window: u64,
+    words: &mut Vec<u8>,
+    keys: &mut Vec<Keyed>,
+) -> std::io::Result<()> {
+    /// Pages without a run between two are read beside, to save a call.
+    const BESIDE: u64 = 128 * PAGE;
     keys.clear();
-    keys.resize(WINDOW as usize, 0);
     let (start, end) = (window * WINDOW_BYTES, (window + 1) * WINDOW_BYTES);
     let first = candidate.runs.partition_point(|run| run.end <= start);
-    let here = || candidate.runs[first..].iter().take_while(|run| run.start < end);
-    let (Some(low), Some(high)) = (here().next(), here().last()) else { return Ok(()) };
-    let (low, high) = (low.start.max(start), high.end.min(end));
-    let mut words = vec![0u8; ((high - low) / PAGE * 8) as usize];
-    candidate.pagemap.read_exact_at(&mut words, low / PAGE * 8)?;
-    let words: Vec<Entry> = entries(&words).collect();
-    for run in here() {
-        let (from, to) = (run.start.max(start), run.end.min(end));
-        let words = &words[((from - low) / PAGE) as usize..((to - low) / PAGE) as usize];
-        let at = ((from - start) / PAGE) as usize;
-        keys[at..at + words.len()].iter_mut().zip(words).for_each(|(to, word)| *to = key(*word));
+    let here = candidate.runs[first..].iter().take_while(|run| run.start < end);
+    let parts = here.filter(may_be_shared).map(|run| (run.start.max(start), run.end.min(end)));
+    // What `words` has.
+    let mut read = 0..0;
+    let mut parts = parts.peekable();
+    while let Some((from, to)) = parts.next() {
+        if to > read.end {
+            let mut until = to;
+            let mut ahead = parts.clone();
+            while let Some((_, to)) = ahead.next_if(|(from, _)| *from < until + BESIDE) {
+                until = to;
+            }
+            words.resize(((until - from) / PAGE * 8) as usize, 0);
+            candidate.pagemap.read_exact_at(words, from / PAGE * 8)?;
+            read = from..until;
+        }
+        let at = |address: u64| ((address - read.start) / PAGE * 8) as usize;
+        let page = ((from - start) / PAGE) as u32;
+        let here = (page..).zip(entries(&words[at(from)..at(to)]).map(key));
+        keys.extend(here.filter(|(_, key)| *key != 0));
     }
     Ok(())
+}
+
+/// Who was the first to have which page in a window, by page and key.
+#[derive(Debug)]
+struct Owners {
+    /// For each page the first of its nodes, counted from 1.
+    heads: Vec<u32>,
+    nodes: Vec<Node>,
+}
+
+#[derive(Debug)]
+struct Node {
+    key: u64,
+    owner: usize,
+    /// The page's next one.
+    next: u32,
+}
+
+impl Owners {
+    fn new() -> Owners {
+        Owners { heads: vec![0; WINDOW as usize], nodes: Vec::new() }
+    }
+
+    fn clear(&mut self) {
+        self.heads.fill(0);
+        self.nodes.clear();
+    }
+
+    /// The owner of a page with this key: `task`, if it is the first to have it.
+    fn of(&mut self, (page, key): Keyed, task: usize) -> usize {
+        let head = &mut self.heads[page as usize];
+        let mut at = *head;
+        while let Some(node) = self.nodes.get((at as usize).wrapping_sub(1)) {
+            if node.key == key {
+                return node.owner;
+            }
+            at = node.next;
+        }
+        self.nodes.push(Node { key, owner: task, next: *head });
+        *head = self.nodes.len() as u32;
+        task
+    }
+}
+
+/// What comparing needs room for.
+#[derive(Debug)]
+struct Room {
+    words: Vec<u8>,
+    again: Vec<Keyed>,
+    owners: Owners,
+}
+
+impl Room {
+    fn new() -> Room {
+        Room { words: Vec::new(), again: Vec::new(), owners: Owners::new() }
+    }
 }
 
 fn compare(
     tasks: &[Option<Candidate<'_>>],
     window: u64,
     members: &[(usize, u64)],
+    room: &mut Room,
     found: &mut [Vec<Borrowed>],
 ) -> Result<()> {
+    let Room { words, again, owners } = room;
     let candidates = members.iter().filter_map(|(task, _)| Some((*task, tasks[*task].as_ref()?)));
-    let read = |candidate: &Candidate<'_>, into: &mut Vec<u64>| {
-        keys(candidate, window, into)
+    let mut read = |candidate: &Candidate<'_>, into: &mut Vec<Keyed>| {
+        keys(candidate, window, words, into)
             .map_err(|e| crate::error::Error::new(format!("reading a pagemap: {e}")))
     };
-    let mut first: Vec<(usize, Vec<u64>)> = Vec::with_capacity(members.len());
+    let mut first: Vec<(usize, Vec<Keyed>)> = Vec::with_capacity(members.len());
     for (task, candidate) in candidates.clone() {
         let mut once = Vec::new();
         read(candidate, &mut once)?;
         first.push((task, once));
     }
-    let mut again = Vec::new();
     for ((_, once), (_, candidate)) in first.iter_mut().zip(candidates) {
-        if once.iter().all(|key| *key == 0) {
+        if once.is_empty() {
             continue;
         }
-        read(candidate, &mut again)?;
-        once.iter_mut().zip(&again).filter(|(a, b)| a != b).for_each(|(a, _)| *a = 0);
+        read(candidate, again)?;
+        // Both ascend by page.
+        let mut rest = again.iter().peekable();
+        once.retain(|was| {
+            while rest.next_if(|is| is.0 < was.0).is_some() {}
+            rest.next_if_eq(&was).is_some()
+        });
     }
-    gather(window * WINDOW_BYTES, &first, found);
+    owners.clear();
+    gather(window * WINDOW_BYTES, &first, owners, found);
     Ok(())
 }
 
 /// Finds equal keys of the same page; `start` is the address of the first.
-fn gather(start: u64, keys: &[(usize, Vec<u64>)], found: &mut [Vec<Borrowed>]) {
-    let mut owners: Vec<(u64, usize)> = Vec::new();
-    for page in 0..WINDOW as usize {
-        owners.clear();
-        let at = start + page as u64 * PAGE;
-        for (task, keys) in keys {
-            let key = keys[page];
-            if key == 0 {
+fn gather(
+    start: u64,
+    keys: &[(usize, Vec<Keyed>)],
+    owners: &mut Owners,
+    found: &mut [Vec<Borrowed>],
+) {
+    for (task, keys) in keys {
+        for keyed in keys {
+            let owner = owners.of(*keyed, *task);
+            if owner == *task {
                 continue;
             }
-            let Some(&(_, owner)) = owners.iter().find(|(known, _)| *known == key) else {
-                owners.push((key, *task));
-                continue;
-            };
+            let at = start + u64::from(keyed.0) * PAGE;
             match found[*task].last_mut() {
                 Some(last) if last.end == at && last.owner == owner => last.end += PAGE,
                 _ => found[*task].push(Borrowed { start: at, end: at + PAGE, owner }),
@@ -212,7 +299,7 @@ mod tests {
 
     fn run(start: u64, pages: u64) -> Run {
         let start = start * PAGE;
-        Run { start, end: start + pages * PAGE, lazy: true, readable: true, parent: false }
+        Run { start, end: start + pages * PAGE, lazy: true, readable: false, parent: false }
     }
 
     const THERE: u64 = 1 << 63;

@@ -257,6 +257,7 @@ fn inject<'w, W: 'w>(
                 memory: seen.outside.memory.clone(),
                 candidates: &traced.rooms,
                 signal: traced.signal,
+                start: (traced.states[0].regs, traced.states[0].mask),
             },
             first: move |base| {
                 let mut script = Script::new(base);
@@ -443,7 +444,7 @@ fn build(
                 _ => 1,
             },
             exit_code: 0,
-            personality: outside.values.personality,
+            personality: attributes.personality,
             flags: task.stat.flags,
             blk_sigset: state.mask,
             comm: comm.to_vec(),

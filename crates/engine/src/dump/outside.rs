@@ -71,8 +71,6 @@ pub struct Links {
 /// Small values.
 #[derive(Debug, Default)]
 pub struct Values {
-    /// `/proc/PID/personality`.
-    pub personality: u32,
     /// `/proc/PID/loginuid`, `None` where unset or unknown.
     pub loginuid: Option<u32>,
     /// `/proc/PID/oom_score_adj`.
@@ -239,9 +237,6 @@ fn values(
 ) -> std::result::Result<Values, ReadError> {
     use rewake_proc::single;
     let mut values = Values::default();
-    if let Some(text) = if_there(dir.read_single("personality", buffer))? {
-        values.personality = single::personality(text).unwrap_or(0);
-    }
     if let Some(text) = if_there(dir.read_single("loginuid", buffer))? {
         values.loginuid = single::loginuid(text).unwrap_or(None);
     }

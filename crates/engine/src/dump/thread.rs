@@ -107,7 +107,11 @@ fn gather(
     Ok(Facts {
         status,
         robust_list: robust_list(tid).map_err(|e| at("reading the robust list")(&e))?,
-        nice: sched::nice(tid).unwrap_or(attr.nice),
+        // Of a real-time policy the attributes leave it out.
+        nice: match attr.policy as i32 {
+            libc::SCHED_OTHER | libc::SCHED_BATCH | libc::SCHED_IDLE => attr.nice,
+            _ => sched::nice(tid).unwrap_or(attr.nice),
+        },
         attr,
         affinity: sched::affinity(tid).map_err(|e| at("reading the CPU affinity")(&e))?,
         io_priority: Some(sched::io_priority(tid).map_err(|e| at("reading the I/O priority")(&e))?),

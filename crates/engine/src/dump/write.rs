@@ -257,7 +257,7 @@ fn write_files(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -
             mdwe: Some(attributes.mdwe).filter(|m| *m != 0),
             io_flusher: attributes.io_flusher.then_some(true),
             autogroup_nice: alive.outside.values.autogroup_nice,
-            personality: Some(alive.outside.values.personality),
+            personality: Some(attributes.personality),
             lock_on_fault: alive.outside.mappings_that(|v| v.lock_on_fault),
             lock_future: Some(alive.inside.future.lock).filter(|lock| *lock != 0),
             memory_merge: alive.inside.future.merge.then_some(true),

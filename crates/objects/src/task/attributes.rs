@@ -22,6 +22,8 @@ const PR_SET_MDWE: u64 = 65;
 const PR_GET_MDWE: u64 = 66;
 const PR_SET_IO_FLUSHER: u64 = 57;
 const PR_GET_IO_FLUSHER: u64 = 58;
+/// What personality(2) answers without setting anything.
+const PER_ASK: u64 = 0xffff_ffff;
 const MEMBARRIER_GET_REGISTRATIONS: u64 = 1 << 9;
 
 /// Where the answers to [`ask`] will be.
@@ -62,6 +64,8 @@ pub struct Attributes {
     pub timer_slack: u64,
     /// What `PR_SET_TIMERSLACK` goes back to with 0; 0 where the kernel does not tell.
     pub default_timer_slack: u64,
+    /// `PER_*` and flags of personality(2).
+    pub personality: u32,
 }
 
 /// Adds the questions.
@@ -85,6 +89,7 @@ pub fn ask(script: &mut Script) -> Asked {
     prctl(script, &[PR_SET_TIMERSLACK, 0]);
     prctl(script, &[PR_GET_TIMERSLACK]);
     script.push(Op::new(libc::SYS_prctl, &[PR_SET_TIMERSLACK, 0]).arg_result(1, slack as u32, 0));
+    script.push(Op::new(libc::SYS_personality, &[PER_ASK]));
     Asked { data, first }
 }
 
@@ -107,6 +112,7 @@ pub fn read(results: &Results, asked: Asked) -> Attributes {
         io_flusher: results.or_zero(first + 11) != 0,
         timer_slack: results.or_zero(first + 12) as u64,
         default_timer_slack: results.or_zero(first + 14) as u64,
+        personality: results.or_zero(first + 16) as u32,
     }
 }
 

@@ -4,6 +4,7 @@
 
 use crate::Problem;
 use rewake_sys::kcmp::{self, Kind};
+use std::collections::BTreeMap;
 
 /// What can be shared, in the order of [`Objects`].
 pub const KINDS: [Kind; 4] = [Kind::Vm, Kind::Files, Kind::Fs, Kind::Sighand];
@@ -61,29 +62,77 @@ pub fn name(kind: Kind) -> &'static str {
 /// # Errors
 /// kcmp(2) is refused, or a task is gone.
 pub fn survey(pids: &[Option<i32>]) -> Result<Vec<Objects>, Problem> {
-    let mut all: Vec<Objects> =
+    /// From so many tasks on, the kinds are compared at the same time.
+    const MANY: usize = 64;
+    let all: Vec<(u32, i32)> =
+        (0..).zip(pids).filter_map(|(at, pid)| Some((at, (*pid)?))).collect();
+    let all = all.as_slice();
+    let (vm, files, fs) = if all.len() < MANY {
+        (owners(all, Kind::Vm), owners(all, Kind::Files), owners(all, Kind::Fs))
+    } else {
+        std::thread::scope(|scope| {
+            let begin =
+                |kind| std::thread::Builder::new().spawn_scoped(scope, move || owners(all, kind));
+            // Without further threads it takes longer, that is all.
+            let end = |begun: std::io::Result<std::thread::ScopedJoinHandle<'_, Owners>>, kind| {
+                match begun {
+                    Ok(thread) => thread.join().unwrap_or_else(|_| {
+                        Err(Problem::new(name(kind), "cannot be compared: a thread of rewake died"))
+                    }),
+                    Err(_) => owners(all, kind),
+                }
+            };
+            let (files, fs) = (begin(Kind::Files), begin(Kind::Fs));
+            (owners(all, Kind::Vm), end(files, Kind::Files), end(fs, Kind::Fs))
+        })
+    };
+    let (vm, files, fs) = (vm?, files?, fs?);
+    let mut objects: Vec<Objects> =
         (0..pids.len() as u32).map(|i| Objects { vm: i, files: i, fs: i, sighand: i }).collect();
-    for kind in KINDS {
-        let mut sorted: Vec<(i32, u32)> = Vec::with_capacity(pids.len());
-        for (pid, objects) in pids.iter().zip(&mut all) {
-            let Some(pid) = *pid else { continue };
-            let mut failed = None;
-            let found = sorted.binary_search_by(|(other, _)| {
-                kcmp::compare(*other, pid, kind).unwrap_or_else(|e| {
-                    failed = Some(e);
-                    std::cmp::Ordering::Less
-                })
-            });
-            if let Some(e) = failed {
-                return Err(Problem::new(name(kind), format!("cannot be compared: {e}")));
-            }
-            match found {
-                Ok(at) => objects.set(kind, sorted[at].1),
-                Err(at) => sorted.insert(at, (pid, objects.get(kind))),
-            }
+    for (((at, _), vm), (files, fs)) in all.iter().zip(&vm).zip(files.iter().zip(&fs)) {
+        let objects = &mut objects[*at as usize];
+        (objects.vm, objects.files, objects.fs) = (*vm, *files, *fs);
+    }
+    // Handlers are shared only by those that share memory: clone(2) does not allow it otherwise.
+    let mut groups: BTreeMap<u32, Vec<(u32, i32)>> = BTreeMap::new();
+    for (task, vm) in all.iter().zip(vm) {
+        groups.entry(vm).or_default().push(*task);
+    }
+    for group in groups.into_values().filter(|group| group.len() > 1) {
+        for ((at, _), sighand) in group.iter().zip(owners(&group, Kind::Sighand)?) {
+            objects[*at as usize].sighand = sighand;
         }
     }
-    Ok(all)
+    Ok(objects)
+}
+
+/// Of each task the first that has the same object, by index.
+type Owners = Result<Vec<u32>, Problem>;
+
+/// Compares tasks, given by index and pid.
+fn owners(tasks: &[(u32, i32)], kind: Kind) -> Owners {
+    let mut sorted: Vec<(u32, i32)> = Vec::with_capacity(tasks.len());
+    let mut owners = Vec::with_capacity(tasks.len());
+    for &(task, pid) in tasks {
+        let mut failed = None;
+        let found = sorted.binary_search_by(|(_, other)| {
+            kcmp::compare(*other, pid, kind).unwrap_or_else(|e| {
+                failed = Some(e);
+                std::cmp::Ordering::Less
+            })
+        });
+        if let Some(e) = failed {
+            return Err(Problem::new(name(kind), format!("cannot be compared: {e}")));
+        }
+        owners.push(match found {
+            Ok(at) => sorted[at].0,
+            Err(at) => {
+                sorted.insert(at, (task, pid));
+                task
+            }
+        });
+    }
+    Ok(owners)
 }
 
 /// Sorts tasks, given by the owners of their objects, into those that share memory or descriptors, be it through others:
