@@ -55,6 +55,7 @@ mod real;
 mod real_files;
 mod reaper;
 mod refusals;
+mod scarce;
 mod servers;
 mod shell_job;
 mod sockets;
@@ -161,6 +162,8 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     trials.extend(live::trials(tool));
     trials.extend(lazy::trials(tool, criu));
     trials.extend(compressed::trials(tool, criu));
+    trials.extend(dedup::trials(tool, criu));
+    trials.extend(scarce::trials(tool));
     trials
 }
 

@@ -291,6 +291,9 @@ pub fn all() -> Vec<Program> {
             .env(&[("ZOO_ONFAULT", "1")])
             .unless_criu("it locks MLOCK_ONFAULT memory outright"),
         program!(memory_dense),
+        program!(memory_equal),
+        program!(memory_numa),
+        program!(memory_swapped),
         program!(memory_guard),
         program!(prefork)
             .unless_criu("its images have a copy for each process, and the shares of memory differ")

@@ -300,18 +300,24 @@ impl ImageDir {
     /// contents.
     pub fn raw_check(&self) -> Result<RawCheck> {
         let mut files = Vec::new();
-        self.chain().into_iter().try_for_each(|dir| dir.raw_files(&mut files))?;
+        let mut dirs = self.chain().into_iter().zip(0u32..);
+        dirs.try_for_each(|(dir, depth)| dir.raw_files(depth, &mut files))?;
         Ok(RawCheck::new(files))
     }
 
-    fn raw_files(&self, files: &mut Vec<RawFile>) -> Result<()> {
+    fn raw_files(&self, depth: u32, files: &mut Vec<RawFile>) -> Result<()> {
+        let plain = Compression::of_version(self.inventory.img_version).is_none();
         for name in self.manifest.iter().flat_map(Manifest::names) {
             if !kind::PAGES.info().names(name) {
                 continue;
             }
             let Some(crc) = self.manifest.as_ref().and_then(|m| m.get(name)?.crc) else { continue };
             if let Some((fd, size)) = self.open_file(name)? {
-                files.push(RawFile { path: self.path_of(name), file: fd.into(), size, crc });
+                let id = name.strip_prefix("pages-").and_then(|rest| rest.strip_suffix(".img"));
+                let pages_id = id.and_then(|id| id.parse().ok()).filter(|_| plain);
+                let store = pages_id.map(|pages_id| PageStore { depth, pages_id });
+                let (path, file, crc) = (self.path_of(name), fd.into(), Some(crc));
+                files.push(RawFile { path, file, size, crc, store, wanted: None });
             }
         }
         Ok(())

@@ -1,13 +1,14 @@
 //! Work that several threads take from one list.
 
-use crate::error::Result;
-
 /// Has as many threads as `most`, this one among them, do `work` until it is done. Without further threads it takes longer,
 /// that is all.
 ///
 /// # Errors
 /// That of a thread that failed; all have ended.
-pub(crate) fn together(most: usize, work: impl Fn() -> Result<()> + Sync) -> Result<()> {
+pub(crate) fn together<E: Send>(
+    most: usize,
+    work: impl Fn() -> Result<(), E> + Sync,
+) -> Result<(), E> {
     let work = &work;
     std::thread::scope(|scope| {
         let begin = |_| std::thread::Builder::new().spawn_scoped(scope, work).ok();

@@ -19,6 +19,22 @@ pub struct Arena {
     map: Arc<SharedMap>,
 }
 
+/// A word of an arena at which agents wait, by futex(2), while it is 0.
+#[derive(Debug)]
+pub struct Gate {
+    map: Arc<SharedMap>,
+    at: usize,
+}
+
+impl Gate {
+    /// Sets the word and wakes all who wait.
+    pub fn set(&self, value: u32) {
+        let word = self.map.atomic(self.at);
+        word.store(value, std::sync::atomic::Ordering::Release);
+        rewake_sys::futex::wake(word);
+    }
+}
+
 /// How an agent of a stub behaves when it has nothing to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
@@ -87,6 +103,12 @@ impl Arena {
     pub fn look(&self, at: usize, len: usize, data: usize) -> Ring {
         let header = self.base() + at as u64;
         Ring::new(self.map.clone(), at, len, data, header, Doorbell::Futex)
+    }
+
+    /// A word at offset `at` at which agents wait.
+    #[must_use]
+    pub fn gate(&self, at: usize) -> Gate {
+        Gate { map: self.map.clone(), at }
     }
 
     /// Clones the root stub: a child of the controller (or of its parent with `CLONE_PARENT`) that runs the batch

@@ -14,6 +14,8 @@ pub enum Label {
     Fill(u64, u64),
     /// Moving huge pages to their place (start, end).
     Huge(u64, u64),
+    /// The NUMA policy of a mapping (start, end).
+    Policy(u64, u64),
     /// Descriptor number.
     Descriptor(u32),
     /// Signal number.
@@ -39,6 +41,7 @@ impl std::fmt::Display for Label {
             Label::Vma(start, end) => write!(f, "mapping {start:#x}-{end:#x}"),
             Label::Fill(start, end) => write!(f, "filling memory {start:#x}-{end:#x}"),
             Label::Huge(start, end) => write!(f, "moving huge pages to {start:#x}-{end:#x}"),
+            Label::Policy(start, end) => write!(f, "NUMA policy of mapping {start:#x}-{end:#x}"),
             Label::Descriptor(fd) => write!(f, "descriptor {fd}"),
             Label::Signal(signal) => write!(f, "signal {signal}"),
             Label::Clone(pid) => write!(f, "creating task {pid}"),

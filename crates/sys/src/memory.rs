@@ -1,4 +1,4 @@
-//! Other processes' memory: process_vm_readv(2).
+//! Other processes' memory: process_vm_readv(2), process_vm_writev(2).
 
 use crate::call::{Errno, Result, SyscallError, pid_arg, syscall};
 use std::fs::File;
@@ -36,6 +36,24 @@ pub fn read_remote(pid: i32, ranges: &[RemoteRange], buffer: &mut [u8]) -> Resul
                 remote.len(),
                 0,
             ],
+        )
+    }
+}
+
+/// Writes `bytes` to the memory of `pid` at `address`; returns how many were written.
+///
+/// # Errors
+/// `EFAULT` if nothing can be written there (or there is no memory for it), `ESRCH`, `EPERM`.
+pub fn write_remote(pid: i32, address: u64, bytes: &[u8]) -> Result<usize> {
+    let remote = libc::iovec { iov_base: address as *mut libc::c_void, iov_len: bytes.len() };
+    let local = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    // SAFETY: the local iovec is the caller's slice, which the kernel only reads; the remote address is checked by the kernel
+    // against the other process, not ours.
+    unsafe {
+        syscall(
+            "process_vm_writev",
+            libc::SYS_process_vm_writev,
+            [pid_arg(pid), (&raw const local) as usize, 1, (&raw const remote) as usize, 1, 0],
         )
     }
 }

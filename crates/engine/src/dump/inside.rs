@@ -7,7 +7,8 @@ use crate::error::{Context, Result};
 use crate::freeze::{Held, Life, Task};
 use rewake_agent::layout::Op;
 use rewake_image::messages::{
-    CoreEntry, March, RewakeThreadEntry, SaEntry, TaskCoreEntry, TaskRlimitsEntry, TaskTimersEntry,
+    CoreEntry, March, RewakePolicyEntry, RewakeThreadEntry, SaEntry, TaskCoreEntry,
+    TaskRlimitsEntry, TaskTimersEntry,
 };
 use rewake_inject::enter::{Entry, Target};
 use rewake_inject::live::Live;
@@ -16,7 +17,7 @@ use rewake_inject::tell::telling_signal;
 use rewake_inject::visit::Host;
 use rewake_objects::Problem;
 use rewake_objects::memory::vma::status;
-use rewake_objects::memory::{aio, future};
+use rewake_objects::memory::{aio, future, numa};
 use rewake_objects::task::attributes::{self, Attributes};
 use rewake_objects::task::{
     credentials, keyrings, landlock, limits, registers, seccomp, signals, timers,
@@ -36,6 +37,10 @@ pub struct Inside {
     pub attributes: Attributes,
     /// What is done with new mappings.
     pub future: future::Future,
+    /// NUMA policy of its first thread.
+    pub policy: Option<RewakePolicyEntry>,
+    /// NUMA policies of its mappings; of the owner of shared memory only.
+    pub policies: Vec<RewakePolicyEntry>,
     /// Close-on-exec flags of the descriptors, in the order of `Outside::fds`.
     pub cloexec: Vec<bool>,
     /// What applies to each thread, in the order of `cores`.
@@ -67,6 +72,8 @@ struct Answers {
     limits: TaskRlimitsEntry,
     attributes: Attributes,
     future: future::Future,
+    policy: Option<RewakePolicyEntry>,
+    policies: Vec<RewakePolicyEntry>,
     clocks: [(u64, u64); 2],
     shared: Vec<ptrace::SigInfo>,
 }
@@ -134,6 +141,10 @@ struct FirstBatch {
     limits: Data,
     attributes: attributes::Asked,
     future: future::Asked,
+    policy: numa::Asked,
+    /// Which mappings are asked for a policy, and the answers of those for which there is room.
+    candidates: Vec<u64>,
+    modes: numa::Modes,
     /// The operation that Landlock may forbid.
     landlock: usize,
     /// Operations that ask for keyrings.
@@ -157,6 +168,7 @@ impl FirstBatch {
         let limits = limits::ask(script);
         let attributes = attributes::ask(script);
         let future = future::ask(script);
+        let policy = numa::ask(script, None);
         let landlock = landlock::ask(script, own_pid());
         let keyrings = keyrings::ask(script);
         let aio = aio::ask(script, &outside.aio[..outside.aio.len().min(FIRST_CONTEXTS)]);
@@ -167,12 +179,18 @@ impl FirstBatch {
         }
         let room = rewake_inject::live::OPS - script.ops.len();
         let flags = ask_cloexec(script, &outside.fds[..outside.fds.len().min(room)]);
+        let candidates = if outside.owns.vm { numa::candidates(&outside.vmas) } else { Vec::new() };
+        let room = rewake_inject::live::OPS - script.ops.len();
+        let modes = numa::ask_modes(script, &candidates[..candidates.len().min(room)]);
         FirstBatch {
             actions,
             timers,
             limits,
             attributes,
             future,
+            policy,
+            candidates,
+            modes,
             landlock,
             keyrings,
             aio,
@@ -337,6 +355,8 @@ fn ask_on(
         limits: limits::read(results, asked.limits),
         attributes: attributes::read(results, asked.attributes),
         future: future::read(results, asked.future),
+        policy: numa::read(results, asked.policy, None),
+        policies: policies(live, asked, results).of(pid, comm)?,
         clocks: [0, 16].map(|at| (results.u64(clocks, at), results.u64(clocks, at + 8))),
         shared,
     };
@@ -378,6 +398,36 @@ fn ask_on(
     Ok(Told { answers, states, cloexec, problems })
 }
 
+/// Asks for the policies of the mappings that have one.
+fn policies(
+    live: &Live,
+    asked: &FirstBatch,
+    results: &Results,
+) -> rewake_inject::Result<Vec<RewakePolicyEntry>> {
+    /// Their masks are long.
+    const AT_ONCE: usize = 64;
+    let (first, rest) = asked.candidates.split_at(asked.modes.len());
+    let mut found = numa::read_modes(results, asked.modes, first);
+    for chunk in rest.chunks(rewake_inject::live::OPS) {
+        let mut script = Script::new(live.data_base());
+        let asked = numa::ask_modes(&mut script, chunk);
+        found.extend(numa::read_modes(&live.run(&script)?, asked, chunk));
+    }
+    let mut policies = Vec::new();
+    for chunk in found.chunks(AT_ONCE) {
+        let mut script = Script::new(live.data_base());
+        let asked: Vec<_> =
+            chunk.iter().map(|start| numa::ask(&mut script, Some(*start))).collect();
+        let results = live.run(&script)?;
+        let read = chunk
+            .iter()
+            .zip(asked)
+            .filter_map(|(at, asked)| numa::read(&results, asked, Some(*at)));
+        policies.extend(read);
+    }
+    Ok(policies)
+}
+
 fn own_pid() -> i32 {
     std::process::id() as i32
 }
@@ -415,7 +465,8 @@ fn build(
     cloexec: Vec<bool>,
 ) -> Inside {
     let (pid, comm) = (task.pid(), task.comm());
-    let Answers { actions, timers, limits, attributes, future, clocks, shared } = answers;
+    let Answers { actions, timers, limits, attributes, future, policy, policies, clocks, shared } =
+        answers;
     let mut cores = Vec::with_capacity(states.len());
     let mut extra = Vec::with_capacity(states.len());
     let mut seccomp = Vec::with_capacity(states.len());
@@ -479,5 +530,16 @@ fn build(
         seccomp.push(state.seccomp);
     }
     let problems = Vec::new();
-    Inside { cores, extra, attributes, future, cloexec, seccomp, problems, clocks }
+    Inside {
+        cores,
+        extra,
+        attributes,
+        future,
+        policy,
+        policies,
+        cloexec,
+        seccomp,
+        problems,
+        clocks,
+    }
 }

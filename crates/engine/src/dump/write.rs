@@ -263,6 +263,8 @@ fn write_files(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -
             memory_merge: alive.inside.future.merge.then_some(true),
             thp_except_advised: future::thp_except_advised(attributes.thp_disable).then_some(true),
             sealed: alive.outside.mappings_that(|v| v.sealed),
+            policy: alive.inside.policy.clone(),
+            policies: alive.inside.policies.clone(),
         };
         extra.push(RewakeEntry { task: Some(entry), ..RewakeEntry::default() });
         extra.extend(

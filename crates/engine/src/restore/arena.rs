@@ -68,6 +68,13 @@ impl Space {
         (at, len, data)
     }
 
+    /// Hands out a word for [`Arena::gate`]: its offset.
+    pub fn gate(&mut self) -> usize {
+        let at = self.next;
+        self.next += 64;
+        at
+    }
+
     /// Bytes of the whole arena.
     #[must_use]
     pub fn len(&self) -> usize {

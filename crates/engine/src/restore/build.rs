@@ -37,6 +37,7 @@ use rewake_image::PageStore;
 use rewake_image::messages::CredsEntry;
 use rewake_objects::files::epoll;
 use rewake_objects::files::pty::Controlling;
+use rewake_objects::memory::huge::{self, Place, Staged};
 use rewake_objects::memory::inherit::Inheritance;
 use rewake_objects::memory::mm::{Held, Specials};
 use rewake_objects::steps::{Label, Steps};
@@ -99,7 +100,7 @@ pub struct Environment {
     /// File locks by the process that is to take them.
     pub locks: HashMap<i32, Vec<Locked>>,
     /// Where processes may have an area of huge pages to fill their memory with.
-    pub huge: Option<u64>,
+    pub huge: Option<Place>,
     /// What processes have from those that clone them.
     pub heritage: Heritage,
     /// What they need for it, with the controller's descriptors, which the root stub inherits and hands down.
@@ -172,6 +173,8 @@ pub struct TaskPlan {
     /// Where the numbers of the socket pair are, in the birth script's data; of those that share descriptors only the first
     /// makes one.
     pub socket: Option<rewake_inject::ring::Data>,
+    /// What the controller fills of its memory, from when the birth script is done.
+    pub staged: Staged,
     /// What could not be restored as it was, but does not stop the restore.
     pub warnings: Vec<String>,
 }
@@ -302,6 +305,7 @@ fn plan_node(
             inherited: env.heritage.of(index).unwrap_or(&no_heritage),
             shares_table: shares_table(lineage, at),
             steps: Steps::new(base),
+            staged: Staged::new(),
             warnings: Vec::new(),
             messages: Vec::new(),
         };
@@ -313,7 +317,9 @@ fn plan_node(
             .map(|(_, pid, group)| (*pid, *group))
             .collect();
         builder.build(group, &zombies, node.orphan, same_vdso(alive)?, &threads, &headers)?;
-        let Builder { steps: build, warnings, messages, .. } = builder;
+        let Builder { steps: build, staged, warnings, messages, .. } = builder;
+        // After those are cloned who would have it too.
+        huge::stage(&mut birth, &staged);
         let locks = env.locks.get(&tasks[index].pid).map(|locks| lock_steps(base, locks));
         let mut finish = Steps::new(base);
         let groups: Vec<i32> = node
@@ -335,7 +341,17 @@ fn plan_node(
         }
         let makes_memory = tasks[index].part.memory == index;
         finish_steps(&mut finish, &tasks[index], alive, env, makes_memory, &groups);
-        task = Some(TaskPlan { index, build, locks, finish, threads, messages, socket, warnings });
+        task = Some(TaskPlan {
+            index,
+            build,
+            locks,
+            finish,
+            threads,
+            messages,
+            socket,
+            staged,
+            warnings,
+        });
     }
     let init = (node.role == Role::Init).then(|| {
         let mut steps = Steps::new(base);

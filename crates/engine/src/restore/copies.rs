@@ -4,7 +4,7 @@
 //! go on, or, if one fails, none ever has.
 
 use super::batches::{hand_over, take_socket};
-use super::page_check::PageCheck;
+use super::page_check::{Filling, PageCheck};
 use super::template::Template;
 use super::undo::Created;
 use super::{Run, Standing, addresses};
@@ -118,7 +118,7 @@ impl Run<'_> {
         take_socket(pid, numbers)
             .and_then(|socket| hand_over(&socket, &template.messages, self.images, opener))
             .map_err(|p| Error::of(pid, TEMPLATE, p))?;
-        let checking = pages.start();
+        let checking = pages.start(self.images, Filling::default())?;
         let number = ring.load(&template.build.script).map_err(of)?;
         ring.ring().map_err(of)?;
         self.await_template(ring, number, &template.build, pid, warnings)?;

@@ -5,7 +5,7 @@ use super::heritage::Heritage;
 use super::namespaces::Namespaces;
 use crate::error::{Error, Result};
 use crate::own::AddressSpace;
-use rewake_objects::memory::huge::{AREA, HUGE};
+use rewake_objects::memory::huge::{AREA, HUGE, Place};
 use rewake_objects::memory::{PAGE, TASK_SIZE};
 use rewake_objects::task::credentials;
 use rewake_objects::task::schedule::Inherited;
@@ -123,9 +123,13 @@ pub fn gather(
 }
 
 /// Where huge pages may be made, if the kernel makes any and can move them; `free` is free in all tasks.
-pub fn huge_area(free: Range<u64>) -> Option<u64> {
-    let place = free.start.next_multiple_of(HUGE);
+pub fn huge_area(free: Range<u64>, gate: Option<u64>) -> Option<Place> {
+    let start = free.start.next_multiple_of(HUGE);
     let setting = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/enabled").ok()?;
     let has_move = || probe::userfaultfd_features().is_ok_and(|features| features & MOVE != 0);
-    (place + AREA <= free.end && !setting.contains("[never]") && has_move()).then_some(place)
+    // Where the kernel promises no more memory than there is, all of it cannot be promised twice.
+    let strict = std::fs::read_to_string("/proc/sys/vm/overcommit_memory")
+        .is_ok_and(|mode| mode.trim() == "2");
+    let place = Place { start, end: free.end, gate: gate.filter(|_| !strict) };
+    (start + AREA <= free.end && !setting.contains("[never]") && has_move()).then_some(place)
 }

@@ -23,6 +23,7 @@ mod namespaces;
 mod page_check;
 mod read;
 mod rings;
+mod room;
 mod sharing;
 mod start;
 mod template;
@@ -42,7 +43,7 @@ use build::{Environment, NodePlan, TaskPlan};
 use finish::Tracers;
 use lineage::{Lineage, Member};
 use namespaces::Namespaces;
-use page_check::PageCheck;
+use page_check::{Checking, Filling, PageCheck};
 pub(crate) use read::read_memory;
 use read::{Alive, Checkpoint, Task};
 use rewake_image::messages::VmaEntry;
@@ -164,6 +165,8 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks, huge: bool) -> Resul
     let notes = addresses::replace(&mut opener, &rules, options)?;
     opener.check()?;
     check_huge_pages(&checkpoint, &opener, options.copies)?;
+    let stored = checkpoint.memories().filter_map(|(_, alive)| alive.pages.as_ref());
+    room::check(&stored.collect::<Vec<_>>())?;
     let leads = |t: &&Task| t.sid == t.pid && t.alive.is_some();
     opener.sessions = checkpoint.tasks.iter().filter(leads).map(|t| t.pid).collect();
     pty::prepare(&mut opener)?;
@@ -228,11 +231,13 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks, huge: bool) -> Resul
     } else {
         Vec::new()
     };
+    let mut space = Space::new(base);
+    let gate = space.gate();
     if huge && holdings.is_none() && checkpoint.memories().any(|(_, alive)| has_dense_memory(alive))
     {
-        env.huge = environment::huge_area(env.arena.1 + arena::GAP..hole.end - arena::GAP);
+        let free = env.arena.1 + arena::GAP..hole.end - arena::GAP;
+        env.huge = environment::huge_area(free, Some(space.address(gate)));
     }
-    let mut space = Space::new(base);
     let plans = build::plan(
         &checkpoint.tasks,
         &lineage,
@@ -274,6 +279,7 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks, huge: bool) -> Resul
         lineage: &lineage,
         plans: &plans,
         arena: &arena,
+        gate,
         own: &own,
         env: &env,
         specials: holdings.as_ref().map(|h| h.specials.clone()),
@@ -282,13 +288,16 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks, huge: bool) -> Resul
         tracers: Tracers::new(checkpoint.clone()),
         start,
     };
-    let mut report = match (&template, copies) {
+    let bytes = checkpoint.memories().filter_map(|(_, alive)| alive.pages.as_ref());
+    let bytes: u64 = bytes.map(rewake_image::StoredPages::bytes).sum();
+    let report = match (&template, copies) {
         (Some(template), Some(number)) => {
             let files = copies::Files { images: &images, options: opener_options, first: opener };
-            run.copies(template, number, files, pages, hooks, &mut created)?
+            run.copies(template, number, files, pages, hooks, &mut created)
         }
-        _ => run.alone(opener, pages, hooks, &mut created)?,
+        _ => run.alone(opener, pages, hooks, &mut created),
     };
+    let mut report = report.map_err(|e| room::explain(e, bytes))?;
     created.keep();
     report.warnings.splice(0..0, notes);
     Ok(report)
@@ -414,6 +423,8 @@ struct Run<'a> {
     lineage: &'a Lineage,
     plans: &'a [NodePlan],
     arena: &'a Arena,
+    /// Offset of the word in it at which tasks wait for their memory.
+    gate: usize,
     own: &'a AddressSpace,
     env: &'a Environment,
     /// Where a template has vvar and vdso.
@@ -444,6 +455,18 @@ impl<'a> Run<'a> {
     /// The id, here, of a task of the images.
     fn outer(&self, pid: Pid) -> Result<Pid> {
         self.pids.outer(pid).ok_or_else(|| Error::new(format!("process {pid} vanished")))
+    }
+
+    /// What we fill of the tasks' memory.
+    fn filling(&self) -> Result<Filling> {
+        let mut filling = Filling::new(self.arena.gate(self.gate));
+        for plan in self.plans.iter().filter_map(|plan| plan.task.as_ref()) {
+            if !plan.staged.is_empty() {
+                let task = self.task(plan);
+                filling.add(self.outer(task.pid)?, &task.comm, &plan.staged);
+            }
+        }
+        Ok(filling.sorted())
     }
 
     /// One tree, cloned by ourselves.
@@ -513,7 +536,7 @@ impl<'a> Run<'a> {
             hooks.run(Action::PostSetupNamespaces, Some(root)).map_err(Error::new)?;
         }
 
-        let checking = pages.map(PageCheck::start);
+        let checking = pages.map(|pages| pages.start(self.images, self.filling()?)).transpose()?;
         let network = namespaces.net.then(|| namespaces::Network::enter(first));
         let network = network.transpose()?;
         if !self.prepared && !self.env.gate {
@@ -521,7 +544,10 @@ impl<'a> Run<'a> {
         }
         let numbers = self.socket_numbers(rings);
         self.open_controlling(rings, opener)?;
-        self.build(rings, &numbers, opener, pager.as_mut(), warnings)?;
+        self.build(rings, &numbers, opener, pager.as_mut(), warnings).map_err(|e| {
+            // If tasks have waited for their memory in vain, there is a reason.
+            checking.as_ref().and_then(Checking::failure).unwrap_or(e)
+        })?;
         self.map_rings(rings, opener)?;
         drop(network);
         if let Some(checking) = checking {

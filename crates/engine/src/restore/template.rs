@@ -165,6 +165,8 @@ pub fn plan(
             // No segment has copies.
             segment: &|_| 0,
             held,
+            later: None,
+            policies: &[],
             aio: &[],
             huge: None,
             inherited: &Inheritance::default(),

@@ -57,6 +57,20 @@ messages! {
         optional bool thp_except_advised = 11;
         /// Start addresses of mappings that are sealed (mseal(2)).
         repeated uint64 sealed = 12 [hex];
+        /// Its first thread's NUMA policy (set_mempolicy(2)), if it has one.
+        optional message RewakePolicyEntry policy = 13;
+        /// NUMA policies of mappings (mbind(2)).
+        repeated message RewakePolicyEntry policies = 14;
+    }
+
+    /// A NUMA policy.
+    message RewakePolicyEntry "rewake_policy_entry" {
+        /// Start address of the mapping, if it is that of one.
+        optional uint64 start = 1 [hex];
+        /// `MPOL_*`, with its flags.
+        required uint32 mode = 2 [hex];
+        /// The nodes, as words.
+        repeated uint64 nodes = 3 [hex];
     }
 
     /// Extra state of a thread.

@@ -3,6 +3,10 @@
 //! The advice to use huge pages (`MADV_HUGEPAGE`) cannot be taken back from a mapping. So it is given to an area beside, whose
 //! pages then move to their place (`UFFDIO_MOVE`, since Linux 6.8), page tables only. No more memory is resident than
 //! before: only ranges of which every page is stored are filled so.
+//!
+//! Of little memory the task reads piece after piece into a small area. If it is much, the area is as large as all of it, and
+//! the controller fills it ([`Staged`]), by as many threads as it wants: it has the bytes anyway, to compare them with their
+//! checksum. The task waits at a gate meanwhile.
 
 use super::fill::{Piece, fill};
 use super::vma::status;
@@ -16,8 +20,29 @@ use rewake_sys::userfaultfd::{REQUEST_UNREGISTER, USER_MODE_ONLY};
 
 /// A huge page.
 pub const HUGE: u64 = 2 << 20;
-/// Address space that the area needs, but for its alignment.
+/// Address space that the area needs, but for its alignment, if the task fills it.
 pub const AREA: u64 = 32 << 20;
+/// What is worth that the controller fills it.
+const MUCH: u64 = 8 << 20;
+
+/// Where the area may be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Place {
+    /// Aligned to a huge page.
+    pub start: u64,
+    /// Past the last address that is free.
+    pub end: u64,
+    /// The word at which tasks wait until the controller has filled their areas, if it does that.
+    pub gate: Option<u64>,
+}
+
+/// The word of a gate: all areas are filled.
+pub const OPEN: u32 = 1;
+/// The word of a gate: they will never be.
+pub const SHUT: u32 = 2;
+
+/// What the controller has to fill before it opens the gate: [`Piece::address`] is in the area.
+pub type Staged = Vec<Piece>;
 
 /// `MADV_HUGEPAGE`.
 const ADVICE: u64 = libc::MADV_HUGEPAGE as u64;
@@ -61,8 +86,16 @@ fn cut<'v>(
     })
 }
 
-/// Fills what can be filled in huge pages, through an area at `area`, and returns what is left. `may` says which mappings hold
-/// no pages yet.
+/// What [`fill_huge`] leaves to others.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Left {
+    /// To be filled page by page.
+    pub pieces: Vec<Piece>,
+    /// To be filled by the controller, in an area that [`stage`] makes.
+    pub staged: Staged,
+}
+
+/// Fills what can be filled in huge pages, through an area at `place`. `may` says which mappings hold no pages yet.
 ///
 /// # Errors
 /// A page store was not handed over.
@@ -70,13 +103,12 @@ pub fn fill_huge(
     steps: &mut Steps,
     vmas: &[VmaEntry],
     pieces: &[Piece],
-    area: u64,
+    place: Place,
     may: impl Fn(&VmaEntry) -> bool,
     pages: &dyn Fn(PageStore) -> Option<i32>,
-) -> Result<Vec<Piece>, Problem> {
-    let mut left = Vec::with_capacity(pieces.len());
-    let mut uffd = None;
-    let mut registered: Option<&VmaEntry> = None;
+) -> Result<Left, Problem> {
+    let mut left = Left { pieces: Vec::with_capacity(pieces.len()), staged: Vec::new() };
+    let mut dense: Vec<(Piece, &VmaEntry)> = Vec::new();
     let home = |piece: &Piece| {
         let at = vmas.partition_point(|vma| vma.end <= piece.address);
         vmas.get(at).filter(|vma| vma.start <= piece.address)
@@ -84,10 +116,28 @@ pub fn fill_huge(
     for (piece, vma) in pieces.iter().flat_map(|piece| cut(piece, home)) {
         let vma = vma.filter(|vma| is_eligible(vma) && may(vma));
         let Some(((start, end), vma)) = inner(&piece).zip(vma) else {
-            left.push(piece);
+            left.pieces.push(piece);
             continue;
         };
-        let uffd = *uffd.get_or_insert_with(|| begin(steps, area));
+        left.pieces.extend(part(&piece, piece.address, start));
+        dense.extend(part(&piece, start, end).map(|inner| (inner, vma)));
+        left.pieces.extend(part(&piece, end, piece.address + piece.len));
+    }
+    let total: u64 = dense.iter().map(|(piece, _)| piece.len).sum();
+    if total == 0 {
+        return Ok(left);
+    }
+    let gate = place.gate.filter(|_| total >= MUCH && total <= place.end - place.start);
+    if let Some(gate) = gate {
+        wait(steps, gate);
+    }
+    let uffd = begin(steps);
+    if gate.is_none() {
+        make(steps, place.start, AREA);
+    }
+    let mut registered: Option<&VmaEntry> = None;
+    let mut staged = place.start;
+    for (piece, vma) in dense {
         if registered.is_none_or(|before| before.start != vma.start) {
             if let Some(before) = registered.replace(vma) {
                 unregister(steps, uffd, before);
@@ -95,42 +145,66 @@ pub fn fill_huge(
             let register = [vma.start, vma.end - vma.start, MISSING, 0];
             request(steps, Label::Vma(vma.start, vma.end), uffd, REQUEST_REGISTER, &register);
         }
-        left.extend(part(&piece, piece.address, start));
-        let mut at = start;
-        while let Some(chunk) = part(&piece, at, end.min(at + AREA)) {
-            let staged = Piece { address: area, ..chunk };
-            fill(steps, &[staged], pages)?;
-            relocate(steps, uffd, &chunk, area);
+        if gate.is_some() {
+            relocate(steps, uffd, &piece, staged);
+            left.staged.push(Piece { address: staged, ..piece });
+            staged += piece.len;
+            continue;
+        }
+        let mut at = piece.address;
+        while let Some(chunk) = part(&piece, at, (piece.address + piece.len).min(at + AREA)) {
+            fill(steps, &[Piece { address: place.start, ..chunk }], pages)?;
+            relocate(steps, uffd, &chunk, place.start);
             at += chunk.len;
         }
-        left.extend(part(&piece, end, piece.address + piece.len));
     }
-    if let Some(uffd) = uffd {
-        if let Some(last) = registered {
-            unregister(steps, uffd, last);
-        }
-        let label = Label::Text("giving back an area of huge pages");
-        steps.must(label, Op::new(libc::SYS_munmap, &[area, AREA]));
-        steps.must(label, Op::new(libc::SYS_close, &[0]).arg_result(0, uffd, 0));
+    if let Some(last) = registered {
+        unregister(steps, uffd, last);
     }
+    let len = if gate.is_some() { total } else { AREA };
+    let label = Label::Text("giving back an area of huge pages");
+    steps.must(label, Op::new(libc::SYS_munmap, &[place.start, len]));
+    steps.must(label, Op::new(libc::SYS_close, &[0]).arg_result(0, uffd, 0));
     Ok(left)
+}
+
+/// Makes the area that the controller fills.
+pub fn stage(steps: &mut Steps, staged: &[Piece]) {
+    let (Some(first), Some(last)) = (staged.first(), staged.last()) else { return };
+    make(steps, first.address, last.address + last.len - first.address);
+}
+
+/// Waits until the controller has filled the area.
+fn wait(steps: &mut Steps, gate: u64) {
+    let label = Label::Text("waiting for the memory to be filled");
+    // A word that has changed already does not block.
+    steps.may(label, Op::new(libc::SYS_futex, &[gate, libc::FUTEX_WAIT as u64, 0, 0]));
+    // Nobody is woken or moved to another word: this fails (EAGAIN) if the gate is not open.
+    let compare = libc::FUTEX_CMP_REQUEUE as u64;
+    steps.must(label, Op::new(libc::SYS_futex, &[gate, compare, 0, 0, gate + 4, OPEN.into()]));
 }
 
 /// `UFFDIO_REGISTER_MODE_MISSING`.
 const MISSING: u64 = 1;
 
-/// Makes the area and a userfaultfd; returns the operation that has its number.
-fn begin(steps: &mut Steps, area: u64) -> u32 {
-    let label = Label::Text("making an area of huge pages");
+/// Makes a userfaultfd; returns the operation that has its number.
+fn begin(steps: &mut Steps) -> u32 {
+    let label = Label::Text("making a userfaultfd to move huge pages");
     let flags = libc::O_CLOEXEC as u64 | USER_MODE_ONLY;
     let uffd = steps.must(label, Op::new(libc::SYS_userfaultfd, &[flags])) as u32;
     request(steps, label, uffd, REQUEST_API, &[rewake_sys::userfaultfd::API, MOVE, 0]);
-    let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
-    let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE) as u64;
-    let map = Op::new(libc::SYS_mmap, &[area, AREA, prot, flags, u64::MAX, 0]);
-    steps.must_be(label, area as i64, map);
-    steps.must(label, Op::new(libc::SYS_madvise, &[area, AREA, ADVICE]));
     uffd
+}
+
+/// Makes an area of huge pages.
+fn make(steps: &mut Steps, area: u64, len: u64) {
+    let label = Label::Text("making an area of huge pages");
+    let prot = (libc::PROT_READ | libc::PROT_WRITE) as u64;
+    let kind = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+    let flags = (kind | libc::MAP_FIXED_NOREPLACE | libc::MAP_NORESERVE) as u64;
+    let map = Op::new(libc::SYS_mmap, &[area, len, prot, flags, u64::MAX, 0]);
+    steps.must_be(label, area as i64, map);
+    steps.must(label, Op::new(libc::SYS_madvise, &[area, len, ADVICE]));
 }
 
 /// Moves pages from the area to their place.
@@ -172,10 +246,40 @@ mod tests {
         Piece { address, len, store: STORE, offset: 0x1000 }
     }
 
+    fn place(gate: Option<u64>) -> Place {
+        Place { start: 1 << 40, end: 2 << 40, gate }
+    }
+
     fn left(vmas: &[VmaEntry], pieces: Vec<Piece>) -> (Vec<Piece>, usize) {
         let mut steps = Steps::new(0x1000);
-        let left = fill_huge(&mut steps, vmas, &pieces, 1 << 40, |_| true, &|_| Some(3));
-        (left.expect("a page store"), steps.labels.len())
+        let left = fill_huge(&mut steps, vmas, &pieces, place(None), |_| true, &|_| Some(3));
+        let left = left.expect("a page store");
+        assert_eq!(left.staged, []);
+        (left.pieces, steps.labels.len())
+    }
+
+    #[test]
+    fn much_is_left_to_the_controller_without_a_gap() {
+        let vmas = [vma(0, 20 * HUGE), vma(20 * HUGE, 40 * HUGE)];
+        let pieces = [piece(HUGE - 0x1000, 5 * HUGE + 0x1000), piece(18 * HUGE, 4 * HUGE)];
+        let fill = |gate| {
+            let mut steps = Steps::new(0x1000);
+            let no_store = |_| None;
+            fill_huge(&mut steps, &vmas, &pieces, place(gate), |_| true, &no_store)
+        };
+        let left = fill(Some(0x2000)).expect("the task reads nothing");
+        let staged: Vec<_> =
+            left.staged.iter().map(|p| (p.address - (1 << 40), p.len, p.offset)).collect();
+        assert_eq!(
+            staged,
+            [
+                (0, 5 * HUGE, 0x2000),
+                (5 * HUGE, 2 * HUGE, 0x1000),
+                (7 * HUGE, 2 * HUGE, 0x1000 + 2 * HUGE)
+            ]
+        );
+        assert_eq!(left.pieces, [piece(HUGE - 0x1000, 0x1000)]);
+        assert!(fill(None).is_err(), "without a gate the task reads by itself");
     }
 
     #[test]

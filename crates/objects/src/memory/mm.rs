@@ -1,18 +1,18 @@
 //! The address space as a whole: its layout, and the order in which it is rebuilt.
 
 use super::fill::{fill, pieces};
-use super::huge::fill_huge;
+use super::huge::{self, Staged, fill_huge};
 use super::inherit::Inheritance;
 use super::vma::{self, status};
-use super::{PAGE, TASK_SIZE, aio, hugetlb, together};
+use super::{PAGE, TASK_SIZE, aio, hugetlb, numa, together};
 use crate::Problem;
 use crate::steps::{Label, Steps};
 use crate::task::attributes::Attributes;
 use rewake_agent::layout::Op;
-use rewake_image::messages::{MmEntry, VmaEntry};
+use rewake_image::messages::{MmEntry, RewakePolicyEntry, VmaEntry};
 use rewake_image::{PageStore, StoredPages};
 use rewake_proc::stat::Stat;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ops::Range;
 
 /// The image's entry, still without mappings and exe.
@@ -107,10 +107,14 @@ pub struct Layout<'a> {
     pub lock_on_fault: &'a [u64],
     /// What the task has already, from the template it was cloned from.
     pub held: &'a Held,
+    /// Pages that come only when the task runs.
+    pub later: Option<&'a StoredPages>,
+    /// NUMA policies of mappings.
+    pub policies: &'a [RewakePolicyEntry],
     /// Contexts of asynchronous I/O.
     pub aio: &'a [aio::Saved],
-    /// A free place of [`super::huge::AREA`] bytes through which dense memory is filled in huge pages, if that may be.
-    pub huge: Option<u64>,
+    /// A free place through which dense memory is filled in huge pages, if that may be.
+    pub huge: Option<huge::Place>,
     /// What the task has already, from the task that cloned it.
     pub inherited: &'a Inheritance,
 }
@@ -203,7 +207,7 @@ pub fn validate(mm: &MmEntry, pages: Option<&StoredPages>) -> Result<(), Problem
 }
 
 /// Rebuilds the address space of a task whose stub holds nothing but the agent, the special mappings, and what it has from
-/// a template.
+/// a template. Returns what the controller fills meanwhile.
 ///
 /// # Errors
 /// The image asks for something impossible.
@@ -212,14 +216,18 @@ pub fn restore(
     mm: &MmEntry,
     pages: Option<&StoredPages>,
     layout: &Layout<'_>,
-) -> Result<(), Problem> {
+) -> Result<Staged, Problem> {
     let (held, inherited) = (layout.held, layout.inherited);
     inherited.trim(steps);
     if !held.in_place {
         move_specials(steps, mm, layout)?;
     }
     aio::restore(steps, layout.aio, layout.pages)?;
-    let filled: Vec<bool> = touched(mm, pages);
+    // What is filled later is mapped as it once was, too: memory that was never writable is not accounted for.
+    let now_and_later = touched(mm, pages).into_iter().zip(touched(mm, layout.later));
+    let filled: Vec<bool> = now_and_later.clone().map(|(now, later)| now || later).collect();
+    let all_later = mm.vmas.iter().zip(now_and_later).filter(|(_, (now, later))| *later && !now);
+    let empty: HashSet<u64> = all_later.map(|(vma, _)| vma.start).collect();
     let mapped = || mm.vmas.iter().zip(&filled).filter(|(v, _)| is_made(v, layout));
     let own: Vec<together::Wanted<'_>> =
         mapped().filter(|(v, _)| !inherited.has(v)).map(|(v, filled)| (v, *filled)).collect();
@@ -243,14 +251,20 @@ pub fn restore(
         let back = Op::new(libc::SYS_munmap, &[range.start, len]);
         steps.must(Label::Text("giving back the template's memory"), back);
     }
+    // Before any page comes: they are to come from there.
+    numa::restore(steps, mm, layout.policies);
+    let mut staged = Staged::new();
     if let Some(pages) = pages {
         let want = |vma: &VmaEntry| held.place(vma).is_none().then_some(vma.start);
-        fill_own(steps, mm, pages, layout, want)?;
+        staged = fill_own(steps, mm, pages, layout, want)?;
     }
     for (vma, filled) in mapped() {
         if inherited.has(vma) {
             inherited.protect(steps, vma);
         } else if held.place(vma).is_none() {
+            if empty.contains(&vma.start) && vma.prot & libc::PROT_WRITE as u32 == 0 {
+                touch(steps, vma);
+            }
             protect(steps, vma, vma.start, *filled);
         }
     }
@@ -267,7 +281,7 @@ pub fn restore(
     for (vma, _) in mapped().filter(|(v, _)| is_locked(v)) {
         lock(steps, vma, layout.lock_on_fault.contains(&vma.start));
     }
-    Ok(())
+    Ok(staged)
 }
 
 /// Locks memory in two steps: the first does everything that may be refused, the second brings the pages. That one fails
@@ -317,14 +331,17 @@ fn fill_own(
     pages: &StoredPages,
     layout: &Layout<'_>,
     place: impl Fn(&VmaEntry) -> Option<u64>,
-) -> Result<(), Problem> {
+) -> Result<Staged, Problem> {
     let is_own_vdso = |vma: &VmaEntry| vma.status & status::VDSO != 0 && layout.same_vdso;
     let by_others = |vma: &VmaEntry| is_own_vdso(vma) || vma.status & status::AIORING != 0;
     let pieces = pieces(mm, pages, |vma| if by_others(vma) { None } else { place(vma) })?;
-    let Some(area) = layout.huge else { return fill(steps, &pieces, layout.pages) };
+    let Some(area) = layout.huge else {
+        return fill(steps, &pieces, layout.pages).map(|()| Staged::new());
+    };
     let is_empty = |vma: &VmaEntry| place(vma) == Some(vma.start) && !layout.inherited.has(vma);
     let left = fill_huge(steps, &mm.vmas, &pieces, area, is_empty, layout.pages)?;
-    fill(steps, &left, layout.pages)
+    fill(steps, &left.pieces, layout.pages)?;
+    Ok(left.staged)
 }
 
 /// Is this mapping made by us? The vdso is not, if it is this kernel's.
@@ -341,6 +358,15 @@ fn take(steps: &mut Steps, vma: &VmaEntry, place: u64) {
     }
     for advice in advices(vma).filter(|a| is_for_clones(*a)) {
         steps.must(label, Op::new(libc::SYS_madvise, &[vma.start, len, advice]));
+    }
+}
+
+/// Has a page come and go in memory that is empty so far: what nobody has ever written to is not accounted for any more (`ac` in
+/// smaps) once it may not be written to.
+fn touch(steps: &mut Steps, vma: &VmaEntry) {
+    let label = Label::Vma(vma.start, vma.end);
+    for advice in [libc::MADV_POPULATE_WRITE, libc::MADV_DONTNEED] {
+        steps.must(label, Op::new(libc::SYS_madvise, &[vma.start, PAGE, advice as u64]));
     }
 }
 

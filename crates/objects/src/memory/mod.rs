@@ -24,6 +24,7 @@ pub mod hugetlb;
 pub mod inherit;
 pub mod lazy;
 pub mod mm;
+pub mod numa;
 pub mod pages;
 pub mod shared;
 pub mod shield;

@@ -37,8 +37,8 @@ fn seen(memory: &[u8]) -> Result<(u64, Vec<String>), String> {
         }
         match first {
             "Rss:" if inside => found.0 += second.and_then(|v| v.parse::<u64>().ok()).unwrap_or(0),
-            // Pages that come only when they are touched show in these two.
-            "VmFlags:" if inside => found.1.push(line.replace(" um", "").replace(" ac", "")),
+            // Pages that come only when they are touched show in this one.
+            "VmFlags:" if inside => found.1.push(line.replace(" um", "")),
             _ => {}
         }
     }

@@ -8,7 +8,7 @@ use super::descriptors::{is_file, mapped};
 use super::{Environment, FIRST_LENT, Handed, WALL, clone_op, name_steps, op};
 use crate::error::{Error, Result};
 use rewake_objects::Problem;
-use rewake_objects::memory::{future, inherit};
+use rewake_objects::memory::{future, inherit, numa};
 use rewake_objects::steps::{Label, Steps};
 use rewake_objects::task::schedule::lend_timer_slack;
 use std::collections::HashMap;
@@ -227,6 +227,7 @@ pub fn strip_steps(steps: &mut Steps, env: &Environment) {
     keep.extend(env.specials.span().map(|s| (s.start, s.end)));
     unmap_all_but(steps, keep, env.end);
     future::forget(steps);
+    numa::forget(steps);
     // The controller's numbers of what is lent are all above these.
     for (number, (_, fd)) in (FIRST_LENT as u64..).zip(&env.lent) {
         let lend = op(libc::SYS_dup3, &[*fd as u64, number, 0]);

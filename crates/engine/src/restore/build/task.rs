@@ -9,10 +9,11 @@ use crate::error::{Error, Result};
 use rewake_image::StoredPages;
 use rewake_image::messages::VmaEntry;
 use rewake_objects::Problem;
+use rewake_objects::memory::huge::Staged;
 use rewake_objects::memory::inherit::Inheritance;
-use rewake_objects::memory::lazy;
 use rewake_objects::memory::mm::{self, Held, Layout};
 use rewake_objects::memory::vma;
+use rewake_objects::memory::{lazy, numa};
 use rewake_objects::steps::{Label, Steps};
 use rewake_objects::task::schedule::lend_timer_slack;
 use rewake_objects::task::{attributes, limits, signals, timers};
@@ -31,6 +32,8 @@ pub(super) struct Builder<'a> {
     /// What the task fills itself.
     pub(super) pages: Option<&'a StoredPages>,
     pub(super) steps: Steps,
+    /// What the controller fills.
+    pub(super) staged: Staged,
     pub(super) warnings: Vec<String>,
     pub(super) messages: Vec<Vec<Handed>>,
 }
@@ -77,6 +80,10 @@ impl Builder<'_> {
             if self.shares_table && !self.env.lent.is_empty() {
                 close_lent(steps, self.env);
             }
+        }
+        // Further threads inherit it.
+        if let Some(policy) = self.alive.extra.as_ref().and_then(|e| e.policy.as_ref()) {
+            numa::restore_own(&mut self.steps, policy);
         }
         let lent = self.lend()?;
         if self.makes_memory() {
@@ -156,6 +163,8 @@ impl Builder<'_> {
             pages: &|store| lent.get(&Handed::Pages(store)).copied(),
             lock_on_fault: self.alive.extra.as_ref().map_or(&[], |e| &e.lock_on_fault),
             held: self.held,
+            later: self.alive.later.as_ref(),
+            policies: self.alive.extra.as_ref().map_or(&[], |e| &e.policies),
             aio: &self.alive.aio,
             huge: self.env.huge.filter(|_| !self.alive.mm.thp_disabled.unwrap_or(false)),
             inherited: self.inherited,
@@ -167,7 +176,8 @@ impl Builder<'_> {
             let exe = number(Handed::File(alive.mm.exe_file_id)).map_err(|p| self.of(p))?;
             mm::restore_map(&mut self.steps, &alive.mm, exe);
         }
-        mm::restore(&mut self.steps, &alive.mm, self.pages, &layout).map_err(|p| self.of(p))?;
+        let staged = mm::restore(&mut self.steps, &alive.mm, self.pages, &layout);
+        self.staged = staged.map_err(|p| self.of(p))?;
         let mdwe = alive.extra.as_ref().and_then(|e| e.mdwe).unwrap_or(0);
         let thp_disabled = alive.mm.thp_disabled.unwrap_or(false);
         attributes::restore_memory_policy(&mut self.steps, thp_disabled, mdwe);
