@@ -36,6 +36,7 @@ mod commands;
 mod compressed;
 mod copies;
 mod cross;
+mod dedup;
 mod files;
 mod flavours;
 mod harness;

@@ -140,6 +140,8 @@ pub struct DumpOptions {
     pub outside_unix: OutsideUnix,
     /// `--compress`: page stores are compressed; not those of a chain.
     pub compression: Option<Compression>,
+    /// `--dedup`: equal pages are stored once; not in a chain, and not compressed.
+    pub dedup: bool,
     /// `--format`: whose images. Those of a chain are always CRIU's.
     pub format: Format,
     /// `--external file[…]` and `tty[…]`: what is left out.

@@ -443,6 +443,14 @@ impl std::io::Write for PageStream<'_> {
 }
 
 impl PageStream<'_> {
+    /// The file, to read what was written.
+    ///
+    /// # Errors
+    /// There are too many open files.
+    pub fn file(&self) -> std::io::Result<File> {
+        self.stream.file.try_clone()
+    }
+
     /// Completes the file.
     ///
     /// # Errors

@@ -163,6 +163,7 @@ struct Values {
     network_lock: LockMethod,
     format: Format,
     compression: Option<Compression>,
+    dedup: bool,
     outside_unix: OutsideUnix,
     external_unix: bool,
     external: OutsideFiles,
@@ -338,6 +339,7 @@ impl Values {
             "track-mem" => self.track_mem = on,
             "prev-images-dir" => self.parent = Some(path()),
             "auto-dedup" => self.auto_dedup = on,
+            "dedup" => self.dedup = true,
             "pre-dump-mode" => {
                 let mode = one_of(arg, &["splice", "read"]).ok_or_else(|| bad("splice or read"))?;
                 self.pre_dump_mode =
@@ -530,7 +532,7 @@ impl Values {
     fn dump(&self, word: &str) -> Result<DumpJob, ArgError> {
         let root =
             self.tree.ok_or_else(|| Kind::Usage(format!("{word} needs --tree PID")).argv())?;
-        self.refuse_for_compression()?;
+        self.refuse_for_own_format()?;
         let seconds = self.timeout.unwrap_or(TIMEOUT);
         Ok(DumpJob {
             options: DumpOptions {
@@ -549,6 +551,7 @@ impl Values {
                 network_lock: self.network_lock,
                 format: self.format,
                 compression: self.compression,
+                dedup: self.dedup,
                 outside_unix: self.outside_unix.clone(),
                 external: self.external.clone(),
                 scan: self.scan.clone(),
@@ -637,21 +640,28 @@ impl Values {
         })
     }
 
-    /// Refuses what copies cannot be asked for.
-    fn refuse_for_compression(&self) -> Result<(), ArgError> {
+    /// Refuses what images that only we can read cannot be.
+    fn refuse_for_own_format(&self) -> Result<(), ArgError> {
+        let own = [(self.compression.is_some(), "--compress"), (self.dedup, "--dedup")];
+        let Some((_, option)) = own.iter().find(|(given, _)| *given) else { return Ok(()) };
         let others = [
             (self.format == Format::Criu, "--format criu: CRIU cannot read them"),
             (self.track_mem, "--track-mem: chains of images are CRIU's too"),
             (self.parent.is_some(), "--prev-images-dir: chains of images are CRIU's too"),
+            (
+                self.compression.is_some() && self.dedup,
+                "--dedup: equal pages are found by where they are",
+            ),
         ];
-        match others.iter().find(|(given, _)| *given && self.compression.is_some()) {
+        match others.iter().find(|(given, _)| *given) {
             Some((_, other)) => {
-                Err(Kind::Usage(format!("--compress cannot be used with {other}")).argv())
+                Err(Kind::Usage(format!("{option} cannot be used with {other}")).argv())
             }
             None => Ok(()),
         }
     }
 
+    /// Refuses what copies cannot be asked for.
     fn refuse_for_copies(&self) -> Result<(), ArgError> {
         let usage = |text: String| Err(Kind::Usage(text).argv());
         let Some(number) = self.copies else {

@@ -200,7 +200,7 @@ impl Opt {
                 "pre-dump-mode" => Built,
                 "leave-running" | "leave-stopped" => NoEffect("the tree always runs on"),
                 "lazy-pages" => Wrong("cannot be used with pre-dump"),
-                "compress" => {
+                "compress" | "dedup" => {
                     Wrong("cannot be used with pre-dump: chains of images are CRIU's too")
                 }
                 _ => self.dump,
@@ -233,7 +233,7 @@ const DETACH: &str = "leave the restored tree to itself instead of waiting for i
 
 /// Every option.
 #[rustfmt::skip]
-pub static OPTIONS: [Opt; 97] = [
+pub static OPTIONS: [Opt; 98] = [
     // Common
     Opt::value("images-dir", "DIR", Common, "directory of the images (default: .)").short(b'D').all(Built),
     Opt::value("work-dir", "DIR", Common, "directory of logs, pidfile and statistics (default: that of the images)").short(b'W').all(Built),
@@ -317,6 +317,7 @@ pub static OPTIONS: [Opt; 97] = [
     // Memory
     Opt::value("format", "FORMAT", Memory, "images for auto (CRIU too, unless much is saved otherwise; default), criu, rewake").dump(Built),
     Opt::maybe("compress", "METHOD", Memory, "compress page stores: lz4 (fast; default), zstd (small); only rewake reads them").dump(Built),
+    Opt::flag("dedup", Memory, "store pages of equal content once; only rewake reads them").dump(Built),
     Opt::value("compress-region", "SIZE", Memory, "size of what is compressed at once").dump(NoEffect("it is always 1 MiB")),
     Opt::value("compress-acceleration", "N", Memory, "compress faster and less").dump(NoEffect("there is one level")),
     Opt::value("decompress-threads", "N", Memory, "threads that decompress").restore(NoEffect("there are as many as CPUs")),
@@ -324,7 +325,7 @@ pub static OPTIONS: [Opt; 97] = [
     Opt::switch("track-mem", Memory, "track memory changes for the next dump").dump(Built),
     Opt::value("prev-images-dir", "DIR", Memory, "images of the previous dump, relative to those of this one").dump(Built),
     Opt::switch("auto-dedup", Memory, "punch pages out of older images").dump(Built).restore(NotYet),
-    Opt::value("pre-dump-mode", "MODE", Memory, "splice (default) or read"),
+    Opt::value("pre-dump-mode", "MODE", Memory, "splice (default) or read: noted in the images, for CRIU; memory is read in one way only"),
     Opt::switch("page-server", Memory, "send pages to a page server").dump(NotYet),
     Opt::value("address", "ADDR", Memory, "address of the server").dump(NotYet),
     Opt::value("port", "PORT", Memory, "port of the page server").dump(NotYet),

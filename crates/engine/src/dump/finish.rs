@@ -59,10 +59,10 @@ pub(super) fn finish_images(
         // What is in flight there may be shared memory, whose page stores come first.
         surveyed.segments += late::ROOM;
     }
-    let layout = write::plan(&surveyed, format);
+    let mut layout = write::plan(&surveyed, format);
     let runs = release.is_some();
     if takes {
-        write::write(&images, &surveyed, &layout, &counters, false)?;
+        write::write(&images, &surveyed, &mut layout, &counters, false, options.dedup)?;
         late::take(&mut surveyed)?;
         lock = lock_and_read(&mut surveyed, options, &run_id)?;
     }
@@ -75,7 +75,7 @@ pub(super) fn finish_images(
         surveyed.files = Collector::new(surveyed.files.options.clone());
     }
     if !takes {
-        write::write(&images, &surveyed, &layout, &counters, runs)?;
+        write::write(&images, &surveyed, &mut layout, &counters, runs, options.dedup)?;
     }
     aio::check(&mut surveyed)?;
     let written_at = Instant::now();

@@ -8,6 +8,7 @@ use super::cow::Borrowing;
 use rewake_image::{PageRun, PageSource, StorePage};
 use rewake_objects::memory::PAGE;
 use rewake_objects::memory::pages::Run;
+use std::collections::HashMap;
 
 /// What several stores must save each CPU for the images to be in our own format, in bytes (some ten milliseconds).
 const WORTH: u64 = 32 << 20;
@@ -55,6 +56,67 @@ pub struct Layout {
     pub stores: Vec<Store>,
     /// Can only we read it?
     pub own_format: bool,
+}
+
+/// A part of a store as it was planned: so many pages from `page` on are at `place`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moved {
+    /// The first page.
+    pub page: u64,
+    /// How many.
+    pub pages: u64,
+    /// Where the first of them is.
+    pub place: StorePage,
+}
+
+impl Moved {
+    /// Is the page after these at `place`?
+    pub fn follows(&self, place: StorePage) -> bool {
+        let StorePage { store, page } = self.place;
+        place == StorePage { store, page: page + self.pages }
+    }
+}
+
+impl Layout {
+    /// Changes the pagemaps to where the pages are, by store; what is not named is as planned.
+    pub fn relocate(&mut self, moved: &HashMap<u32, Vec<Moved>>) {
+        for (map, store) in self.maps.iter_mut().zip(&self.stores) {
+            let own = store.id;
+            // Pages of runs without a place: as planned, and as they are.
+            let (mut planned, mut next) = (0, 0);
+            let mut new = Vec::with_capacity(map.len());
+            for run in map.iter().copied() {
+                if !run.source.is_stored() {
+                    push(&mut new, run);
+                    continue;
+                }
+                let from = run.place.unwrap_or(StorePage { store: own, page: planned });
+                if run.place.is_none() {
+                    planned += run.nr_pages;
+                }
+                let first = StorePage { store: from.store, page: 0 };
+                let same = [Moved { page: 0, pages: u64::MAX, place: first }];
+                let parts = moved.get(&from.store).map_or(&same[..], Vec::as_slice);
+                let first = parts.partition_point(|part| part.page + part.pages <= from.page);
+                let (mut at, end) = (from.page, from.page + run.nr_pages);
+                for part in parts[first..].iter().take_while(|part| part.page < end) {
+                    let nr_pages = end.min(part.page + part.pages) - at;
+                    let page = part.place.page + (at - part.page);
+                    let place = StorePage { page, ..part.place };
+                    let follows = place == StorePage { store: own, page: next };
+                    if follows {
+                        next += nr_pages;
+                    }
+                    let vaddr = run.vaddr + (at - from.page) * PAGE;
+                    let place = (!follows).then_some(place);
+                    push(&mut new, PageRun { vaddr, nr_pages, place, ..run });
+                    at += nr_pages;
+                }
+            }
+            self.own_format |= new.iter().any(|run| run.place.is_some());
+            *map = new;
+        }
+    }
 }
 
 /// Plans the stores of tasks that have pages in `runs`, numbered from `first_id` on, to be written by so many `workers`.
@@ -330,6 +392,33 @@ mod tests {
                 assert_eq!(mapped, bytes(runs));
             }
         }
+    }
+
+    #[test]
+    fn what_has_moved_is_found() {
+        let (a, b) = ([run(0, 5 * PAGE), run(8 * PAGE, PAGE)], [run(0, 3 * PAGE)]);
+        let plan = || plan(&[&a, &b], &Borrowing::default(), Format::Auto, 1, 2);
+        let moved = |page, pages, store, to| {
+            let place = StorePage { store, page: to };
+            Moved { page, pages, place }
+        };
+        let mut same = plan();
+        same.relocate(&[(1, vec![moved(0, 6, 1, 0)])].into());
+        assert_eq!(same, plan());
+        // The second page of the first is like its first, and the second of the other like its fourth.
+        let mut layout = plan();
+        let first = vec![moved(0, 1, 1, 0), moved(1, 1, 1, 0), moved(2, 4, 1, 1)];
+        let second = vec![moved(0, 1, 2, 0), moved(1, 1, 1, 2), moved(2, 1, 2, 1)];
+        layout.relocate(&[(1, first), (2, second)].into());
+        assert!(layout.own_format);
+        assert_eq!(
+            places(&layout, 0),
+            [(0, 1, None), (PAGE, 1, Some((1, 0))), (2 * PAGE, 3, None), (8 * PAGE, 1, None)]
+        );
+        assert_eq!(
+            places(&layout, 1),
+            [(0, 1, None), (PAGE, 1, Some((1, 2))), (2 * PAGE, 1, None)]
+        );
     }
 
     #[test]

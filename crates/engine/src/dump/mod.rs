@@ -5,6 +5,7 @@
 
 mod aio;
 mod cow;
+mod equal;
 mod files;
 mod finish;
 mod inside;

@@ -1,6 +1,7 @@
 //! Writing the images of a surveyed tree.
 
 use super::cow::{Borrowing, Candidate};
+use super::equal::Sieve;
 use super::layout::{self, Format, Layout, Store};
 use super::outside::Outside;
 use super::survey::Surveyed;
@@ -91,18 +92,35 @@ pub fn still(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -> 
     write_files(images, surveyed, counters)
 }
 
-/// Writes everything else but the inventory. `runs`: the tree runs on meanwhile.
+/// Writes everything else but the inventory. `runs`: the tree runs on meanwhile. With `dedup` equal pages are stored once, and the
+/// layout changes.
 ///
 /// # Errors
 /// Memory cannot be read, or the images cannot be written; the text says which.
 pub fn write(
     images: &ImageWriter,
     surveyed: &Surveyed,
+    layout: &mut Layout,
+    counters: &Counters,
+    runs: bool,
+    dedup: bool,
+) -> Result<()> {
+    write_pstree(images, surveyed)?;
+    let sieve = dedup.then(Sieve::default);
+    write_tasks(images, surveyed, layout, counters, runs, sieve.as_ref())?;
+    let Some(sieve) = sieve else { return Ok(()) };
+    layout.relocate(&sieve.into_moved());
+    each(surveyed.tasks.len(), |at, _| write_pagemap(images, surveyed, at, layout))
+}
+
+fn write_tasks(
+    images: &ImageWriter,
+    surveyed: &Surveyed,
     layout: &Layout,
     counters: &Counters,
     runs: bool,
+    sieve: Option<&Sieve>,
 ) -> Result<()> {
-    write_pstree(images, surveyed)?;
     let (mut large, small): (Vec<&Store>, Vec<&Store>) =
         layout.stores.iter().partition(|store| store.bytes() >= LARGE);
     // What takes long comes first, so that nobody is left with it in the end.
@@ -116,11 +134,15 @@ pub fn write(
     // Who writes to memory that is still to be copied has waited long enough: one CPU is the program's.
     let workers = if runs { cpus().saturating_sub(1).max(1) } else { cpus() };
     each_by(workers, jobs.len(), |at, buffer| match &jobs[at] {
-        Job::Store(store) => write_store(images, surveyed, store, counters, buffer),
+        Job::Store(store) => write_store(images, surveyed, store, counters, buffer, sieve),
         Job::Task(at, stores) => {
-            write_task(images, surveyed, *at, layout, counters)?;
+            write_task(images, surveyed, *at, counters)?;
+            if sieve.is_none() {
+                write_pagemap(images, surveyed, *at, layout)?;
+            }
             let mut stores = stores.iter();
-            stores.try_for_each(|store| write_store(images, surveyed, store, counters, buffer))
+            stores
+                .try_for_each(|store| write_store(images, surveyed, store, counters, buffer, sieve))
         }
     })
 }
@@ -293,7 +315,6 @@ fn write_task(
     images: &ImageWriter,
     surveyed: &Surveyed,
     at: usize,
-    layout: &Layout,
     counters: &Counters,
 ) -> Result<()> {
     let task = &surveyed.tasks[at];
@@ -329,13 +350,26 @@ fn write_task(
     }
     let Some(mm) = &alive.files.mm else { return Ok(()) };
     images.write_one(kind::MM, pid, mm)?;
-    images.write_pagemap(pid, layout.stores[at].id, &layout.maps[at])?;
     let outside = &alive.outside;
     let scanned: u64 = outside.vmas.iter().map(|v| (v.entry.end - v.entry.start) / PAGE).sum();
     let skipped: u64 = outside.runs.iter().filter(|run| run.parent).map(pages::Run::pages).sum();
     counters.scanned.fetch_add(scanned, Ordering::Relaxed);
     counters.skipped.fetch_add(skipped, Ordering::Relaxed);
     Ok(())
+}
+
+/// Writes where the pages of a task are, if it owns any.
+fn write_pagemap(
+    images: &ImageWriter,
+    surveyed: &Surveyed,
+    at: usize,
+    layout: &Layout,
+) -> Result<()> {
+    let task = &surveyed.tasks[at];
+    if task.alive.as_ref().is_none_or(|alive| alive.files.mm.is_none()) {
+        return Ok(());
+    }
+    Ok(images.write_pagemap(task.pid as u32, layout.stores[at].id, &layout.maps[at])?)
 }
 
 /// Copies the pages of one store.
@@ -345,6 +379,7 @@ fn write_store(
     store: &Store,
     counters: &Counters,
     buffer: &mut Vec<u8>,
+    sieve: Option<&Sieve>,
 ) -> Result<()> {
     let task = &surveyed.tasks[store.task];
     let Some(alive) = &task.alive else { return Ok(()) };
@@ -352,13 +387,24 @@ fn write_store(
     let mut pages = images.page_stream(store.id)?;
     let bytes = store.bytes();
     buffer.resize(BUFFER.min(bytes as usize).max(PAGE as usize), 0);
-    write_pages(&memory, &store.runs, &mut pages, buffer).or_else(|e| {
+    let failed = pages::CopyError::Write;
+    let lost = |e: pages::CopyError| {
         // A tree that stands still loses nothing.
         let still = matches!(e, pages::CopyError::Lost { .. });
-        Err(e).of(task.pid, &task.comm).map_err(|e| Error { still, ..e })
-    })?;
-    pages.finish().map_err(pages::CopyError::Write).of(task.pid, &task.comm)?;
-    counters.written.fetch_add(bytes / PAGE, Ordering::Relaxed);
+        Err::<(), _>(e).of(task.pid, &task.comm).map_err(|e| Error { still, ..e })
+    };
+    // The rings of asynchronous I/O are each in one place.
+    let sieve = sieve.filter(|_| alive.outside.aio.is_empty());
+    let written = if let Some(sieve) = sieve {
+        let mut sifted = sieve.begin(store.id, pages).map_err(failed).of(task.pid, &task.comm)?;
+        write_pages(&memory, &store.runs, &mut sifted, buffer).or_else(lost)?;
+        sifted.finish().map_err(failed).of(task.pid, &task.comm)?
+    } else {
+        write_pages(&memory, &store.runs, &mut pages, buffer).or_else(lost)?;
+        pages.finish().map_err(failed).of(task.pid, &task.comm)?;
+        bytes / PAGE
+    };
+    counters.written.fetch_add(written, Ordering::Relaxed);
     Ok(())
 }
 
