@@ -53,6 +53,9 @@ pub struct Program {
 /// does not know io priorities, the coredump filter and the timer slack.
 const CRIU_LOSES: &[&str] = &["ns/time", "ioprio", "coredump_filter", "timerslack_ns"];
 
+const RINGS: &str =
+    "it makes rings anew, without their contents, and the kernel begins at their beginning";
+
 /// Where a program lives on that only a dump which ends it can save.
 const DEAD_ONLY: &[(&str, &str)] = &[
     ("running", LIVES_ON),
@@ -557,6 +560,22 @@ pub fn all() -> Vec<Program> {
         program!(multicast).private_net().unless_criu("it does not keep multicast memberships"),
         program!(packet).private_net().unless_criu("it refuses memberships that were added twice"),
         program!(packet).named("packet_plain").private_net().env(&[("ZOO_PLAIN", "1")]),
+        program!(packet_ring).private_net().env(&[("ZOO_VERSION", "1")]).unless_criu(RINGS),
+        program!(packet_ring)
+            .named("packet_ring_v2")
+            .private_net()
+            .env(&[("ZOO_VERSION", "2"), ("ZOO_LOSS", "1")])
+            .unless_criu(RINGS),
+        program!(packet_ring)
+            .named("packet_ring_v3")
+            .private_net()
+            .env(&[("ZOO_VERSION", "3")])
+            .unless_criu(RINGS),
+        program!(packet_ring)
+            .named("packet_ring_quiet")
+            .private_net()
+            .env(&[("ZOO_QUIET", "1")])
+            .unless_criu(RINGS),
         program!(socket_bound)
             .private_net()
             .unless_criu("it does not bind to addresses that no interface has"),

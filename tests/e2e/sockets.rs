@@ -15,7 +15,7 @@ const REFUSED: &[(&str, &[&str])] = &[
     ("socket_cork", &["UDP_CORK", "try again once the program has sent it"]),
     ("socket_more", &["MSG_MORE", "try again once the program has sent it"]),
     ("socket_ebpf", &["eBPF filter", "SO_ATTACH_BPF"]),
-    ("socket_ring", &["PACKET_RX_RING", "stop the capture"]),
+    ("socket_ring", &["of a socket", "a part only of its rings", "unmap it"]),
     ("socket_xdp", &["AF_XDP"]),
     ("socket_alg", &["kernel crypto sockets (AF_ALG)"]),
     ("socket_can", &["CAN bus sockets (AF_CAN)"]),

@@ -228,9 +228,11 @@ impl View {
             }
         }
         for v in joined {
+            // Sockets have other numbers each time.
+            let path = if v.path.starts_with("socket:[") { "socket" } else { v.path.as_str() };
             self.put(
                 format!("{pid} maps {:012x}-{:012x}", v.start, v.end),
-                format!("{} {:x} {} [{}]", v.perms, v.offset, v.path, v.flags),
+                format!("{} {:x} {path} [{}]", v.perms, v.offset, v.flags),
             );
         }
     }

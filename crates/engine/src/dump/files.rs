@@ -60,7 +60,7 @@ pub fn survey(
         Some(table) => table.to_vec(),
         None => descriptors(collector, task, outside, inside, pidfd, problems)?,
     };
-    // Only now it is known which descriptors are of which rings.
+    // Only now it is known which descriptors are of which rings and sockets.
     for (entry, vma) in mm.iter_mut().flat_map(|mm| &mut mm.vmas).zip(&outside.vmas) {
         if vma.backing == Backing::Ring {
             let id = collector.ring_of(vma.inode);
@@ -70,6 +70,20 @@ pub fn survey(
                     format!("mapping {:#x}-{:#x}", entry.start, entry.end),
                     "it is of an io_uring instance that the process has no descriptor of, or that cannot be saved",
                 )),
+            }
+        }
+    }
+    for (entry, vma) in mm.iter_mut().flat_map(|mm| &mut mm.vmas).zip(&outside.vmas) {
+        if vma.backing == Backing::Socket {
+            match collector.ringed_socket_of(vma.inode, entry.end - entry.start) {
+                Some(id) => entry.shmid = u64::from(id),
+                None => problems.push(
+                    Problem::new(
+                        format!("mapping {:#x}-{:#x}", entry.start, entry.end),
+                        "it is of a socket that the process has no descriptor of, or a part only of its rings, or of a kind that cannot be saved",
+                    )
+                    .remedy("unmap it for the time of the dump"),
+                ),
             }
         }
     }
@@ -120,7 +134,7 @@ fn memory(collector: &mut Collector, seen: &Seen<'_>, problems: &mut Vec<Problem
             });
             let link = || format!("/proc/{pid}/map_files/{:x}-{:x}", entry.start, entry.end);
             let id = match (&vma.backing, known) {
-                (Backing::None | Backing::Ring, _) => return entry,
+                (Backing::None | Backing::Ring | Backing::Socket, _) => return entry,
                 (Backing::SysV(id), _) => {
                     let noted = sysv::mapping(collector, pid, *id, vma, &link(), &outside.memory);
                     noted.map(|()| *id)

@@ -62,7 +62,7 @@ pub fn holdings(
             }
             let mut last_end = 0;
             for vma in alive.mm.vmas.iter().filter(|v| mm::is_mapped(v)) {
-                let file = vma.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0;
+                let file = build::is_file(vma);
                 let plain = u32::try_from(vma.shmid).is_ok_and(is_plain);
                 let shared = vma.status & status::ANON_SHARED != 0;
                 let vdso = vma.status & status::VDSO != 0 && own_vdso;

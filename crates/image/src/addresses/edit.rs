@@ -1,9 +1,10 @@
 //! Rules applied to a directory of images.
 //!
 //! Only the bytes of changed addresses are written anew; whatever else a message holds, known or not, is copied. At every
-//! instant the directory holds the old checkpoint or the new one, whole: while `files.img` changes, the manifest says
-//! nothing of it.
+//! instant the directory holds a whole checkpoint: while `files.img` and `rewake.img` change, the manifest says nothing of
+//! them. Between the two what has been received before has the addresses of old.
 
+use super::extra::rewrite_extra;
 use super::rewrite::{Outcome, rewrite};
 use super::rule::Rule;
 use crate::dir::ImageDir;
@@ -12,7 +13,7 @@ use crate::error::{ImageError, Result};
 use crate::file::Dir;
 use crate::kind;
 use crate::manifest::{self, FileSum};
-use crate::messages::{FileEntry, InetSkEntry};
+use crate::messages::{FileEntry, InetSkEntry, RewakeEntry, RewakeFileEntry};
 use crate::raw::RawImage;
 use crate::wire::{self, Fields, RawValue};
 use crate::writer::HIDDEN;
@@ -37,32 +38,47 @@ pub fn edit(path: &Path, rules: &[Rule]) -> Result<Outcome> {
         return Ok(rewrite([], rules));
     };
     let version = images.inventory().img_version;
-    let (edited, outcome) = edit_files(&path.join(&name), version, &bytes, rules)?;
-    if outcome.changes.is_empty() {
+    let (edited, mut outcome) = edit_files(&path.join(&name), version, &bytes, rules)?;
+    let mut files = Vec::new();
+    if !outcome.changes.is_empty() {
+        files.push((name, edited));
+    }
+    let name = kind::REWAKE.file_name(());
+    if let Some(bytes) = images.load(&name)?
+        && let Some(edited) = edit_extra(&path.join(&name), version, &bytes, rules, &mut outcome)?
+    {
+        files.push((name, edited));
+    }
+    if files.is_empty() {
         return Ok(outcome);
     }
     clean(&dir)?;
-    let result = replace(&dir, &name, &edited);
+    let result = replace(&dir, files);
     if result.is_err() {
         let _ = clean(&dir);
     }
     result.map(|()| outcome)
 }
 
-/// Puts `content` in the place of a file, and its sum into the manifest.
-fn replace(dir: &Dir, name: &str, content: &[u8]) -> Result<()> {
+/// Puts contents in the places of files, and their sums into the manifest.
+fn replace(dir: &Dir, files: Vec<(String, Vec<u8>)>) -> Result<()> {
     let old = match dir.open_regular(manifest::FILE_NAME)? {
         Some((fd, size)) => Some(dir.read(manifest::FILE_NAME, &fd, size)?),
         None => None,
     };
-    let manifest = |sum: Option<FileSum>| {
-        old.as_deref().map(|old| manifest::with_sum(&String::from_utf8_lossy(old), name, sum))
+    let manifest = |with: bool| {
+        let old = String::from_utf8_lossy(old.as_deref()?);
+        Some(files.iter().fold(old.into_owned(), |text, (name, content)| {
+            let size = content.len() as u64;
+            let sum = || FileSum { size, crc: Some(crc32fast::hash(content)) };
+            manifest::with_sum(&text, name, with.then(sum))
+        }))
     };
-    let sum = FileSum { size: content.len() as u64, crc: Some(crc32fast::hash(content)) };
-    let mut files = vec![(name, content.to_vec())];
-    if let (Some(without), Some(with)) = (manifest(None), manifest(Some(sum))) {
-        files.insert(0, (manifest::FILE_NAME, without.into_bytes()));
-        files.push((manifest::FILE_NAME, with.into_bytes()));
+    let (without, with) = (manifest(false), manifest(true));
+    let mut files = files;
+    if let (Some(without), Some(with)) = (without, with) {
+        files.insert(0, (manifest::FILE_NAME.to_owned(), without.into_bytes()));
+        files.push((manifest::FILE_NAME.to_owned(), with.into_bytes()));
     }
     // All that can fail for want of space comes first.
     for (i, (name, content)) in files.iter().enumerate() {
@@ -70,7 +86,7 @@ fn replace(dir: &Dir, name: &str, content: &[u8]) -> Result<()> {
         dir.write(name, &fd, content)?;
     }
     for (i, (name, _)) in files.iter().enumerate() {
-        fs::renameat(&dir.fd, new_name(i), &dir.fd, *name)
+        fs::renameat(&dir.fd, new_name(i), &dir.fd, name)
             .map_err(|e| ImageError::write("put in place", &dir.path, name, e))?;
     }
     Ok(())
@@ -83,7 +99,7 @@ fn new_name(i: usize) -> String {
 
 /// Removes what an edit did not finish.
 fn clean(dir: &Dir) -> Result<()> {
-    (0..3).try_for_each(|i| dir.remove(&new_name(i)))
+    (0..4).try_for_each(|i| dir.remove(&new_name(i)))
 }
 
 /// The new content of `files.img`.
@@ -123,6 +139,85 @@ pub(super) fn edit_files(
     }
     edited.extend_from_slice(&bytes[copied..]);
     Ok((edited, outcome))
+}
+
+/// The new content of `rewake.img`, if there is any address to be changed.
+pub(super) fn edit_extra(
+    path: &Path,
+    version: u32,
+    bytes: &[u8],
+    rules: &[Rule],
+    outcome: &mut Outcome,
+) -> Result<Option<Vec<u8>>> {
+    let mut image = RawImage::new(path, kind::REWAKE.info(), version, bytes)?;
+    let mut entries = Vec::new();
+    let mut files: Vec<RewakeEntry> = Vec::new();
+    while let Some(entry) = image.next_entry()? {
+        let decoded =
+            wire::decode_checked(entry.message).map_err(|f| image.entry_fault(&entry, f))?;
+        entries.push(entry);
+        files.push(decoded);
+    }
+    let changed = rewrite_extra(files.iter_mut().filter_map(|e| e.file.as_mut()), rules, outcome);
+    if changed.is_empty() {
+        return Ok(None);
+    }
+    let mut edited = Vec::with_capacity(bytes.len() + 64);
+    let mut copied = 0;
+    for (entry, file) in entries.iter().zip(&files) {
+        let Some(file) = file.file.as_ref().filter(|f| changed.contains(&f.id)) else { continue };
+        edited.extend_from_slice(&bytes[copied..entry.offset - 4]);
+        let message = with_extra(entry.message, file).map_err(|f| image.entry_fault(entry, f))?;
+        edited.extend_from_slice(&(message.len() as u32).to_le_bytes());
+        edited.extend_from_slice(&message);
+        copied = entry.offset + entry.message.len();
+    }
+    edited.extend_from_slice(&bytes[copied..]);
+    Ok(Some(edited))
+}
+
+/// `RewakeEntry::file`.
+const FILE: u32 = 3;
+/// `RewakeFileEntry::{socket_options, memberships, datagrams}`.
+const OPTIONS: u32 = 10;
+const MEMBERSHIPS: u32 = 11;
+const DATAGRAMS: u32 = 12;
+
+/// An entry of `rewake.img` with the addresses of `file`.
+fn with_extra(message: &[u8], file: &RewakeFileEntry) -> std::result::Result<Vec<u8>, wire::Fault> {
+    use prost::Message;
+    let put = |out: &mut Vec<u8>, number: u32, inner: &[u8]| {
+        put_varint(out, u64::from(number) << 3 | 2);
+        put_varint(out, inner.len() as u64);
+        out.extend_from_slice(inner);
+    };
+    let mut out = Vec::with_capacity(message.len() + 16);
+    let mut fields = Fields::new(message);
+    while let Some(field) = fields.next()? {
+        let (FILE, RawValue::Bytes(inner)) = (field.number, field.value) else {
+            out.extend_from_slice(&message[field.offset..field.end]);
+            continue;
+        };
+        let mut edited = Vec::with_capacity(inner.len() + 16);
+        let mut fields = Fields::new(inner);
+        // Each list as it is now, in its order.
+        let (mut options, mut joined, mut received) =
+            (file.socket_options.iter(), file.memberships.iter(), file.datagrams.iter());
+        while let Some(field) = fields.next()? {
+            let now = match field.number {
+                OPTIONS => options.next().map(Message::encode_to_vec),
+                MEMBERSHIPS => joined.next().map(Message::encode_to_vec),
+                DATAGRAMS => received.next().map(Message::encode_to_vec),
+                _ => None,
+            };
+            match now {
+                Some(now) => put(&mut edited, field.number, &now),
+                None => edited.extend_from_slice(&inner[field.offset..field.end]),
+            }
+        }
+        put(&mut out, FILE, &edited);
+    }
+    Ok(out)
 }
 
 /// `FileEntry::isk`.

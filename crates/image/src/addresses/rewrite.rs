@@ -2,7 +2,7 @@
 
 use super::rule::Rule;
 use crate::messages::{FileEntry, InetSkEntry};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 const AF_INET: u32 = 2;
@@ -35,6 +35,8 @@ pub struct Outcome {
     pub matches: Vec<usize>,
     /// The sockets that were changed.
     pub changes: Vec<Change>,
+    /// The addresses that sockets had, by file id.
+    pub locals: HashMap<u32, SocketAddr>,
 }
 
 impl Change {
@@ -112,7 +114,7 @@ fn ends(entry: &InetSkEntry) -> Option<(SocketAddr, Option<SocketAddr>)> {
 /// Applies the first rule that matches to every address of every internet socket: to their own addresses, and to those of
 /// peers where a rule names an address, or the peer is in the same checkpoint.
 pub fn rewrite<'f>(files: impl IntoIterator<Item = &'f mut FileEntry>, rules: &[Rule]) -> Outcome {
-    let mut outcome = Outcome { matches: vec![0; rules.len()], changes: Vec::new() };
+    let mut outcome = Outcome { matches: vec![0; rules.len()], ..Outcome::default() };
     let mut sockets: Vec<&mut InetSkEntry> =
         files.into_iter().filter_map(|f| f.isk.as_deref_mut()).collect();
     // Both ends of a connection are in the checkpoint if it is there seen from either side.
@@ -123,6 +125,7 @@ pub fn rewrite<'f>(files: impl IntoIterator<Item = &'f mut FileEntry>, rules: &[
         .collect();
     for socket in &mut sockets {
         let Some((local, peer)) = ends(socket) else { continue };
+        outcome.locals.insert(socket.id, local);
         let ports = has_ports(socket);
         let inside = peer
             .is_some_and(|peer| connections.contains(&(socket.proto, plain(peer), plain(local))));

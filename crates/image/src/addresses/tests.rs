@@ -1,7 +1,10 @@
 use super::edit::edit_files;
 use super::rule::{Rule, Template};
 use super::*;
-use crate::messages::{FdTypes, FileEntry, FownEntry, InetSkEntry, IpOptsEntry, SkOptsEntry};
+use crate::messages::{
+    FdTypes, FileEntry, FownEntry, InetSkEntry, IpOptsEntry, RewakeDatagramEntry, RewakeEntry,
+    RewakeFileEntry, RewakeMembershipEntry, RewakeSocketOptionEntry, SkOptsEntry,
+};
 use crate::{ImageDir, ImageWriter, kind, messages::InventoryEntry};
 use proptest::prelude::*;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -254,6 +257,99 @@ fn a_directory_is_edited_whole_and_stays_a_checkpoint() {
     let names: Vec<_> =
         std::fs::read_dir(&dir.0).unwrap().flatten().map(|e| e.file_name()).collect();
     assert_eq!(names.len(), 3, "{names:?}");
+}
+
+/// What `rewake.img` says of a UDP socket with file id 1.
+fn extra() -> RewakeFileEntry {
+    let octets = |text: &str| match text.parse::<IpAddr>().unwrap() {
+        IpAddr::V4(ip) => ip.octets().to_vec(),
+        IpAddr::V6(ip) => ip.octets().to_vec(),
+    };
+    let datagram = |source: &str, source_port| RewakeDatagramEntry {
+        data: b"data".to_vec(),
+        source: octets(source),
+        source_port,
+        destination: Some(octets("10.0.0.1")),
+    };
+    RewakeFileEntry {
+        id: 1,
+        socket_options: vec![RewakeSocketOptionEntry {
+            level: 0,
+            number: 32,
+            value: octets("10.0.0.1"),
+            interface: None,
+        }],
+        memberships: vec![RewakeMembershipEntry {
+            interface: b"eth0".to_vec(),
+            group: octets("239.1.2.3"),
+            exclude: false,
+            sources: vec![octets("10.0.0.9")],
+        }],
+        datagrams: vec![datagram("10.0.0.2", 7), datagram("10.0.0.9", 7), datagram("fd00::9", 7)],
+        uid: Some(5),
+        ..RewakeFileEntry::default()
+    }
+}
+
+#[test]
+fn what_waits_in_sockets_moves_along() {
+    let mut files = [socket(1, 17, "10.0.0.1:80", NOBODY), socket(2, 17, "10.0.0.2:7", NOBODY)];
+    let rules = [
+        rule("10.0.0.1=10.7.0.1"),
+        rule(":7=:9"),
+        rule("10.0.0.9=10.7.0.9"),
+        rule("239.1.2.3=239.1.2.4"),
+    ];
+    let mut outcome = rewrite(&mut files, &rules);
+    let mut now = extra();
+    assert_eq!(rewrite_extra([&mut now], &rules, &mut outcome), [1].into());
+    // The socket and its option, three datagrams to it; its sender, and what this has sent; a stranger twice; the group.
+    assert_eq!(outcome.matches, [5, 2, 2, 1]);
+    let shown: Vec<_> = now.datagrams.iter().map(|d| (d.source.clone(), d.source_port)).collect();
+    assert_eq!(shown[..2], [(vec![10, 0, 0, 2], 9), (vec![10, 7, 0, 9], 7)]);
+    assert_eq!(shown[2].1, 7, "a port of somebody else is not ours to change");
+    assert!(now.datagrams.iter().all(|d| d.destination.as_deref() == Some(&[10, 7, 0, 1])));
+    assert_eq!(now.memberships[0].group, [239, 1, 2, 4]);
+    assert_eq!(now.memberships[0].sources, [[10, 7, 0, 9]]);
+    assert_eq!(now.socket_options[0].value, [10, 7, 0, 1]);
+}
+
+#[test]
+fn extra_state_is_edited_and_can_be_taken_back() {
+    let dir = Temp::new("extra");
+    let writer = ImageWriter::create(&dir.0).unwrap();
+    let files = [socket(1, 17, "10.0.0.1:80", NOBODY)];
+    writer.write_all(kind::FILES, (), &files).unwrap();
+    let entries = [
+        RewakeEntry { manifest: Some(true), ..RewakeEntry::default() },
+        RewakeEntry { file: Some(extra()), ..RewakeEntry::default() },
+        RewakeEntry {
+            file: Some(RewakeFileEntry { id: 2, ..RewakeFileEntry::default() }),
+            ..RewakeEntry::default()
+        },
+    ];
+    writer.write_all(kind::REWAKE, (), &entries).unwrap();
+    let inventory = InventoryEntry { img_version: 2, ..InventoryEntry::default() };
+    writer.commit(&inventory).unwrap();
+    let read = |name: &str| std::fs::read(dir.0.join(name)).unwrap();
+    let all = || ["files.img", "rewake.img", "rewake.manifest"].map(read);
+    let before = all();
+
+    let outcome = edit(&dir.0, &[rule("10.0.0.1=10.0.0.200")]).unwrap();
+    assert_eq!(outcome.matches, [5]);
+    let images = ImageDir::open(&dir.0).unwrap();
+    images.check_complete(|_| false).unwrap();
+    let now = images.read_all(kind::REWAKE, ()).unwrap();
+    let file = now[1].file.as_ref().unwrap();
+    assert_eq!(file.datagrams[0].destination.as_deref(), Some(&[10, 0, 0, 200][..]));
+    assert_eq!((file.uid, now.len()), (Some(5), 3));
+    assert_eq!((&now[0], &now[2]), (&entries[0], &entries[2]));
+
+    // A stranger is known to the extra state only.
+    assert_eq!(edit(&dir.0, &[rule("10.0.0.9=10.0.0.8")]).unwrap().matches, [2]);
+    edit(&dir.0, &[rule("10.0.0.8=10.0.0.9")]).unwrap();
+    edit(&dir.0, &[rule("10.0.0.200=10.0.0.1")]).unwrap();
+    assert_eq!(all(), before, "and back");
 }
 
 #[test]

@@ -143,6 +143,24 @@ messages! {
         optional uint32 session = 41;
         /// Of an internet socket: it is bound to an address that no interface had (`IP_FREEBIND` while it was bound).
         optional bool foreign_address = 50;
+        /// Of a packet socket.
+        optional message RewakePacketRingsEntry packet_rings = 51;
+    }
+
+    /// The rings of a packet socket.
+    message RewakePacketRingsEntry "rewake_packet_rings_entry" {
+        /// Which frame, or block of `TPACKET_V3`, the kernel fills next.
+        optional uint32 receive_at = 1;
+        /// Which frame it sends next.
+        optional uint32 send_at = 2;
+        /// What is in them, but for zeros: the ring of received packets, then that of packets to be sent.
+        repeated message RewakePacketPieceEntry pieces = 3;
+    }
+
+    /// Bytes of the rings of a packet socket.
+    message RewakePacketPieceEntry "rewake_packet_piece_entry" {
+        required uint64 at = 1;
+        required bytes data = 2;
     }
 
     /// An idle io_uring(7) instance.

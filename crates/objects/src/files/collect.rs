@@ -265,6 +265,16 @@ impl Collector {
         found.next().filter(|id| self.extra.get(id).is_some_and(|e| e.ring.is_some()))
     }
 
+    /// The file id of the packet socket with this inode number, if its rings are these many bytes together.
+    #[must_use]
+    pub fn ringed_socket_of(&self, inode: u64, bytes: u64) -> Option<u32> {
+        let id = self.holders_of(inode).map(|(.., id)| id).next()?;
+        let entry = self.entries.iter().find(|file| file.id == id)?.psk.as_ref()?;
+        let rings = [entry.rx_ring.as_ref(), entry.tx_ring.as_ref()].into_iter().flatten();
+        let size: u64 = rings.map(|r| u64::from(r.block_size) * u64::from(r.block_nr)).sum();
+        (size == bytes).then_some(id)
+    }
+
     /// A file id that nobody has.
     pub fn new_id(&mut self) -> u32 {
         self.next_id += 1;

@@ -189,7 +189,9 @@ impl<'a> Opener<'a> {
     pub fn replace_addresses(&mut self, rules: &[Rule]) -> Outcome {
         let connected = |f: &&FileEntry| f.isk.as_ref().is_some_and(|s| s.dst_port != 0);
         self.locked = self.files.values().filter(connected).cloned().collect();
-        addresses::rewrite(self.files.values_mut(), rules)
+        let mut outcome = addresses::rewrite(self.files.values_mut(), rules);
+        addresses::rewrite_extra(self.extra.values_mut(), rules, &mut outcome);
+        outcome
     }
 
     /// Checks what the images say of sockets, before any process exists.

@@ -175,7 +175,7 @@ pub fn validate(mm: &MmEntry, pages: Option<&StoredPages>) -> Result<(), Problem
         if vma.pgoff % PAGE != 0 {
             return bad("its file offset is not aligned");
         }
-        let unsupported = status::SOCKET | status::SHSTK | status::UPROBES;
+        let unsupported = status::SHSTK | status::UPROBES;
         if vma.status & unsupported != 0 {
             return bad("mappings of this kind cannot be restored yet");
         }
@@ -463,7 +463,8 @@ fn map(
 ) -> Result<(), Problem> {
     let label = Label::Vma(vma.start, vma.end);
     let len = vma.end - vma.start;
-    let is_file = vma.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0;
+    let files = status::FILE_PRIVATE | status::FILE_SHARED | status::SOCKET;
+    let is_file = vma.status & files != 0;
     let keep = (libc::MAP_SHARED | libc::MAP_PRIVATE | libc::MAP_GROWSDOWN | libc::MAP_NORESERVE)
         as u32
         | vma::MAP_DROPPABLE;

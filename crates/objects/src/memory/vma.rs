@@ -27,6 +27,8 @@ pub enum Backing {
     SharedAnon,
     /// The rings of an io_uring instance.
     Ring,
+    /// The rings of a packet socket.
+    Socket,
     /// A memfd, by name (escaped as in `maps`).
     Memfd(Vec<u8>),
     /// A System V shared memory segment, by id.
@@ -222,6 +224,10 @@ fn classify(map: &Map<'_>, flags: VmFlags) -> Result<Vma, Problem> {
         _ if map.raw_name == b"anon_inode:[io_uring]" && map.shared => {
             backing = Backing::Ring;
             regular | st::EXT_PLUGIN
+        }
+        _ if map.ino != 0 && map.raw_name.starts_with(b"socket:[") => {
+            backing = Backing::Socket;
+            regular | st::SOCKET
         }
         MapName::File if map.ino != 0 => return refuse("it maps an object that is not a file"),
         name => {

@@ -21,6 +21,7 @@ mod option_own;
 mod option_table;
 pub mod options;
 mod packet;
+mod packet_ring;
 mod packet_socket;
 mod queue;
 mod raw;

@@ -1,20 +1,22 @@
 //! Packet sockets: packet(7). Bound to their protocol and interface again, with what they have the interface receive and the
-//! group they share packets with; packets that wait are dropped with a warning, as on a link that is down.
+//! group they share packets with, and their rings ([`packet_ring`]); packets that wait elsewhere are dropped with a warning, as on a link that is down.
 
 use super::option_table::When;
 use super::options::{self, Making};
-use super::{SOCKETS_NETNS, interface_index};
+use super::{SOCKETS_NETNS, interface_index, packet_ring};
 use crate::Problem;
 use crate::files::collect::{Collector, View};
 use crate::files::open::Opener;
 use rewake_image::messages::{
-    FdTypes, FileEntry, PacketMclist, PacketSockEntry, RewakeInterfaceEntry,
+    FdTypes, FileEntry, PacketMclist, PacketRing, PacketSockEntry, RewakeInterfaceEntry,
 };
 use rewake_sys::sockets::{bind_to, option_int, own_address, set_option};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::net::{AddressFamily, Protocol, RawProtocol, SocketFlags, SocketType};
 
 const LEVEL: i32 = libc::SOL_PACKET;
+/// Linux 6.5.
+const PACKET_VNET_HDR_SZ: i32 = 24;
 /// Where `struct sockaddr_ll` has the protocol, in network order.
 const PROTOCOL: usize = 2;
 /// The type of packet sockets of old.
@@ -30,7 +32,7 @@ const FANOUT_PROGRAMS: [u32; 2] = [6, 7];
 /// Surveys a packet socket of type `kind` (`SOCK_*`).
 ///
 /// # Errors
-/// It has state that cannot be read back: rings, or a program that distributes packets.
+/// It has state that cannot be read back: a program that distributes packets.
 pub(super) fn survey(
     collector: &mut Collector,
     view: &View<'_>,
@@ -43,11 +45,6 @@ pub(super) fn survey(
         .packet(ino)
         .map_err(|e| view.problem(format!("sock_diag does not tell its state: {e}")))?
         .ok_or_else(|| view.problem("sock_diag does not list it"))?;
-    if record.receive_ring.is_some() || record.send_ring.is_some() {
-        return Err(view
-            .problem("packet sockets with rings (PACKET_RX_RING, PACKET_TX_RING) cannot be saved: where the kernel is in a ring cannot be read")
-            .remedy("stop the capture for the time of the dump"));
-    }
     if rustix::io::ioctl_fionread(fd).is_ok_and(|waiting| waiting != 0) {
         log::warn!("{}: the packets it has received, and not read, are not saved", view.object());
     }
@@ -101,10 +98,17 @@ pub(super) fn survey(
             })
             .collect(),
         fanout,
-        rx_ring: None,
-        tx_ring: None,
+        rx_ring: record.receive_ring.map(ring),
+        tx_ring: record.send_ring.map(ring),
         ns_id: Some(SOCKETS_NETNS),
     };
+    if entry.rx_ring.is_some() || entry.tx_ring.is_some() {
+        let object = view.object();
+        let making = Making { fd, object: &object };
+        let rings = [entry.rx_ring.as_ref(), entry.tx_ring.as_ref()];
+        let rings = packet_ring::survey(making, entry.version, entry.loss, rings)?;
+        collector.extra_of(entry.id).packet_rings = Some(rings);
+    }
     let mut numbers: Vec<u32> =
         entry.mclist.iter().map(|m| m.index).chain([entry.ifindex]).collect();
     numbers.sort_unstable();
@@ -123,6 +127,12 @@ pub(super) fn survey(
         ..FileEntry::default()
     });
     Ok((id, FdTypes::Packetsk))
+}
+
+/// The words of `struct tpacket_req3`.
+fn ring(words: [u32; 7]) -> PacketRing {
+    let [block_size, block_nr, frame_size, frame_nr, retire_tmo, sizeof_priv, features] = words;
+    PacketRing { block_size, block_nr, frame_size, frame_nr, retire_tmo, sizeof_priv, features }
 }
 
 /// Binds to a protocol (in network order) and the number of an interface, 0 for all.
@@ -155,9 +165,6 @@ fn bind_by_name(making: Making<'_>, interface: u32) -> Result<(), Problem> {
 pub(super) fn open(opener: &Opener<'_>, entry: &PacketSockEntry) -> Result<OwnedFd, Problem> {
     let object = describe(entry);
     let problem = |reason: String| Problem::new(object.clone(), reason);
-    if entry.rx_ring.is_some() || entry.tx_ring.is_some() {
-        return Err(problem("packet sockets with rings cannot be restored".to_owned()));
-    }
     let old = entry.r#type as i32 == SOCK_PACKET;
     // Of no protocol: nothing is received before it is bound. Where binding cannot tell it, it is told now.
     let protocol = RawProtocol::new(entry.protocol).filter(|_| old).map(Protocol::from_raw);
@@ -184,6 +191,17 @@ pub(super) fn open(opener: &Opener<'_>, entry: &PacketSockEntry) -> Result<Owned
         if value != new && option_int(making.fd, LEVEL, name) != Ok(value as i32) {
             making.set(LEVEL, name, what, value as i32)?;
         }
+    }
+    if entry.rx_ring.is_some() || entry.tx_ring.is_some() {
+        let saved = opener.extra.get(&entry.id).and_then(|extra| extra.packet_rings.as_ref());
+        let rings = [entry.rx_ring.as_ref(), entry.tx_ring.as_ref()];
+        let virtio = match option_int(making.fd, LEVEL, PACKET_VNET_HDR_SZ) {
+            Ok(size) => size as usize,
+            // Before Linux 6.5 it is of one size.
+            Err(_) if entry.vnet_hdr => 10,
+            Err(_) => 0,
+        };
+        packet_ring::restore(making, entry.version, virtio, rings, saved)?;
     }
     options::apply_before_bind(making, &entry.opts, false)?;
     options::apply(making, &entry.opts)?;

@@ -53,6 +53,13 @@ fn main() {
             ("loopback6", listen("::1")?),
         ];
         let udp = zoo::net::udp(OWN)?;
+        udp.set_read_timeout(Some(Duration::from_secs(10))).map_err(err)?;
+        let ours = std::net::Ipv4Addr::new(127, 0, 71, 1);
+        let multicast_if = libc::IP_MULTICAST_IF;
+        zoo::net::set_int(&udp, libc::IPPROTO_IP, multicast_if, i32::from_ne_bytes(ours.octets()))?;
+        // It waits across the checkpoint, and tells who has sent it.
+        let early = zoo::net::udp(OWN)?;
+        early.send_to(b"early", udp.local_addr().map_err(err)?).map_err(err)?;
         // Not bound to anything: has no address, and gets none.
         // SAFETY: integers only.
         let raw = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
@@ -69,6 +76,11 @@ fn main() {
             let mut text: String =
                 listeners.iter().map(|(name, l)| own(name, l.local_addr())).collect();
             text.push_str(&own("udp", udp.local_addr()));
+            text.push_str(&own("early", early.local_addr()));
+            text.push_str(&own("sender", udp.peek_from(&mut [0; 9]).map(|(_, from)| from)));
+            let interface = zoo::net::get_int(&udp, libc::IPPROTO_IP, multicast_if);
+            let interface = interface.map(|i| std::net::Ipv4Addr::from(i.to_ne_bytes()));
+            text.push_str(&format!("multicast {interface:?}\n"));
             text.push_str(&own("unbound", unbound.local_addr()));
             text.push_str(&own("near", near.local_addr()));
             text.push_str(&own("near_peer", near.peer_addr()));
@@ -91,8 +103,9 @@ fn main() {
         }
         let sender = UdpSocket::bind(format!("{OWN}:0")).map_err(err)?;
         sender.send_to(b"hello", udp.local_addr().map_err(err)?).map_err(err)?;
-        udp.set_read_timeout(Some(Duration::from_secs(10))).map_err(err)?;
         let mut text = [0u8; 16];
+        let len = udp.recv(&mut text).map_err(err)?;
+        ensure_eq!(&text[..len], b"early", "what waited");
         let len = udp.recv(&mut text).map_err(err)?;
         ensure_eq!(&text[..len], b"hello", "what came by UDP");
         ensure!(unbound.as_raw_fd() >= 0, "the unbound socket");

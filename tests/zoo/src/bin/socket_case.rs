@@ -83,8 +83,16 @@ fn make(z: &zoo::Zoo, kind: &str) -> Result<Vec<OwnedFd>, String> {
         "ring" => {
             let fd = packet()?;
             let geometry: Vec<u8> =
-                [4096u32, 1, 2048, 2].iter().flat_map(|w| w.to_ne_bytes()).collect();
+                [4096u32, 2, 2048, 4].iter().flat_map(|w| w.to_ne_bytes()).collect();
             set(&fd, libc::SOL_PACKET, libc::PACKET_RX_RING, &geometry)?;
+            // A part of it: the kernel maps rings as a whole only.
+            // SAFETY: a new mapping, of which nobody uses the second half.
+            unsafe {
+                let (at, shared) = (std::ptr::null_mut(), libc::MAP_SHARED);
+                let base = libc::mmap(at, 8192, libc::PROT_READ, shared, fd.as_raw_fd(), 0);
+                check(-i32::from(base == libc::MAP_FAILED), "mmap")?;
+                check(libc::munmap(base.byte_add(4096), 4096), "munmap")?;
+            }
             vec![fd]
         }
         "xdp" | "alg" | "can" | "tipc" | "sctp" | "bluetooth" => {

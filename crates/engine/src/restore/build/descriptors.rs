@@ -81,7 +81,7 @@ pub fn socket_steps(steps: &mut Steps, number: i32) -> rewake_inject::ring::Data
 
 /// Is this a mapping of a file?
 pub fn is_file(vma: &VmaEntry) -> bool {
-    vma.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0
+    vma.status & (status::FILE_PRIVATE | status::FILE_SHARED | status::SOCKET) != 0
 }
 
 /// The pages files of a task that it has pages in.
