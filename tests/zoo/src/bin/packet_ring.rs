@@ -174,7 +174,7 @@ fn sent(listener: &OwnedFd, text: &str) -> Check {
 
 fn main() {
     zoo::run(|z| {
-        let version = z.param("ZOO_VERSION", 2) as usize;
+        let version = z.param("ZOO_VERSION", 2);
         let quiet = z.param("ZOO_QUIET", 0) == 1;
         let fd = socket()?;
         if z.param("ZOO_LOSS", 0) == 1 {
