@@ -44,6 +44,9 @@ pub const FLAG_CLONE: u32 = 1 << 17;
 pub const FLAG_STORE: u32 = 1 << 18;
 /// The result must equal argument 5; otherwise the agent leaves as if the controller were gone.
 pub const FLAG_EXPECT: u32 = 1 << 20;
+/// The batch is published and reported as done before this operation, which waits for something else than the controller. After
+/// it the agent waits for nothing any more.
+pub const FLAG_LAST: u32 = 1 << 21;
 /// In [`Header::wait`]: a result of zero or below means that the controller is gone.
 pub const FLAG_HANGUP: u32 = 1 << 19;
 
@@ -172,6 +175,13 @@ impl Op {
     pub fn expect(mut self, value: u64) -> Op {
         self.flags |= FLAG_EXPECT;
         self.args[5] = value;
+        self
+    }
+
+    /// Ends the batch, which is reported as done before: the agent's last operation, which may wait for as long as it likes.
+    #[must_use]
+    pub fn last(mut self) -> Op {
+        self.flags |= FLAG_LAST;
         self
     }
 

@@ -142,29 +142,12 @@ pub struct RemoteCall {
 }
 
 /// Makes system calls in many stubs at the same time; they stand in event stops with their registers clobbered
-/// afterwards, in the same order, with the results. Only for stubs: a live process would not survive the controller's
-/// death in here.
+/// afterwards, in the same order, with the results. Calls that wait are interrupted as soon as they have begun to: the results
+/// may be the kernel's restart codes. Only for stubs: a live process would not survive the controller's death in here.
 ///
 /// # Errors
 /// A stub died.
 pub fn remote_calls(calls: Vec<RemoteCall>) -> Result<Vec<(Stopped, i64)>> {
-    let entering = enter(calls)?;
-    let leaving = all(entering, |stub| stub.wait_syscall_stop()?.resume_to_syscall())?;
-    let mut results = Vec::with_capacity(leaving.len());
-    let stopping = all(leaving, |stub| {
-        let stub = stub.wait_syscall_stop()?;
-        results.push(stub.registers()?.rax as i64);
-        stub.resume_to_event()
-    })?;
-    Ok(all(stopping, Running::wait_stop)?.into_iter().zip(results).collect())
-}
-
-/// As [`remote_calls`], but the calls are interrupted as soon as they have begun to wait: the results may be the kernel's
-/// restart codes.
-///
-/// # Errors
-/// A stub died.
-pub fn interrupted_calls(calls: Vec<RemoteCall>) -> Result<Vec<(Stopped, i64)>> {
     // Entered first: an interrupt before that would stop the thread before the call.
     let waiting = all(enter(calls)?, |stub| stub.wait_syscall_stop()?.resume_to_event())?;
     all(waiting, |stub| {

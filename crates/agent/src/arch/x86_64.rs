@@ -8,7 +8,7 @@ use crate::layout::offset;
 use core::arch::global_asm;
 
 // The executor. Entered at its first byte with rbx = header; runs the batch that is already in the ring.
-//   rbp current op   r12 return address of `exec`   r13 ops left   r14 flags of the op   r15 ops executed
+//   rbp current op   r12 return address of `exec`   r13 ops left (or the last op)   r14 flags of the op   r15 ops executed
 global_asm!(
     ".pushsection .rodata.rewake_agent, \"a\", @progbits",
     // Visible to the other units that link-time optimisation makes, and to nobody else.
@@ -23,6 +23,8 @@ global_asm!(
     "3:",
     "test r13d, r13d",
     "jz 5f",
+    "test dword ptr [rbp + {FLAGS}], {LAST}",
+    "jnz 50f",
     "lea r12, [rip + 4f]",
     "jmp 20f",
     "4:",
@@ -82,6 +84,22 @@ global_asm!(
     "mov eax, 231", // exit_group
     "syscall",
     "jmp 41b",
+    "50:", // the last operation: publish and report the batch before it, whose operation r13 keeps
+    "mov r13, rbp",
+    "mov [rbx + {EXECUTED}], r15d",
+    "mov eax, [rbx + {SEQ}]",
+    "mov [rbx + {DONE}], eax",
+    "lea rbp, [rbx + {REPORT}]",
+    "lea r12, [rip + 51f]",
+    "jmp 20f",
+    "51:",
+    "mov rbp, r13",
+    "lea r12, [rip + 52f]",
+    "jmp 20f",
+    "52:", // it is over: pause
+    "mov eax, 34",
+    "syscall",
+    "jmp 52b",
     // exec: one operation at rbp, back to r12 with rax = result and r14d = flags
     "20:",
     "mov r14d, [rbp + {FLAGS}]",
@@ -157,6 +175,7 @@ global_asm!(
     RES = const offset::RES,
     NR = const offset::NR,
     EXPECT = const crate::layout::FLAG_EXPECT,
+    LAST = const crate::layout::FLAG_LAST,
     STOP = const crate::layout::FLAG_STOP,
     CLONE = const crate::layout::FLAG_CLONE,
     STORE = const crate::layout::FLAG_STORE,

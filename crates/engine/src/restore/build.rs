@@ -20,6 +20,7 @@ use super::lineage::{Action, Lineage, Role};
 use super::locks::{Locked, lock_steps};
 use super::namespaces::{self, Namespaces};
 use super::read::{Alive, Task};
+use super::start::sleep_steps;
 use super::template::Holdings;
 use super::terminal::foreground_steps;
 use super::thread::{seccomp_steps, thread_last_steps, thread_steps, waits};
@@ -262,17 +263,22 @@ fn plan_node(
     // Threads first: their rings lie before the leader's, whose script names them.
     let mut threads = Vec::new();
     if let (Some(index), Some(alive)) = (index, alive) {
+        let common = alive.common_filters();
         for thread in &alive.threads[1..] {
             let base = space.next_data_address();
             let mut steps = Steps::new(base);
             thread_steps(&mut steps, tasks[index].pid, thread);
             // Filters of its own: after those that the leader installs for all.
-            let mut finish = waits(alive, thread).then(|| Steps::new(base));
+            let mut finish = waits(common, thread).then(|| Steps::new(base));
             if let Some(finish) = &mut finish {
-                seccomp_steps(finish, thread, alive.common_filters());
+                seccomp_steps(finish, thread, common);
             }
             let last = finish.as_mut().unwrap_or(&mut steps);
             thread_last_steps(last, tasks[index].pid, thread, env);
+            // With copies, the rings are used again.
+            if held.is_none() {
+                sleep_steps(last, thread);
+            }
             let scripts = || [Some(&steps), finish.as_ref()].into_iter().flatten();
             let data = scripts().map(|s| s.script.data_len()).max().unwrap_or(0);
             let ops = scripts().map(|s| s.script.ops.len()).max().unwrap_or(0);
@@ -341,6 +347,9 @@ fn plan_node(
         }
         let makes_memory = tasks[index].part.memory == index;
         finish_steps(&mut finish, &tasks[index], alive, env, makes_memory, &groups);
+        if held.is_none() {
+            sleep_steps(&mut finish, &alive.threads[0]);
+        }
         task = Some(TaskPlan {
             index,
             build,

@@ -99,11 +99,12 @@ impl Shard {
         Ok(())
     }
 
-    /// Takes the arena away and begins sleeps.
+    /// Takes the arena away and begins the sleeps that agents have not.
     fn begin(&mut self, checkpoint: &Checkpoint, last: &Final) -> Result<()> {
+        let asleep = start::asleep(&self.standing(checkpoint, last)?, last.asleep)?;
         let (base, len) = last.arena;
         self.unmap(checkpoint, last, "the agent", base..base + len as u64, |_| true)?;
-        self.starts = start::begin_sleeps(&self.standing(checkpoint, last)?)?;
+        self.starts = start::begin_sleeps(&self.standing(checkpoint, last)?, &asleep)?;
         Ok(())
     }
 
@@ -201,6 +202,8 @@ pub struct Final {
     pub gadgets: HashMap<i32, u64>,
     /// The pids of those that have the memory of another.
     pub guests: HashSet<i32>,
+    /// Have agents taken up the sleeps of their threads?
+    pub asleep: bool,
     /// Refuse registers of CPU features that are not there?
     pub check_cpu: bool,
 }

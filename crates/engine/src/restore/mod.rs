@@ -65,7 +65,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use undo::{Created, PidFile, Subreaper};
-use vdsos::same_vdso;
+use vdsos::Vdsos;
 
 /// A batch of the restore may take as long as reading all memory takes; this is for agents that hang.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -211,7 +211,8 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks, huge: bool) -> Resul
     env.gate = namespaces.pid && opener.has_unix_sockets();
     env.locks = locks::read(&images, &checkpoint, &opener)?;
     env.arena = (base, base + ARENA_SPACE);
-    let same_vdso = |alive: &Alive| same_vdso(&images, alive, &own);
+    let vdsos = Vdsos::new(&images, &own);
+    let same_vdso = |alive: &Alive| vdsos.is_own(alive);
     env.segments = checkpoint.segments.iter().map(|(id, s)| (u64::from(*id), s.size())).collect();
     let copies = options.copies.filter(|n| *n > 1);
     if let (Some(id), Some(_)) = (checkpoint.segments.keys().next(), copies) {
@@ -281,6 +282,7 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks, huge: bool) -> Resul
         arena: &arena,
         gate,
         own: &own,
+        vdsos: &vdsos,
         env: &env,
         specials: holdings.as_ref().map(|h| h.specials.clone()),
         prepared,
@@ -426,6 +428,7 @@ struct Run<'a> {
     /// Offset of the word in it at which tasks wait for their memory.
     gate: usize,
     own: &'a AddressSpace,
+    vdsos: &'a Vdsos<'a>,
     env: &'a Environment,
     /// Where a template has vvar and vdso.
     specials: Option<Range<u64>>,
@@ -585,6 +588,8 @@ impl<'a> Run<'a> {
                 .map_or(0..0, |s| self.env.hop..self.env.hop + (s.end - s.start)),
             gadgets,
             guests: guests.map(|(_, task)| task.pid).collect(),
+            // With copies, the rings are used again.
+            asleep: self.specials.is_none(),
             check_cpu: self.options.check_cpu,
         };
         let init = init.map(|init| self.init_ready(init)).transpose()?;

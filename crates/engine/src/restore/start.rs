@@ -2,8 +2,10 @@
 
 use super::read::{Task, Thread};
 use crate::error::{Context, Error, Result};
-use rewake_inject::stub::{RemoteCall, interrupted_calls};
+use rewake_agent::layout::Op;
+use rewake_inject::stub::{RemoteCall, remote_calls};
 use rewake_inject::tracee::Stopped;
+use rewake_objects::steps::{Label, Steps};
 use rewake_objects::task::registers::{self, XSAVE_MAX, XsaveFormat};
 use rewake_sys::call::if_known;
 use rewake_sys::ptrace::{self, Registers, SudConfig};
@@ -92,23 +94,68 @@ pub(super) fn set(threads: &[Standing<'_>], starts: &[Registers], check_cpu: boo
     Ok(())
 }
 
-/// Begins the sleeps of threads: the registers that they go on with, in order.
+/// Has a thread take up its sleep, as the last thing its agent does: when that is stopped, it is
+/// where it was.
+pub(super) fn sleep_steps(steps: &mut Steps, thread: &Thread) {
+    if let Some((number, args)) = sleep_again(thread) {
+        let label = Label::Text("sleeping on");
+        steps.may(label, Op::new(number, &args).last());
+    }
+}
+
+/// How far a thread has come with a sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sleep {
+    /// It is not there yet, or has none.
+    Before,
+    /// It was interrupted in it.
+    Asleep,
+    /// It is over.
+    Over,
+}
+
+/// How far threads have come with their sleeps, if their agents took them up. They stand where they were stopped.
 ///
 /// # Errors
 /// One of them is gone.
-pub(super) fn begin_sleeps(threads: &[Standing<'_>]) -> Result<Vec<Registers>> {
+pub(super) fn asleep(threads: &[Standing<'_>], by_agents: bool) -> Result<Vec<Sleep>> {
+    if !by_agents {
+        return Ok(vec![Sleep::Before; threads.len()]);
+    }
+    let look = |Standing { task, thread, at, .. }: &Standing<'_>| {
+        let Some((number, _)) = sleep_again(thread) else { return Ok(Sleep::Before) };
+        let regs = at.registers().of(task.pid, &task.comm)?;
+        Ok(match regs.orig_rax as i64 {
+            call if call == number && regs.rax == ERESTART_RESTARTBLOCK => Sleep::Asleep,
+            libc::SYS_pause => Sleep::Over,
+            _ => Sleep::Before,
+        })
+    };
+    threads.iter().map(look).collect()
+}
+
+/// Begins the sleeps of threads that have not: the registers that they go on with, in order.
+///
+/// # Errors
+/// One of them is gone.
+pub(super) fn begin_sleeps(threads: &[Standing<'_>], asleep: &[Sleep]) -> Result<Vec<Registers>> {
     let mut all = Vec::with_capacity(threads.len());
     let mut sleepers = Vec::new();
     let mut calls = Vec::new();
-    for &Standing { task, thread, at, gadget } in threads {
-        let Start { regs, sleep } = start(thread, task)?;
-        if let Some((number, args)) = sleep {
-            sleepers.push(all.len());
-            calls.push(RemoteCall { stub: Stopped::assume(at.tid()), gadget, number, args });
+    for (&Standing { task, thread, at, gadget }, asleep) in threads.iter().zip(asleep) {
+        let Start { mut regs, sleep } = start(thread, task)?;
+        match (sleep, asleep) {
+            (Some((number, args)), Sleep::Before) => {
+                sleepers.push(all.len());
+                calls.push(RemoteCall { stub: Stopped::assume(at.tid()), gadget, number, args });
+            }
+            (Some(_), Sleep::Asleep) => regs.rax = ERESTART_RESTARTBLOCK,
+            (Some(_), Sleep::Over) => (regs.rax, regs.orig_rax) = (0, u64::MAX),
+            (None, _) => {}
         }
         all.push(regs);
     }
-    let results = interrupted_calls(calls).map_err(|e| Error::new(e.to_string()))?;
+    let results = remote_calls(calls).map_err(|e| Error::new(e.to_string()))?;
     for (at, (_, result)) in sleepers.into_iter().zip(results) {
         if result == ERESTART_RESTARTBLOCK as i64 {
             all[at].rax = ERESTART_RESTARTBLOCK;

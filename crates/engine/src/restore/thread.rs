@@ -1,7 +1,7 @@
 //! Steps of a thread: what it sets for itself, its filters and its credentials.
 
 use super::build::{Environment, name_steps, op};
-use super::read::{Alive, Thread};
+use super::read::Thread;
 use rewake_objects::steps::{Label, Steps};
 use rewake_objects::task::{attributes, credentials, schedule, seccomp, signals};
 
@@ -39,9 +39,9 @@ pub(super) fn thread_credentials(steps: &mut Steps, thread: &Thread, env: &Envir
     }
 }
 
-/// Must a thread's credentials wait until it has installed filters of its own?
-pub(super) fn waits(alive: &Alive, thread: &Thread) -> bool {
-    thread.seccomp.strict || thread.seccomp.filters.len() > alive.common_filters()
+/// Must a thread's credentials wait until it has installed filters of its own, beside those that all have in `common`?
+pub(super) fn waits(common: usize, thread: &Thread) -> bool {
+    thread.seccomp.strict || thread.seccomp.filters.len() > common
 }
 
 /// A thread's own seccomp filters, after those that all threads have in common, or its strict mode.

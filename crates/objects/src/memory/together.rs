@@ -1,6 +1,7 @@
-//! Neighbouring mappings that differ in protection only are made as one, which is then protected piece by piece: half as many
+//! Neighbouring mappings that differ in protection only (as stacks and their guards do) are made as one, which is then protected piece by piece: half as many
 //! calls, and cheaper ones, than a mapping each.
 
+use super::mm::advices;
 use super::vma::status;
 use crate::steps::{Label, Steps};
 use rewake_agent::layout::Op;
@@ -19,14 +20,13 @@ pub fn joins(first: &VmaEntry, second: &VmaEntry) -> bool {
         && is_plain(first)
         && is_plain(second)
         && first.flags & KEEP == second.flags & KEEP
+        && first.madv.unwrap_or(0) == second.madv.unwrap_or(0)
 }
 
 /// Is it anonymous private memory without anything that a piece of a larger mapping could not be?
 fn is_plain(vma: &VmaEntry) -> bool {
     let flags = KEEP | libc::MAP_ANONYMOUS as u32;
-    vma.status & !status::HEAP == status::REGULAR | status::ANON_PRIVATE
-        && vma.flags & !flags == 0
-        && vma.madv.unwrap_or(0) == 0
+    vma.status & !status::HEAP == status::REGULAR | status::ANON_PRIVATE && vma.flags & !flags == 0
 }
 
 fn protection((vma, filled): &Wanted<'_>) -> u32 {
@@ -56,6 +56,10 @@ pub fn map(steps: &mut Steps, group: &[Wanted<'_>]) -> bool {
         start as i64,
         Op::new(libc::SYS_mmap, &[start, len, base.into(), flags.into(), u64::MAX, 0]),
     );
+    for advice in advices(first) {
+        let args = [start, len, advice];
+        steps.must(Label::Vma(start, last.end), Op::new(libc::SYS_madvise, &args));
+    }
     for piece in group.chunk_by(|a, b| protection(a) == protection(b)) {
         let ([wanted @ (first, _), ..], Some((last, _))) = (piece, piece.last()) else { continue };
         let protection = protection(wanted);
@@ -107,6 +111,23 @@ mod tests {
                 (libc::SYS_mprotect, [3 * PAGE, 2 * PAGE, 3]),
                 (libc::SYS_mprotect, [6 * PAGE, 3 * PAGE, 0]),
                 (libc::SYS_mprotect, [9 * PAGE, PAGE, 3]),
+            ])
+        );
+    }
+
+    #[test]
+    fn advice_is_given_once() {
+        let advised = |vma| VmaEntry { madv: Some(1 << 15), ..vma };
+        let all = [advised(vma(1, 1, 0)), advised(vma(2, 16, 3)), advised(vma(18, 1, 0))];
+        assert!(all.windows(2).all(|pair| joins(&pair[0], &pair[1])));
+        assert!(!joins(&all[0], &vma(2, 16, 3)));
+        let group: Vec<Wanted<'_>> = all.iter().map(|vma| (vma, false)).collect();
+        assert_eq!(
+            calls(&group),
+            Some(vec![
+                (libc::SYS_mmap, [PAGE, 18 * PAGE, 0]),
+                (libc::SYS_madvise, [PAGE, 18 * PAGE, 15]),
+                (libc::SYS_mprotect, [2 * PAGE, 16 * PAGE, 3]),
             ])
         );
     }
