@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod files;
+pub mod iterators;
 pub mod memory;
 pub mod pids;
 pub mod problem;

@@ -15,6 +15,7 @@ mod error;
 mod scan;
 
 pub mod auxv;
+pub mod btf;
 pub mod cgroup;
 pub mod children;
 pub mod fdinfo;

@@ -205,6 +205,21 @@ impl ProcDir {
         Ok(buffer)
     }
 
+    /// As [`ProcDir::read`], but asks `enough` after each read whether that will do, whatever comes.
+    ///
+    /// # Errors
+    /// As [`ProcDir::read`].
+    pub fn read_until<'b>(
+        &self,
+        name: &str,
+        buffer: &'b mut Vec<u8>,
+        enough: &mut dyn FnMut(&[u8]) -> bool,
+    ) -> Result<&'b [u8], ReadError> {
+        slurp_until(self.fd.as_fd(), name, buffer, enough)
+            .map_err(|errno| self.fault(name, errno))?;
+        Ok(buffer)
+    }
+
     /// As [`ProcDir::read`], for files the kernel makes as one record (`stat`, `status`, `limits`, `cgroup`, `comm`,
     /// `auxv`, `fdinfo/N`, …): a read that leaves room in the buffer was the last, which saves the empty one.
     /// Wrong for `maps`, `smaps`, `mountinfo`, `timers` and `children`, which come in pieces.
@@ -303,13 +318,39 @@ fn slurp(
     buffer: &mut Vec<u8>,
     single: bool,
 ) -> Result<(), Errno> {
+    if !single {
+        return slurp_until(directory, name, buffer, &mut |_| false);
+    }
     buffer.clear();
     let file = openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     buffer.reserve(FIRST_READ);
     loop {
         match rustix::io::read(&file, spare_capacity(buffer)) {
             Ok(0) => return Ok(()),
-            Ok(_) if single && buffer.len() < buffer.capacity() => return Ok(()),
+            Ok(_) if buffer.len() < buffer.capacity() => return Ok(()),
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+        if buffer.capacity() - buffer.len() < NEXT_READ {
+            buffer.reserve(buffer.len().max(NEXT_READ));
+        }
+    }
+}
+
+/// Opens, reads and closes a file that comes in pieces, up to its end or until that is enough.
+fn slurp_until(
+    directory: BorrowedFd<'_>,
+    name: &str,
+    buffer: &mut Vec<u8>,
+    enough: &mut dyn FnMut(&[u8]) -> bool,
+) -> Result<(), Errno> {
+    buffer.clear();
+    let file = openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    buffer.reserve(FIRST_READ);
+    loop {
+        match rustix::io::read(&file, spare_capacity(buffer)) {
+            Ok(0) => return Ok(()),
+            Ok(_) if enough(buffer) => return Ok(()),
             Ok(_) | Err(Errno::INTR) => {}
             Err(errno) => return Err(errno),
         }

@@ -1,4 +1,6 @@
-//! BPF maps: bpf(2).
+//! BPF maps and iterators: bpf(2).
+
+pub mod iter;
 
 use crate::call::{Errno, Result, syscall};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};

@@ -87,6 +87,61 @@ pub fn shared_anonymous(len: usize, flags: u32) -> Result<std::os::fd::OwnedFd> 
     file.map_err(failed("open map_files"))
 }
 
+/// Mappings of our own with flags that few have, for others to see what the kernel calls these; dropping it unmaps them.
+#[derive(Debug)]
+pub struct Specimens(Vec<usize>);
+
+impl Specimens {
+    /// Makes them: one for each kind of advice, and what is not backed, grows, is locked or shared. Those that the kernel
+    /// refuses are left out.
+    #[must_use]
+    pub fn make() -> Specimens {
+        use rustix::mm::Advice;
+        use rustix::mm::{MapFlags, ProtFlags, madvise, mlock, mmap_anonymous};
+        const PAGE: usize = 4096;
+        let kinds = [MapFlags::NORESERVE, MapFlags::GROWSDOWN, MapFlags::empty()];
+        let advices = [
+            Advice::Random,
+            Advice::Sequential,
+            Advice::LinuxDontFork,
+            Advice::LinuxDontDump,
+            Advice::LinuxHugepage,
+            Advice::LinuxNoHugepage,
+            Advice::LinuxWipeOnFork,
+        ];
+        let access = ProtFlags::READ | ProtFlags::WRITE;
+        let map = |flags| {
+            // SAFETY: a new mapping at an address of the kernel's choice, which is never referred to.
+            unsafe { mmap_anonymous(std::ptr::null_mut(), PAGE, access, flags) }
+        };
+        let mut all = Vec::new();
+        for kind in kinds {
+            all.extend(map(MapFlags::PRIVATE | kind).map(|at| at as usize));
+        }
+        if let Some(last) = all.last() {
+            // SAFETY: the mapping just made, which nobody else knows.
+            let _ = unsafe { mlock(*last as *mut _, PAGE) };
+        }
+        all.extend(map(MapFlags::SHARED).map(|at| at as usize));
+        for advice in advices {
+            let Ok(at) = map(MapFlags::PRIVATE) else { continue };
+            all.push(at as usize);
+            // SAFETY: likewise; no advice of these takes anything away.
+            let _ = unsafe { madvise(at, PAGE, advice) };
+        }
+        Specimens(all)
+    }
+}
+
+impl Drop for Specimens {
+    fn drop(&mut self) {
+        for at in &self.0 {
+            // SAFETY: the mappings made in `make`, which nobody refers to.
+            let _ = unsafe { rustix::mm::munmap(*at as *mut _, 4096) };
+        }
+    }
+}
+
 /// A file that is memory (a memfd), mapped into the calling process for writing; dropping it unmaps it.
 #[derive(Debug)]
 pub struct SharedMapping {

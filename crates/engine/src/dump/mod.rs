@@ -12,6 +12,7 @@ mod inside;
 mod late;
 pub(crate) mod layout;
 mod live;
+mod mappings;
 mod outside;
 mod pre;
 mod sharing;

@@ -1,6 +1,7 @@
 //! What can be seen of a stopped task from outside: `/proc`.
 
 use super::live::Before;
+use super::mappings::{self, Mappings};
 use super::sharing::Owns;
 use crate::error::{Context, Result};
 use crate::freeze::Task;
@@ -10,7 +11,7 @@ use rewake_objects::memory::aio;
 use rewake_objects::memory::pages::{self, Run};
 use rewake_objects::memory::shield::Shield;
 use rewake_objects::memory::tracking::{self, Tracking};
-use rewake_objects::memory::vma::{self, Backing, Vma, status};
+use rewake_objects::memory::vma::{Backing, Vma, status};
 use rewake_objects::task::label;
 use rewake_proc::read::{ProcDir, ReadError};
 use rewake_proc::status::Status;
@@ -27,6 +28,8 @@ pub struct Outside {
     pub status: Status,
     /// Mappings.
     pub vmas: Vec<Vma>,
+    /// Do the mappings tell which pages are shared copy-on-write?
+    pub tell_shared: bool,
     /// Guard ranges.
     pub guards: Vec<VmaEntry>,
     /// Contexts of asynchronous I/O.
@@ -100,15 +103,8 @@ pub fn survey(
     let mut buffer = Vec::with_capacity(64 * 1024);
     let mut problems = Vec::new();
     let status = dir.status(&mut buffer).of(pid, comm)?;
-    let known = match before {
-        Before::Unseen => None,
-        _ => before.smaps(task, dir.read("maps", &mut buffer).of(pid, comm)?),
-    };
-    let text = match &known {
-        Some(text) => text,
-        None => dir.read("smaps", &mut buffer).of(pid, comm)?,
-    };
-    let mut vmas = vma::survey(text, &mut problems).of(pid, comm)?;
+    let Mappings { mut vmas, tell_shared } =
+        mappings::survey(task, before, &mut buffer, &mut problems)?;
     for vma in vmas.iter_mut().filter(|vma| vma.watched) {
         vma.watched = !before.covers(task, vma);
     }
@@ -166,6 +162,7 @@ pub fn survey(
     Ok(Outside {
         status,
         vmas,
+        tell_shared,
         guards,
         aio,
         runs,
@@ -226,6 +223,9 @@ impl Outside {
         }
         let (pid, comm) = (task.pid(), task.comm());
         self.runs = tracking::survey(&self.pagemap, &self.vmas, tracking).of(pid, comm)?;
+        if !self.tell_shared {
+            pages::mark_shared(&self.pagemap, &mut self.runs).of(pid, comm)?;
+        }
         Ok(())
     }
 }

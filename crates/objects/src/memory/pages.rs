@@ -4,6 +4,7 @@ use super::PAGE;
 use super::shield::Shield;
 use super::vma::{Vma, has_private_pages, status};
 use rewake_image::messages::VmaEntry;
+use rewake_proc::pagemap::{Entry, MMAP_EXCLUSIVE, PRESENT as IN_MEMORY, entries};
 use rewake_sys::memory::{RemoteRange, read_remote};
 use rewake_sys::pagemap::{self, Filter, Region};
 use rewake_sys::{Errno, SyscallError};
@@ -169,6 +170,37 @@ fn scan_by_words(file: &File, vmas: &[Vma]) -> Result<Vec<Region>, SyscallError>
         }
     }
     Ok(regions)
+}
+
+/// Marks the runs with pages that others have mapped too as not readable ([`Vma::readable`]). The task stands still.
+///
+/// # Errors
+/// The pagemap cannot be read.
+pub fn mark_shared(pagemap: &File, runs: &mut [Run]) -> Result<(), SyscallError> {
+    // So many pages at a time: as many as lie in a table of pages.
+    const WINDOW: u64 = 512;
+    let mut words = [0u8; WINDOW as usize * 8];
+    let mut known = 0..0;
+    for run in runs.iter_mut().filter(|run| run.readable) {
+        let (mut page, end) = (run.start / PAGE, run.end / PAGE);
+        while page < end && run.readable {
+            if !known.contains(&page) {
+                let got = pagemap.read_at(&mut words, page * 8).map_err(|e| {
+                    SyscallError::new("read pagemap", Errno::from_io_error(&e).unwrap_or(Errno::IO))
+                })?;
+                known = page..page + got as u64 / 8;
+            }
+            let till = end.min(known.end);
+            if till <= page {
+                return Err(SyscallError::new("read pagemap", Errno::IO));
+            }
+            let part = (page - known.start) as usize * 8..(till - known.start) as usize * 8;
+            let is_shared = |entry: Entry| entry.has(IN_MEMORY) && !entry.has(MMAP_EXCLUSIVE);
+            run.readable = !entries(&words[part]).any(is_shared);
+            page = till;
+        }
+    }
+    Ok(())
 }
 
 /// How copying memory failed.

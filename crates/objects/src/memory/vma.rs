@@ -94,16 +94,7 @@ pub fn survey(
         match classify(&area.map, area.flags) {
             Ok(mut vma) => {
                 vma.readable &= !may_share_pages(&vma.entry, &area.values);
-                // vvar and vvar_vclock are one mapping in the image.
-                if let Some(last) = vmas.last_mut()
-                    && vma.entry.status & status::VVAR != 0
-                    && last.entry.status & status::VVAR != 0
-                    && last.entry.end == vma.entry.start
-                {
-                    last.entry.end = vma.entry.end;
-                    continue;
-                }
-                vmas.push(vma);
+                push(&mut vmas, vma);
             }
             Err(problem) => problems.push(problem),
         }
@@ -112,6 +103,47 @@ pub fn survey(
         add_page_sizes(smaps_text, &mut vmas)?;
     }
     Ok(vmas)
+}
+
+/// As [`survey`], of the text of `maps`: `flags` knows what that does not tell, if it does. Of [`Vma::readable`] it is not said
+/// whether pages are shared.
+///
+/// # Errors
+/// As there. `None` where flags are not known, or not all that is needed is told.
+pub fn survey_maps(
+    maps_text: &[u8],
+    mut flags: impl FnMut(&Map<'_>) -> Option<VmFlags>,
+    problems: &mut Vec<Problem>,
+) -> Result<Option<Vec<Vma>>, rewake_proc::ParseError> {
+    let mut vmas: Vec<Vma> = Vec::with_capacity(maps_text.len() / 60 + 8);
+    let mut found = Vec::new();
+    for item in rewake_proc::maps::parse(maps_text) {
+        let map = item?;
+        match flags(&map) {
+            // Of which size their pages are only smaps tells.
+            Some(flags) if !flags.contains(VmFlags::HUGETLB) => match classify(&map, flags) {
+                Ok(vma) => push(&mut vmas, vma),
+                Err(problem) => found.push(problem),
+            },
+            _ => return Ok(None),
+        }
+    }
+    problems.append(&mut found);
+    Ok(Some(vmas))
+}
+
+/// Adds a mapping; vvar and vvar_vclock are one in the image.
+fn push(vmas: &mut Vec<Vma>, vma: Vma) {
+    match vmas.last_mut() {
+        Some(last)
+            if vma.entry.status & status::VVAR != 0
+                && last.entry.status & status::VVAR != 0
+                && last.entry.end == vma.entry.start =>
+        {
+            last.entry.end = vma.entry.end;
+        }
+        _ => vmas.push(vma),
+    }
 }
 
 /// May any page be shared copy-on-write? Clean pages of a file are mostly the file's own.

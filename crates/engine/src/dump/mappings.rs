@@ -1,0 +1,165 @@
+//! The mappings of a task: from `smaps`, which for many of them takes long, or for the most part from elsewhere.
+
+use super::live::Before;
+use crate::error::{Context, Result};
+use crate::freeze::Task;
+use rewake_objects::Problem;
+use rewake_objects::iterators::mappings::{self, Area, Codes};
+use rewake_objects::memory::vma::{self, Vma};
+use rewake_proc::vmflags::VmFlags;
+use rewake_sys::memory::Specimens;
+use std::collections::HashMap;
+use std::thread;
+
+/// So much of `smaps` is read before another way is looked for, a mapping's part being 0.7 kB: as long as that takes at
+/// least to be ready.
+const MANY: usize = 600 << 10;
+
+/// Mappings.
+#[derive(Debug)]
+pub struct Mappings {
+    /// All that can be saved, ascending.
+    pub vmas: Vec<Vma>,
+    /// Do they tell which pages are shared copy-on-write ([`Vma::readable`])?
+    pub tell_shared: bool,
+}
+
+/// Looks at the mappings of a task that stands still.
+///
+/// # Errors
+/// The task is gone.
+pub fn survey(
+    task: &Task,
+    before: Before<'_>,
+    buffer: &mut Vec<u8>,
+    problems: &mut Vec<Problem>,
+) -> Result<Mappings> {
+    let (pid, comm, dir) = (task.pid(), task.comm(), &task.dir);
+    if !matches!(before, Before::Unseen)
+        && let Some(text) = before.smaps(task, dir.read("maps", buffer).of(pid, comm)?)
+    {
+        return Ok(Mappings {
+            vmas: vma::survey(&text, problems).of(pid, comm)?,
+            tell_shared: true,
+        });
+    }
+    let mut vmas = None;
+    let mut enough = |text: &[u8]| {
+        if vmas.is_some() || text.len() < MANY {
+            return false;
+        }
+        let found = quickly(task, text, problems);
+        vmas = Some(found.inspect_err(|e| log::debug!("process {pid}: smaps is read: {e}")));
+        matches!(vmas, Some(Ok(_)))
+    };
+    let text = dir.read_until("smaps", buffer, &mut enough).of(pid, comm)?;
+    if let Some(Ok(vmas)) = vmas {
+        return Ok(Mappings { vmas, tell_shared: false });
+    }
+    Ok(Mappings { vmas: vma::survey(text, problems).of(pid, comm)?, tell_shared: true })
+}
+
+/// Asks the kernel for the flags of all mappings at once; `smaps` is how `smaps` begins.
+fn quickly(
+    task: &Task,
+    smaps: &[u8],
+    problems: &mut Vec<Problem>,
+) -> std::result::Result<Vec<Vma>, String> {
+    let pid = task.pid();
+    let mut text = Vec::new();
+    let (areas, maps) = thread::scope(|scope| {
+        let areas = thread::Builder::new().spawn_scoped(scope, || mappings::of(pid));
+        let maps = task.dir.read("maps", &mut text);
+        let areas = areas.map_err(|e| e.to_string())?;
+        let areas = areas.join().map_err(|_| "a thread of ours broke down".to_owned())??;
+        Ok::<_, String>((areas, maps.map_err(|e| e.to_string())?))
+    })?;
+    let mut codes = Codes::default();
+    codes.learn(whole(smaps), &areas)?;
+    let meaning = meaning(&mut codes, &areas)?;
+    let mut rest = areas.iter();
+    let flags = |map: &rewake_proc::maps::Map<'_>| {
+        // That of the kernel is everybody's.
+        if map.raw_name == b"[vsyscall]" {
+            return Some(VmFlags::NONE);
+        }
+        let area = rest.next().filter(|area| (area.start, area.end) == (map.start, map.end))?;
+        let flags = *meaning.get(&area.flags)?;
+        let same = |flag, is: bool| flags.contains(flag) == is;
+        let fits = same(VmFlags::READ, map.read)
+            && same(VmFlags::WRITE, map.write)
+            && same(VmFlags::EXEC, map.exec);
+        fits.then_some(flags)
+    };
+    let vmas = vma::survey_maps(maps, flags, problems).map_err(|e| e.to_string())?;
+    vmas.ok_or_else(|| "not all of its mappings are told as maps has them".to_owned())
+}
+
+/// Without the mapping at the end that may not be there as a whole.
+fn whole(smaps: &[u8]) -> &[u8] {
+    const LAST_LINE: &[u8] = b"\nVmFlags:";
+    let last = smaps.windows(LAST_LINE.len()).rposition(|part| part == LAST_LINE);
+    let end = |at: usize| Some(at + 1 + smaps[at + 1..].iter().position(|b| *b == b'\n')? + 1);
+    match last {
+        // Another one may follow that is cut off in its last line.
+        Some(at) => match end(at) {
+            Some(end) => &smaps[..end],
+            None => whole(&smaps[..at]),
+        },
+        None => &[],
+    }
+}
+
+/// What the flags of all `areas` mean. What the mappings at hand do not tell is learned from some of our own.
+fn meaning(
+    codes: &mut Codes,
+    areas: &[Area],
+) -> std::result::Result<HashMap<u64, VmFlags>, String> {
+    let mut meaning = HashMap::new();
+    let mut learned = false;
+    for area in areas {
+        if meaning.contains_key(&area.flags) {
+            continue;
+        }
+        let mut flags = codes.flags(area.flags);
+        if flags.is_none() && !std::mem::replace(&mut learned, true) {
+            let _specimens = Specimens::make();
+            let own = mappings::of(std::process::id() as i32)?;
+            let text = std::fs::read("/proc/self/smaps").map_err(|e| e.to_string())?;
+            codes.learn(&text, &own)?;
+            flags = codes.flags(area.flags);
+        }
+        let flags =
+            flags.ok_or_else(|| format!("nobody tells what flags {:#x} are", area.flags))?;
+        meaning.insert(area.flags, flags);
+    }
+    Ok(meaning)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_cut_off_does_not_count() {
+        let one = "1000-2000 r--p 00000000 00:00 0 \nSize: 4 kB\nVmFlags: rd \n";
+        let text = one.repeat(2);
+        for end in one.len()..text.len() {
+            assert_eq!(whole(&text.as_bytes()[..end]).len(), one.len(), "{end}");
+        }
+        assert_eq!(whole(text.as_bytes()).len(), text.len());
+        assert_eq!(whole(&one.as_bytes()[..one.len() - 1]), b"");
+    }
+
+    #[test]
+    fn rare_flags_are_learned_from_specimens() {
+        let _specimens = Specimens::make();
+        let Ok(areas) = mappings::of(std::process::id() as i32) else { return };
+        drop(_specimens);
+        let meaning = meaning(&mut Codes::default(), &areas).unwrap();
+        for flag in [VmFlags::DONTDUMP, VmFlags::DONTCOPY, VmFlags::WIPEONFORK, VmFlags::NORESERVE]
+        {
+            assert!(meaning.values().any(|flags| flags.contains(flag)), "{flag}");
+        }
+    }
+}
