@@ -8,6 +8,7 @@ use rewake_image::messages::{FdinfoEntry, FsEntry, MmEntry};
 use rewake_objects::Problem;
 use rewake_objects::files::collect::{Collector, View};
 use rewake_objects::files::regular;
+use rewake_objects::iterators::files::File as Told;
 use rewake_objects::memory::vma::Backing;
 use rewake_objects::memory::{aio, mm, shared, sysv};
 use rewake_sys::file;
@@ -190,9 +191,17 @@ fn descriptors(
 ) -> Result<Vec<FdinfoEntry>> {
     let buffer = RefCell::new(Vec::with_capacity(4096));
     let mut entries = Vec::with_capacity(outside.fds.len());
-    for (number, cloexec) in outside.fds.iter().zip(&inside.cloexec) {
+    for (at, (number, cloexec)) in outside.fds.iter().zip(&inside.cloexec).enumerate() {
         let number = *number;
-        match view(task, number, pidfd, &buffer, &outside.fds, |view| collector.descriptor(view)) {
+        let told = outside.told.get(at);
+        let collected = match told.and_then(|told| collector.told(task.pid(), told)) {
+            Some(found) => Ok(found),
+            None => {
+                let look = |view: &View<'_>| collector.descriptor(view);
+                view(task, number, pidfd, &buffer, &outside.fds, told, look)
+            }
+        };
+        match collected {
             Ok((id, kind)) => entries.push(FdinfoEntry {
                 id,
                 flags: u32::from(*cloexec),
@@ -222,6 +231,7 @@ fn view<T>(
     pidfd: &OwnedFd,
     buffer: &RefCell<Vec<u8>>,
     numbers: &[i32],
+    told: Option<&Told>,
     look: impl FnOnce(&View<'_>) -> std::result::Result<T, Problem>,
 ) -> std::result::Result<T, Problem> {
     let failed = |what: &str, e: &dyn std::fmt::Display| {
@@ -238,6 +248,9 @@ fn view<T>(
         })?;
     let stat = rustix::fs::fstat(&fd).map_err(|e| failed("cannot be examined (fstat)", &e))?;
     let link = match stat.st_mode & libc::S_IFMT {
+        _ if told.is_some_and(|told| !told.link.is_empty()) => {
+            told.map(|told| told.link.clone()).unwrap_or_default()
+        }
         // An open socket or pipe has no other name: the link would say the same.
         libc::S_IFSOCK => format!("socket:[{}]", stat.st_ino).into_bytes(),
         libc::S_IFIFO if pipes() == Some(stat.st_dev) => {
@@ -249,7 +262,10 @@ fn view<T>(
             .map_err(|e| failed("cannot be examined", &e))?
             .to_vec(),
     };
-    let flags = file::flags(fd.as_fd()).map_err(|e| failed("cannot be examined", &e))?;
+    let flags = match told {
+        Some(told) => told.flags,
+        None => file::flags(fd.as_fd()).map_err(|e| failed("cannot be examined", &e))?,
+    };
     let known = OnceCell::new();
     let fdinfo = || {
         // Asked for by several, and dear.
@@ -263,5 +279,5 @@ fn view<T>(
             .map_err(|e| failed("cannot be examined", &e))?;
         Ok(known.get_or_init(|| text).clone())
     };
-    look(&View { pid: task.pid(), number, fd, link, stat, flags, fdinfo: &fdinfo, numbers })
+    look(&View { pid: task.pid(), number, fd, link, stat, flags, fdinfo: &fdinfo, numbers, told })
 }

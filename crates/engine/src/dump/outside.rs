@@ -7,6 +7,7 @@ use crate::error::{Context, Result};
 use crate::freeze::Task;
 use rewake_image::messages::VmaEntry;
 use rewake_objects::Problem;
+use rewake_objects::iterators::{self, files::File as Told};
 use rewake_objects::memory::aio;
 use rewake_objects::memory::pages::{self, Run};
 use rewake_objects::memory::shield::Shield;
@@ -20,6 +21,7 @@ use rustix::fs::OFlags;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::thread;
 
 /// A task as `/proc` tells it.
 #[derive(Debug)]
@@ -46,6 +48,8 @@ pub struct Outside {
     pub links: Links,
     /// Descriptor numbers, ascending; of the owner of a shared table only.
     pub fds: Vec<i32>,
+    /// What the kernel has told of them, likewise, or nothing.
+    pub told: Vec<Told>,
     /// POSIX timers.
     pub timers: Vec<PosixTimer>,
     /// `/proc/PID/mem`.
@@ -84,6 +88,9 @@ pub struct Values {
     pub autogroup_nice: Option<i32>,
 }
 
+/// With room for so many descriptors, it pays to ask the kernel for all of them.
+const MANY_DESCRIPTORS: u64 = 512;
+
 /// The namespaces a task must share with us so far; time namespaces may differ.
 const NAMESPACES: &[&str] = &["pid", "mnt", "net", "user", "uts", "ipc", "cgroup"];
 
@@ -103,6 +110,9 @@ pub fn survey(
     let mut buffer = Vec::with_capacity(64 * 1024);
     let mut problems = Vec::new();
     let status = dir.status(&mut buffer).of(pid, comm)?;
+    // For what is looked up once.
+    let many = owns.files && status.fd_size >= MANY_DESCRIPTORS;
+    let told = many.then(|| thread::spawn(move || iterators::files::of(pid)));
     let Mappings { mut vmas, tell_shared } =
         mappings::survey(task, before, &mut buffer, &mut problems)?;
     for vma in vmas.iter_mut().filter(|vma| vma.watched) {
@@ -140,8 +150,15 @@ pub fn survey(
             );
         }
     }
-    let mut fds = if owns.files { dir.fds().of(pid, comm)? } else { Vec::new() };
-    fds.sort_unstable();
+    let told = told.and_then(|told| told.join().ok()).unwrap_or_else(|| Ok(Vec::new()));
+    let told = told.unwrap_or_else(|e| {
+        log::debug!("process {pid}: its descriptors are looked at one by one: {e}");
+        Vec::new()
+    });
+    let fds = match told.as_slice() {
+        [] if owns.files => dir.fds().of(pid, comm)?,
+        told => told.iter().map(|told| told.number).collect(),
+    };
     let timers = match dir.read("timers", &mut buffer) {
         Ok(text) => rewake_proc::timers::parse(text).of(pid, comm)?,
         // Kernels without CONFIG_CHECKPOINT_RESTORE; then there are no ids to restore either.
@@ -172,6 +189,7 @@ pub fn survey(
         auxv,
         links,
         fds,
+        told,
         timers,
         memory,
         values,

@@ -159,11 +159,15 @@ pub(super) fn survey(
     })?;
     let mut seen: HashMap<i32, Seen> =
         seen.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
-    let descriptors = seen.values().map(|seen| seen.visible.outside.fds.len()).sum();
+    let descriptors: usize = seen.values().map(|seen| seen.visible.outside.fds.len()).sum();
     if let Err(e) = rewake_sys::descriptors::make_room(descriptors) {
         log::debug!("room for {descriptors} descriptors: {e}");
     }
-    collector.locks = locks::Survey::begin(descriptors);
+    let outsides = || seen.values().map(|seen| &seen.visible.outside);
+    let told: usize = outsides().map(|outside| outside.told.len()).sum();
+    let leased = outsides().flat_map(|outside| &outside.told).filter(|file| file.leased);
+    let leased = leased.map(|file| file.inode).collect();
+    collector.locks = locks::Survey::begin(descriptors - told, leased);
     let mut tasks: Vec<TaskSurvey> = Vec::with_capacity(tree.tasks.len());
     let mut filters = Chains::default();
     let mut tracked = Vec::new();

@@ -5,6 +5,7 @@ use super::{
     signalfd, timerfd, tty,
 };
 use crate::Problem;
+use crate::iterators::files::File as Told;
 use crate::problem::text;
 use rewake_image::messages::{
     BpfmapDataEntry, ExtFileEntry, FdTypes, FileEntry, FownEntry, GhostFileEntry, PipeDataEntry,
@@ -66,6 +67,8 @@ pub struct View<'a> {
     pub fdinfo: &'a dyn Fn() -> Result<Vec<u8>, Problem>,
     /// All descriptor numbers of the task, ascending.
     pub numbers: &'a [i32],
+    /// What the kernel has told of it already.
+    pub told: Option<&'a Told>,
 }
 
 impl View<'_> {
@@ -97,16 +100,35 @@ impl View<'_> {
         if self.flags & libc::O_PATH as u32 != 0 {
             return Ok(FownEntry::default());
         }
-        let Owner { kind, pid, signal, uids } =
-            file::owner(self.as_fd()).map_err(|e| self.problem(e.to_string()))?;
-        Ok(FownEntry {
-            uid: uids.0,
-            euid: uids.1,
-            signum: signal as u32,
-            pid_type: kind as u32,
-            pid: pid as u32,
-        })
+        if self.told.is_some_and(|told| !told.may_be_owned)
+            && let Some(nobody) = nobody()
+        {
+            return Ok(nobody);
+        }
+        owner_of(self.as_fd()).map_err(|e| self.problem(e.to_string()))
     }
+}
+
+/// Owner and signal of a description, in the image's form.
+fn owner_of(fd: BorrowedFd<'_>) -> rewake_sys::call::Result<FownEntry> {
+    let Owner { kind, pid, signal, uids } = file::owner(fd)?;
+    Ok(FownEntry {
+        uid: uids.0,
+        euid: uids.1,
+        signum: signal as u32,
+        pid_type: kind as u32,
+        pid: pid as u32,
+    })
+}
+
+/// What the kernel says of a description that nobody owns.
+pub(super) fn nobody() -> Option<FownEntry> {
+    static NOBODY: std::sync::OnceLock<Option<FownEntry>> = std::sync::OnceLock::new();
+    let ask = || {
+        let (end, _) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC).ok()?;
+        owner_of(end.as_fd()).ok()
+    };
+    NOBODY.get_or_init(ask).clone()
 }
 
 /// Contents that are written with the images, after the survey.
@@ -135,14 +157,14 @@ pub enum Contents {
 }
 
 /// Device, inode, flags, and what else tells descriptions apart ([`eventfd::object_number`]).
-type Key = (u64, u64, u32, Option<i32>);
+pub(super) type Key = (u64, u64, u32, Option<i32>);
 
 #[derive(Debug)]
-struct Known {
-    pid: i32,
-    number: i32,
-    id: u32,
-    kind: FdTypes,
+pub(super) struct Known {
+    pub(super) pid: i32,
+    pub(super) number: i32,
+    pub(super) id: u32,
+    pub(super) kind: FdTypes,
 }
 
 /// Everything about the tree's files, gathered task by task.
@@ -191,7 +213,9 @@ pub struct Collector {
     /// What is known of sockets besides their entries.
     pub sockets: crate::sockets::Survey,
     /// Sets of descriptors of the same kind of file, ordered by kcmp(2).
-    known: HashMap<Key, Vec<Known>>,
+    pub(super) known: HashMap<Key, Vec<Known>>,
+    /// File ids and kinds by what the kernel has told ([`Told::description`]).
+    pub(super) described: HashMap<u64, (u32, FdTypes)>,
     /// Copies what is in pipes.
     pub(super) copier: pipe::Copier,
     next_id: u32,
@@ -230,6 +254,7 @@ impl Collector {
             locks: super::locks::Survey::default(),
             sockets: crate::sockets::Survey::default(),
             known: HashMap::new(),
+            described: HashMap::new(),
             copier: pipe::Copier::default(),
             next_id: 1,
             orphans: Vec::new(),
@@ -288,9 +313,10 @@ impl Collector {
     pub fn descriptor(&mut self, view: &View<'_>) -> Result<(u32, FdTypes), Problem> {
         // First: surveying a file may open it once more, which a lease does not survive.
         let locks = super::locks::of(self, view)?;
-        let number = match view.link == eventfd::LINK {
-            true => eventfd::object_number(&(view.fdinfo)()?),
-            false => None,
+        let number = match view.told {
+            _ if view.link != eventfd::LINK => None,
+            Some(told) => Some(told.event.2).filter(|id| *id >= 0),
+            None => eventfd::object_number(&(view.fdinfo)()?),
         };
         let key = (view.stat.st_dev, view.stat.st_ino, view.flags, number);
         // Taken out so that survey functions may use the collector.
@@ -309,6 +335,10 @@ impl Collector {
         view: &View<'_>,
         known: &mut Vec<Known>,
     ) -> Result<(u32, FdTypes), Problem> {
+        let description = view.told.map(|told| told.description);
+        if let Some(known) = description.and_then(|d| self.described.get(&d)) {
+            return Ok(*known);
+        }
         let mut failure = None;
         let found = known.binary_search_by(|k| {
             kcmp::compare_files(k.pid, k.number, view.pid, view.number).unwrap_or_else(|e| {
@@ -319,14 +349,16 @@ impl Collector {
         if let Some(e) = failure {
             return Err(view.problem(format!("cannot be compared with other descriptors: {e}")));
         }
-        match found {
-            Ok(at) => Ok((known[at].id, known[at].kind)),
+        let (id, kind) = match found {
+            Ok(at) => (known[at].id, known[at].kind),
             Err(at) => {
                 let (id, kind) = survey_kind(self, view)?;
                 known.insert(at, Known { pid: view.pid, number: view.number, id, kind });
-                Ok((id, kind))
+                (id, kind)
             }
-        }
+        };
+        self.described.extend(description.map(|description| (description, (id, kind))));
+        Ok((id, kind))
     }
 
     /// Our own extra state of file `id`, to be filled in.

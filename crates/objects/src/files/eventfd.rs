@@ -2,7 +2,8 @@
 
 use super::collect::{Collector, View};
 use crate::Problem;
-use rewake_image::messages::{EventfdFileEntry, FdTypes, FileEntry};
+use crate::iterators::files::File as Told;
+use rewake_image::messages::{EventfdFileEntry, FdTypes, FileEntry, FownEntry};
 use rustix::event::EventfdFlags;
 use rustix::fd::OwnedFd;
 
@@ -11,24 +12,44 @@ use rustix::fd::OwnedFd;
 /// # Errors
 /// `/proc` does not tell its counter.
 pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdTypes), Problem> {
+    let fown = view.owner()?;
+    if let Some(told) = view.told {
+        return Ok(add_told(collector, told, fown));
+    }
     let text = (view.fdinfo)()?;
     let info = rewake_proc::fdinfo::parse(&text).map_err(|e| view.problem(e.to_string()))?;
     let Some(event) = info.eventfd else {
         return Err(view.problem("fdinfo does not tell its counter"));
     };
+    Ok(add(collector, view.flags, fown, event.count, event.semaphore == Some(true)))
+}
+
+/// Adds an eventfd of which the kernel has told all.
+pub(super) fn add_told(collector: &mut Collector, told: &Told, fown: FownEntry) -> (u32, FdTypes) {
+    let (counter, flags, _) = told.event;
+    let semaphore = flags & EventfdFlags::SEMAPHORE.bits() != 0;
+    add(collector, told.flags, fown, counter, semaphore)
+}
+
+fn add(
+    collector: &mut Collector,
+    flags: u32,
+    fown: FownEntry,
+    counter: u64,
+    semaphore: bool,
+) -> (u32, FdTypes) {
     let id = collector.new_id();
-    if event.semaphore == Some(true) {
+    if semaphore {
         collector.extra_of(id).semaphore = Some(true);
     }
-    let entry =
-        EventfdFileEntry { id, flags: view.flags, fown: view.owner()?, counter: event.count };
+    let entry = EventfdFileEntry { id, flags, fown, counter };
     collector.push(FileEntry {
         r#type: FdTypes::Eventfd as i32,
         id,
         efd: Some(Box::new(entry)),
         ..FileEntry::default()
     });
-    Ok((id, FdTypes::Eventfd))
+    (id, FdTypes::Eventfd)
 }
 
 /// What the link of an eventfd says.

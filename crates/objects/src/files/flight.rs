@@ -91,6 +91,7 @@ impl Collector {
             flags,
             fdinfo: &fdinfo,
             numbers: &[],
+            told: None,
         };
         let known = self.entries.len();
         self.carrier = Some(carrier);

@@ -46,16 +46,18 @@ pub struct Survey {
 impl Survey {
     /// Reads which files are locked now, if that pays: whoever reads `/proc/locks` after a while makes the kernel wait for a
     /// grace period of RCU, 10 to 20 ms, and to ask one file takes 9 µs. The tree has to stand still.
+    /// `descriptors` are those of which the kernel has not told this already; `leased` are the inode numbers of files with
+    /// leases of which it has.
     #[must_use]
-    pub fn begin(descriptors: usize) -> Survey {
+    pub fn begin(descriptors: usize, leased: HashSet<u64>) -> Survey {
         const ONE_BY_ONE: usize = 1500;
         if descriptors <= ONE_BY_ONE {
-            return Survey::default();
+            return Survey { leased, ..Survey::default() };
         }
         let locks = listing();
         let inode = |lock: &Lock| lock.file.map(|(_, _, inode)| inode);
         let leases = locks.iter().flatten().filter(|lock| lock.kind == LockKind::Lease);
-        let leased = leases.filter_map(inode).collect();
+        let leased = leased.into_iter().chain(leases.filter_map(inode)).collect();
         let listed = locks.as_ref().map(|locks| locks.iter().filter_map(inode).collect());
         // Elsewhere the locks of a process that is gone or outside are not listed, though its children have them.
         let all = rustix::fs::stat("/proc/self/ns/pid").is_ok_and(|s| s.st_ino == INITIAL_PIDNS);
@@ -72,6 +74,9 @@ impl Survey {
     fn may_be_locked(&self, view: &View<'_>) -> bool {
         if view.flags & libc::O_PATH as u32 != 0 {
             return false;
+        }
+        if let Some(told) = view.told {
+            return told.locked;
         }
         match &self.listed {
             Some(inodes) => inodes.contains(&view.stat.st_ino),

@@ -31,5 +31,6 @@ pub mod pty;
 pub mod regular;
 pub mod signalfd;
 pub mod timerfd;
+pub mod told;
 pub mod tty;
 pub mod watched;

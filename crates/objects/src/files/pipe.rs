@@ -6,7 +6,7 @@
 use super::collect::{Collector, View};
 use super::open::Opener;
 use crate::Problem;
-use rewake_image::messages::{FdTypes, FileEntry, PipeDataEntry, PipeEntry};
+use rewake_image::messages::{FdTypes, FileEntry, FownEntry, PipeDataEntry, PipeEntry};
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use std::os::fd::AsRawFd;
@@ -19,15 +19,8 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
     if !view.link.starts_with(b"pipe:[") {
         return Err(view.problem("FIFOs (named pipes) cannot be saved yet"));
     }
-    let id = collector.new_id();
     let pipe_id = view.stat.st_ino as u32;
-    let entry = PipeEntry { id, pipe_id, flags: view.flags, fown: view.owner()? };
-    collector.push(FileEntry {
-        r#type: FdTypes::Pipe as i32,
-        id,
-        pipe: Some(Box::new(entry)),
-        ..FileEntry::default()
-    });
+    let id = add(collector, pipe_id, view.flags, view.owner()?);
     // Contents can only be copied from a read end; if the tree holds none, they are lost to it anyway unless an
     // outsider reads them, so any end will do: /proc reopens it for reading.
     if collector.pipes.insert(view.stat.st_ino) {
@@ -40,6 +33,19 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
         }
     }
     Ok((id, FdTypes::Pipe))
+}
+
+/// Adds an end of a pipe.
+pub(super) fn add(collector: &mut Collector, pipe_id: u32, flags: u32, fown: FownEntry) -> u32 {
+    let id = collector.new_id();
+    let entry = PipeEntry { id, pipe_id, flags, fown };
+    collector.push(FileEntry {
+        r#type: FdTypes::Pipe as i32,
+        id,
+        pipe: Some(Box::new(entry)),
+        ..FileEntry::default()
+    });
+    id
 }
 
 /// What is in a pipe.

@@ -214,6 +214,7 @@ pub fn of_path(
             flags,
             fdinfo: &|| Err(Problem::new("mapping", "has no fdinfo")),
             numbers: &[],
+            told: None,
         };
         place(collector, id, &view.link, &real, Some(&view)).map_err(|mut p| {
             p.object = text(path);

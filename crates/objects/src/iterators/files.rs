@@ -173,6 +173,8 @@ pub struct File {
     pub may_be_owned: bool,
     /// Is the file locked by whomever, or has it a lease?
     pub locked: bool,
+    /// Has it a lease?
+    pub leased: bool,
     /// If it is an eventfd: its counter, flags and number.
     pub event: (u64, u32, i32),
     /// What its link says; empty if it has none.
@@ -230,8 +232,12 @@ fn parse(text: &[u8], offsets: &Offsets, files: &mut Vec<File>) -> Option<bool> 
             return Some(false);
         }
         let locks = words[9];
-        let locked = (words[10..13].iter().zip(offsets.lists))
-            .any(|(next, list)| locks != 0 && *next != locks.wrapping_add_signed(list.into()));
+        let mut kinds = words[10..13].iter().zip(offsets.lists).map(|(next, list)| {
+            // An empty list leads to itself.
+            locks != 0 && *next != locks.wrapping_add_signed(list.into())
+        });
+        let leased = kinds.next_back().unwrap_or(false);
+        let locked = leased || kinds.any(|any| any);
         let event = &head[EVENT as usize * 8..][..EVENT_LEN as usize];
         let part = |which: usize| &event[offsets.event.1[which]..];
         let half = |which| Some(u32::from_ne_bytes(*part(which).first_chunk()?));
@@ -245,6 +251,7 @@ fn parse(text: &[u8], offsets: &Offsets, files: &mut Vec<File>) -> Option<bool> 
             mode: words[6] as u32,
             may_be_owned: words[7] != 0 || words[8] != 0,
             locked,
+            leased,
             event: (u64::from_ne_bytes(*part(0).first_chunk()?), half(1)?, half(2)? as i32),
             link: link.strip_suffix(b"\0").unwrap_or(link).to_vec(),
         });

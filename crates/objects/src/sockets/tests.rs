@@ -63,6 +63,7 @@ fn collect(collector: &mut Collector, fd: &impl AsFd) -> Result<u32, Problem> {
         flags: rewake_sys::file::flags(fd).unwrap(),
         fdinfo: &|| Ok(Vec::new()),
         numbers: &[],
+        told: None,
     };
     collector.descriptor(&view).map(|(id, _)| id)
 }
