@@ -424,6 +424,11 @@ pub fn all() -> Vec<Program> {
             .unless_criu("it needs descriptors of its own inside the task"),
         // CRIU restores a deleted file under a name of its own, and an O_TMPFILE one without the flag.
         program!(files_deleted).options(&["--ghost-limit", "20M"], &[]).loses(&["fd 6", "fd 7"]),
+        program!(files_deleted)
+            .named("files_deleted_large_table")
+            .env(&[("ZOO_TABLE", "600")])
+            .options(&["--ghost-limit", "20M"], &[])
+            .loses(&["fd 6", "fd 7"]),
         // The name of one is taken: it is opened under another for a moment.
         program!(link_remap)
             .options(&["--link-remap"], &[])
@@ -437,6 +442,10 @@ pub fn all() -> Vec<Program> {
         program!(many_fds),
         program!(descriptors),
         program!(file_locks).options(LOCKS, LOCKS),
+        program!(file_locks)
+            .named("file_locks_large_table")
+            .options(LOCKS, LOCKS)
+            .env(&[("ZOO_TABLE", "600")]),
         program!(file_locks)
             .named("file_locks_inherited")
             .env(&[("ZOO_INHERITED", "1")])
@@ -492,6 +501,7 @@ pub fn all() -> Vec<Program> {
         program!(bpf_maps).unless_criu(NO_BPF),
         program!(bpf_maps).named("bpf_maps_plain").env(&[("ZOO_PLAIN", "1")]).unless_criu(NO_BPF),
         program!(mix).unless_criu(MIXES),
+        program!(mix).named("mix_large_table").env(&[("ZOO_TABLE", "600")]).unless_criu(MIXES),
         program!(mix).named("mix_1").env(&[("ZOO_SEED", "1"), ("ZOO_KINDS", "19")]),
         program!(mix)
             .named("mix_2")

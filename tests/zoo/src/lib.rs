@@ -72,6 +72,7 @@ pub fn run(body: impl FnOnce(&Zoo) -> Check) -> ! {
     };
     touch_stack();
     let zoo = Zoo { dir: dir.into() };
+    grow_table(&zoo);
     let main_pid = pid();
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| body(&zoo)));
     let outcome = outcome.unwrap_or_else(|panic| {
@@ -92,6 +93,15 @@ pub fn run(body: impl FnOnce(&Zoo) -> Check) -> ! {
     println!("{text}");
     zoo.publish("result", &text);
     exit_now(code)
+}
+
+/// Has the table of descriptors have room for `ZOO_TABLE`, if that is set: large ones are looked at another way.
+fn grow_table(zoo: &Zoo) {
+    let room = zoo.param("ZOO_TABLE", 0);
+    if room > 0 {
+        // SAFETY: numbers; what is made is closed again, and nobody has seen it.
+        unsafe { libc::close(libc::fcntl(2, libc::F_DUPFD_CLOEXEC, room as i32 - 1)) };
+    }
 }
 
 /// Ends the process (all threads) without running destructors or exit handlers.
