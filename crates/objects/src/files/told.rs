@@ -15,8 +15,9 @@ impl Collector {
             return Some(*known);
         }
         let is_event = told.link == eventfd::LINK;
-        // What is in a pipe has to be taken out of it, once.
-        if !is_event && !(told.link.starts_with(b"pipe:[") && self.pipes.contains(&told.inode)) {
+        // What is in a pipe has to be copied, once.
+        let is_copied = told.link.starts_with(b"pipe:[") && self.pipes.contains(&told.inode);
+        if !is_event && !is_copied {
             return None;
         }
         let number = is_event.then_some(told.event.2);
