@@ -28,8 +28,10 @@ fn pages_of_several_are_noticed() {
     // SAFETY: the child does nothing but wait for its end.
     let child = unsafe {
         let child = libc::fork();
-        while child == 0 {
-            libc::pause();
+        if child == 0 {
+            loop {
+                libc::pause();
+            }
         }
         child
     };

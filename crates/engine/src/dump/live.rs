@@ -14,7 +14,7 @@ use super::wave::{Own, look_at, suspend_seccomp, waves};
 use crate::error::{Context, Error, Result};
 use crate::freeze::{Held, Shard, Task, Tree};
 use crate::options::{DumpOptions, FinalState};
-use glance::Glance;
+pub use glance::Glance;
 use rewake_inject::live::Live as Agent;
 use rewake_objects::memory::shield::{FEATURES, FLAGS, Shield, ShieldError};
 use rewake_objects::memory::tracking;
@@ -27,7 +27,7 @@ use server::Server;
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -53,6 +53,8 @@ struct Large {
     shield: Arc<Shield>,
     dir: ProcDir,
     glance: Mutex<Glance>,
+    /// Nothing depends on the flags that were seen before the instant.
+    exact: AtomicBool,
 }
 
 /// What is known of the mappings of a task before it is looked at.
@@ -67,12 +69,21 @@ pub enum Before<'a> {
 }
 
 impl Before<'_> {
-    /// The text of a stopped task's `smaps`, if it can be told without having the kernel walk through its memory.
-    pub fn smaps(self, task: &Task, maps: &[u8]) -> Option<Vec<u8>> {
+    /// Asks what was seen of a task, if anything was.
+    pub fn glance<T>(self, task: &Task, ask: impl FnOnce(&Glance) -> T) -> Option<T> {
         match self {
             Before::Unseen => None,
-            Before::Seen(glance) => glance.of(maps),
-            Before::Protected(live) => live.of(task)?.glance().of(maps),
+            Before::Seen(glance) => Some(ask(glance)),
+            Before::Protected(live) => live.of(task).map(|large| ask(&large.glance())),
+        }
+    }
+
+    /// The flags of the task's mappings are those of the instant, and not of before.
+    pub fn set_exact(self, task: &Task) {
+        if let Before::Protected(live) = self
+            && let Some(large) = live.of(task)
+        {
+            large.exact.store(true, Ordering::SeqCst);
         }
     }
 
@@ -151,6 +162,7 @@ impl Live {
         for large in self.shields.values() {
             large.shield.prepare().map_err(|e| e.to_string())?;
             *large.glance() = Glance::at(&large.dir).map_err(|e| e.to_string())?;
+            large.exact.store(false, Ordering::SeqCst);
         }
         log::info!("memory protected in {:?}", since.elapsed());
         Ok(())
@@ -199,7 +211,7 @@ impl Live {
     /// # Errors
     /// They may have been others at the instant.
     pub fn confirm(&self) -> Result<()> {
-        for large in self.shields.values() {
+        for large in self.shields.values().filter(|large| !large.exact.load(Ordering::SeqCst)) {
             let pid = large.dir.pid();
             let now = Glance::at(&large.dir).map_err(|e| lost(format!("process {pid}: {e}")))?;
             if !now.agrees(&large.glance()) {
@@ -337,6 +349,7 @@ fn attach_one(
     let shield = Shield::new(pid, memory, pagemap, Some(uffd), budget.clone());
     shield.register(&outside.vmas);
     Ok(Ok(Large {
+        exact: AtomicBool::new(false),
         start: task.stat.starttime,
         shield: Arc::new(shield),
         dir,

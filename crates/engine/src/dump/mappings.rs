@@ -1,6 +1,6 @@
 //! The mappings of a task: from `smaps`, which for many of them takes long, or for the most part from elsewhere.
 
-use super::live::Before;
+use super::live::{Before, Glance};
 use crate::error::{Context, Result};
 use crate::freeze::Task;
 use rewake_objects::Problem;
@@ -35,13 +35,18 @@ pub fn survey(
     problems: &mut Vec<Problem>,
 ) -> Result<Mappings> {
     let (pid, comm, dir) = (task.pid(), task.comm(), &task.dir);
-    if !matches!(before, Before::Unseen)
-        && let Some(text) = before.smaps(task, dir.read("maps", buffer).of(pid, comm)?)
-    {
-        return Ok(Mappings {
-            vmas: vma::survey(&text, problems).of(pid, comm)?,
-            tell_shared: true,
-        });
+    if !matches!(before, Before::Unseen) {
+        let maps = dir.read("maps", buffer).of(pid, comm)?;
+        if let Some(Ok(vmas)) =
+            before.glance(task, |glance| at_a_glance(pid, glance, maps, problems))
+        {
+            before.set_exact(task);
+            return Ok(Mappings { vmas, tell_shared: true });
+        }
+        if let Some(Some(text)) = before.glance(task, |glance| glance.of(maps)) {
+            let vmas = vma::survey(&text, problems).of(pid, comm)?;
+            return Ok(Mappings { vmas, tell_shared: true });
+        }
     }
     let mut vmas = None;
     let mut enough = |text: &[u8]| {
@@ -76,7 +81,33 @@ fn quickly(
     })?;
     let mut codes = Codes::default();
     codes.learn(whole(smaps), &areas)?;
-    let meaning = meaning(&mut codes, &areas)?;
+    with_flags(maps, &areas, &mut codes, problems)
+}
+
+/// Asks the kernel for the flags of all mappings, of a process that was seen before.
+fn at_a_glance(
+    pid: i32,
+    glance: &Glance,
+    maps: &[u8],
+    problems: &mut Vec<Problem>,
+) -> std::result::Result<Vec<Vma>, String> {
+    let mut codes = glance.codes().cloned().ok_or("its flags were not learned")?;
+    let mut vmas = with_flags(maps, &mappings::of(pid)?, &mut codes, problems)?;
+    for vma in &mut vmas {
+        // Of what is new nobody has counted the pages.
+        vma.readable &= glance.is_readable(vma);
+    }
+    Ok(vmas)
+}
+
+/// Those of the text of `maps`, with the flags of `areas`.
+fn with_flags(
+    maps: &[u8],
+    areas: &[Area],
+    codes: &mut Codes,
+    problems: &mut Vec<Problem>,
+) -> std::result::Result<Vec<Vma>, String> {
+    let meaning = meaning(codes, areas)?;
     let mut rest = areas.iter();
     let flags = |map: &rewake_proc::maps::Map<'_>| {
         // That of the kernel is everybody's.

@@ -166,7 +166,12 @@ fn same_device(path: &[u8], stat: &Stat) -> Option<Vec<u8>> {
 
 /// Does `path` lead to the inode of `stat`? Why, if that cannot be told.
 fn leads_to(path: &[u8], stat: &Stat) -> Result<bool, String> {
-    match rustix::fs::stat(path) {
+    // A symbolic link itself (O_PATH | O_NOFOLLOW) is where its path ends.
+    let found = match stat.st_mode & libc::S_IFMT {
+        libc::S_IFLNK => rustix::fs::lstat(path),
+        _ => rustix::fs::stat(path),
+    };
+    match found {
         Ok(s) => Ok((s.st_dev, s.st_ino) == (stat.st_dev, stat.st_ino)),
         Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP | Errno::NAMETOOLONG) => Ok(false),
         Err(e) => Err(format!("its path cannot be followed: {e}")),

@@ -86,7 +86,7 @@ pub fn of(pid: i32) -> Result<Vec<Area>, String> {
 }
 
 /// What the bits of the kernel's flags mean, as far as it is known.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Codes {
     /// Words that have been met, bit by bit or as a whole.
     words: HashMap<u64, VmFlags>,

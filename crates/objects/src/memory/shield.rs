@@ -324,46 +324,36 @@ impl Shield {
                 uffd.protect(region.start, region.end, true)?;
             }
         }
-        self.keep_now(&snapshot, vmas, shielded)?;
+        self.keep_now(&snapshot, vmas, &now(&runs, vmas, &ranges))?;
         Ok(runs)
     }
 
-    /// Copies what is not protected.
+    /// Copies `parts` of runs at once, each with the number of its run.
     fn keep_now(
         &self,
         snapshot: &Snapshot,
         vmas: &[Vma],
-        shielded: impl Fn(u64) -> bool,
+        parts: &[(usize, u64, u64)],
     ) -> Result<(), ShieldError> {
         // The vdso's pages are known.
         let vdso = vmas.iter().find(|v| v.entry.status & status::VDSO != 0);
-        let is_vdso =
-            |run: &Run| vdso.is_some_and(|v| v.entry.start <= run.start && run.start < v.entry.end);
+        let is_vdso = |at: u64| vdso.is_some_and(|v| v.entry.start <= at && at < v.entry.end);
         let mut buffer = vec![0; 1 << 18];
-        for run in snapshot.runs.iter().filter(|run| !is_vdso(run)) {
-            let mut at = run.start;
-            while at < run.end {
-                // A run may go on from what is protected into what is not.
-                let first = (at..run.end).step_by(PAGE as usize).find(|page| !shielded(*page));
-                let Some(start) = first else { break };
-                let end = (start..run.end.min(start + buffer.len() as u64))
-                    .step_by(PAGE as usize)
-                    .find(|page| shielded(*page))
-                    .unwrap_or(run.end.min(start + buffer.len() as u64));
-                let bytes = &mut buffer[..(end - start) as usize];
+        for (run, start, end) in parts.iter().filter(|(_, start, _)| !is_vdso(*start)) {
+            let readable = snapshot.runs.get(*run).is_some_and(|run| run.readable);
+            for start in (*start..*end).step_by(buffer.len()) {
+                let bytes = &mut buffer[..(end - start).min(1 << 18) as usize];
                 let spend = |left: u64| left.checked_sub(bytes.len() as u64);
                 if self.budget.fetch_update(Ordering::SeqCst, Ordering::SeqCst, spend).is_err() {
                     return Err(ShieldError::TooMuch);
                 }
-                if let Some(missing) = self.fetch(&[(start, bytes.len())], run.readable, bytes) {
+                if let Some(missing) = self.fetch(&[(start, bytes.len())], readable, bytes) {
                     return Err(CopyError::Read { address: missing, errno: Errno::FAULT }.into());
                 }
-                for (page, bytes) in
-                    (start..).step_by(PAGE as usize).zip(bytes.chunks(PAGE as usize))
-                {
+                let pages = (start..).step_by(PAGE as usize);
+                for (page, bytes) in pages.zip(bytes.chunks(PAGE as usize)) {
                     snapshot.keep(page, bytes);
                 }
-                at = end;
             }
         }
         Ok(())
@@ -532,6 +522,46 @@ impl Shield {
     }
 }
 
+/// The parts of `runs` that are copied at the instant itself, each with the number of its run: those that are in none of the
+/// protected `ranges`, and those of mappings with few pages, as stacks of threads are, which a program is likely to unmap
+/// before they are saved.
+fn now(runs: &[Run], vmas: &[Vma], ranges: &[(u64, u64)]) -> Vec<(usize, u64, u64)> {
+    /// What a mapping has at most that counts as few, in bytes.
+    const FEW: u64 = 64 << 10;
+    /// That much of such mappings takes a millisecond.
+    const MOST: u64 = 2 << 20;
+    let mut parts = Vec::new();
+    let mut ranges = ranges.iter().peekable();
+    let (mut at, mut few) = (0, 0);
+    for vma in vmas {
+        while runs.get(at).is_some_and(|run| run.end <= vma.entry.start) {
+            at += 1;
+        }
+        // A run may go on in the next mapping.
+        let here = runs.iter().enumerate().skip(at).map_while(|(n, run)| {
+            let (start, end) = (run.start.max(vma.entry.start), run.end.min(vma.entry.end));
+            (start < end).then_some((n, start, end))
+        });
+        let bytes: u64 = here.clone().map(|(_, start, end)| end - start).sum();
+        if bytes <= FEW && few + bytes <= MOST {
+            few += bytes;
+            parts.extend(here);
+            continue;
+        }
+        for (n, mut start, end) in here {
+            while start < end {
+                while ranges.next_if(|range| range.1 <= start).is_some() {}
+                let (first, last) = ranges.peek().map_or((u64::MAX, u64::MAX), |r| **r);
+                if start < first {
+                    parts.push((n, start, end.min(first)));
+                }
+                start = last.max(start);
+            }
+        }
+    }
+    parts
+}
+
 fn pages_of(range: &RemoteRange) -> impl Iterator<Item = u64> + use<> {
     (range.0..range.0 + range.1 as u64).step_by(PAGE as usize)
 }
@@ -555,4 +585,46 @@ fn can_be_protected(vma: &Vma) -> bool {
         && vma.entry.status & kernels == 0
         && vma.entry.flags & (MAP_DROPPABLE | libc::MAP_HUGETLB as u32) == 0
         && has_private_pages(&vma.entry)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::memory::vma::Backing;
+    use rewake_image::messages::VmaEntry;
+
+    #[test]
+    fn what_is_open_or_little_is_kept_at_once() {
+        const MIB: u64 = 1 << 20;
+        let run = |start, end| Run { start, end, lazy: true, readable: true, parent: false };
+        let vma = |start, end| Vma {
+            entry: VmaEntry { start, end, ..VmaEntry::default() },
+            backing: Backing::None,
+            device: (0, 0),
+            inode: 0,
+            readable: true,
+            lock_on_fault: false,
+            sealed: false,
+            may_have_guards: false,
+            watched: false,
+        };
+        // A large one, a stack with a page, one that is protected in part, one that is not at all. The stack's page and the
+        // next mapping's are one run.
+        let vmas = [vma(0, MIB), vma(MIB, 2 * MIB), vma(2 * MIB, 3 * MIB), vma(4 * MIB, 5 * MIB)];
+        let runs = [
+            run(0, MIB / 2),
+            run(MIB / 2 + PAGE, MIB),
+            run(2 * MIB - PAGE, 3 * MIB),
+            run(4 * MIB, 5 * MIB),
+        ];
+        let ranges = [(0, 2 * MIB), (2 * MIB + PAGE, 2 * MIB + MIB / 2)];
+        let wanted = [
+            (2, 2 * MIB - PAGE, 2 * MIB),
+            (2, 2 * MIB, 2 * MIB + PAGE),
+            (2, 2 * MIB + MIB / 2, 3 * MIB),
+            (3, 4 * MIB, 5 * MIB),
+        ];
+        assert_eq!(now(&runs, &vmas, &ranges), wanted);
+        assert_eq!(now(&runs[..2], &vmas[..1], &[]), [(0, 0, MIB / 2), (1, MIB / 2 + PAGE, MIB)]);
+    }
 }

@@ -1,15 +1,22 @@
 //! `/proc/PID/smaps`, read while the process runs. What takes long there is counting pages, for which a stopped process had to
 //! wait; of all that only the flags are wanted. So the counts are those of before, and `maps`, which is quick, tells whether
-//! the mappings are still the same.
+//! the mappings are still the same. Where the kernel tells flags by a BPF iterator, it is asked for them at the instant itself,
+//! and of before only what the bits mean and which pages may be shared is needed.
 
+use rewake_objects::iterators::mappings::{self, Area, Codes};
+use rewake_objects::memory::vma::{self, Vma};
 use rewake_proc::read::{ProcDir, ReadError};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 /// The mappings of a process.
 #[derive(Debug, Default)]
 pub struct Glance {
     /// The text of each, by its first line, which is that of `maps`.
     mappings: HashMap<Vec<u8>, Vec<u8>>,
+    /// Where those are that may be read in any way ([`Vma::readable`]).
+    readable: HashSet<(u64, u64)>,
+    /// What the kernel's flags mean, if it tells them.
+    codes: Option<Codes>,
 }
 
 impl Glance {
@@ -18,7 +25,42 @@ impl Glance {
     /// # Errors
     /// It is gone.
     pub fn at(dir: &ProcDir) -> Result<Glance, ReadError> {
-        Ok(Glance::parse(dir.read("smaps", &mut Vec::with_capacity(64 * 1024))?))
+        let pid = dir.pid();
+        let mut buffer = Vec::with_capacity(64 * 1024);
+        let before = mappings::of(pid);
+        let text = dir.read("smaps", &mut buffer)?;
+        let mut glance = Glance::parse(text);
+        if let (Ok(before), Ok(after)) = (before, mappings::of(pid)) {
+            glance.learn(text, &before, &after);
+        }
+        Ok(glance)
+    }
+
+    /// Learns what flags mean from a text of `smaps`, and from what the kernel told before and after it was read.
+    fn learn(&mut self, smaps: &[u8], before: &[Area], after: &[Area]) {
+        let Ok(vmas) = vma::survey(smaps, &mut Vec::new()) else { return };
+        let readable = vmas.iter().filter(|vma| vma.readable);
+        self.readable = readable.map(|vma| (vma.entry.start, vma.entry.end)).collect();
+        // The process runs: what has changed meanwhile may be told as it was or as it is.
+        let after: HashSet<(u64, u64, u64)> =
+            after.iter().map(|a| (a.start, a.end, a.flags)).collect();
+        let same = |area: &&Area| after.contains(&(area.start, area.end, area.flags));
+        let same: Vec<Area> = before.iter().filter(same).copied().collect();
+        let mut codes = Codes::default();
+        match codes.learn(smaps, &same) {
+            Ok(()) => self.codes = Some(codes),
+            Err(e) => log::debug!("flags of mappings are not learned: {e}"),
+        }
+    }
+
+    /// What the kernel's flags mean, if it tells them.
+    pub fn codes(&self) -> Option<&Codes> {
+        self.codes.as_ref()
+    }
+
+    /// May the pages of a mapping be read in any way ([`Vma::readable`]), as far as is known?
+    pub fn is_readable(&self, vma: &Vma) -> bool {
+        self.readable.contains(&(vma.entry.start, vma.entry.end))
     }
 
     fn parse(smaps: &[u8]) -> Glance {
@@ -32,7 +74,7 @@ impl Glance {
             }
             mappings.insert(first.to_vec(), rest);
         }
-        Glance { mappings }
+        Glance { mappings, ..Glance::default() }
     }
 
     /// The `smaps` text of a process that has these `maps`; `None` if one of the mappings is new.
