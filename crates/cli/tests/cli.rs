@@ -148,7 +148,6 @@ fn what_is_not_built_is_refused_by_name() {
         "lazy-pages --page-server",
         "restore -r /x",
         "restore --manage-cgroups=full",
-        "restore --exec-cmd",
     ] {
         refused(args, 1, "not supported yet");
     }

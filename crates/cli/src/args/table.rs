@@ -224,6 +224,7 @@ impl Opt {
         !matches!(self.dump, Built | NoEffect(_))
             && !matches!(self.restore, Built | NoEffect(_))
             && !matches!(self.check, Built | NoEffect(_))
+            && !matches!(self.status(Command::PreDump), Some(Built | NoEffect(_)))
     }
 }
 
