@@ -295,7 +295,7 @@ pub fn all() -> Vec<Program> {
             .unless_criu("it locks MLOCK_ONFAULT memory outright"),
         program!(memory_dense),
         program!(memory_equal),
-        program!(memory_numa),
+        program!(memory_numa).unless_criu("it does not keep NUMA policies"),
         program!(memory_swapped),
         program!(memory_guard),
         program!(prefork)
@@ -413,6 +413,10 @@ pub fn all() -> Vec<Program> {
         program!(loginuid),
         // CRIU drops O_DIRECTORY from the flags of a directory's descriptor.
         program!(files_regular).criu_loses(&["fd 13"]),
+        program!(files_regular)
+            .named("files_regular_link")
+            .env(&[("ZOO_LINK", "1")])
+            .criu_loses(&["fd 14"]),
         program!(pipes),
         program!(fifo).later(),
         program!(owner),
@@ -525,7 +529,7 @@ pub fn all() -> Vec<Program> {
             .unless_criu_in(&[("stopped", STOPPED_TCP)]),
         program!(addresses)
             .options(&["--tcp-established"], &["--tcp-established"])
-            .unless_criu_in(&[("stopped", STOPPED_TCP)]),
+            .unless_criu("it drops datagrams that wait"),
         program!(tcp_states)
             .options(&["--tcp-established"], &["--tcp-established"])
             .unless_criu_in(&[("stopped", STOPPED_TCP), ("to_criu", NO_RULES)]),
