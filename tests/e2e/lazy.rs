@@ -68,7 +68,11 @@ fn until(run: &Run, what: &str, is_so: impl Fn() -> bool) -> Result<(), Fail> {
 
 /// A tree that is saved.
 fn saved(tool: &Tool) -> Result<Run, NotReady> {
-    let program = by_name("memory_written")?;
+    saved_one(tool, "memory_written")
+}
+
+fn saved_one(tool: &Tool, name: &str) -> Result<Run, NotReady> {
+    let program = by_name(name)?;
     let run = Run::ready(program.name, &program.start(), Fs::Memory)?;
     let before = run.view()?;
     run.dump(tool, &run.images(1)?, &[])?;
@@ -272,7 +276,8 @@ fn strangers(tool: &Tool) -> Result<(), NotReady> {
 
 /// `lazy-pages` as a command of its own.
 fn daemon(tool: &Tool, restorer: &Tool, pager: &Tool) -> Result<(), NotReady> {
-    let mut run = saved(tool)?;
+    // That of CRIU brings the wrong pages to memory that is moved meanwhile.
+    let mut run = saved_one(tool, if pager.is_criu { "memory_private" } else { "memory_written" })?;
     let images = run.images(1)?;
     let pid = start_daemon(&run, pager, &images)?;
     run.restore(restorer, &images, &["--lazy-pages"])?;
