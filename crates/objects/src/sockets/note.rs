@@ -25,8 +25,19 @@ impl Process {
 
     fn state(self) -> Option<TaskState> {
         let stat = stat(self.pid).filter(|s| s.starttime == self.start)?;
-        (!matches!(stat.state, TaskState::Zombie | TaskState::Dead)).then_some(stat.state)
+        let dead = matches!(stat.state, TaskState::Zombie | TaskState::Dead);
+        (!dead && !is_dying(&stat)).then_some(stat.state)
     }
+}
+
+/// Has it been killed? Until it is dead it looks like one that runs, also if it was stopped before.
+fn is_dying(stat: &Stat) -> bool {
+    /// linux/sched.h
+    const PF_EXITING: u32 = 4;
+    const SIGKILL: u64 = 1 << (libc::SIGKILL - 1);
+    let status = || ProcDir::open(stat.pid).and_then(|dir| dir.status(&mut Vec::new()));
+    stat.flags & PF_EXITING != 0
+        || status().map_or(true, |status| (status.sig_pnd | status.shd_pnd) & SIGKILL != 0)
 }
 
 fn stat(pid: i32) -> Option<Stat> {
