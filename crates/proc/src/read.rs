@@ -215,7 +215,7 @@ impl ProcDir {
         buffer: &'b mut Vec<u8>,
         enough: &mut dyn FnMut(&[u8]) -> bool,
     ) -> Result<&'b [u8], ReadError> {
-        slurp_until(self.fd.as_fd(), name, buffer, enough)
+        slurp_until(self.fd.as_fd(), name, buffer, &mut |read| enough(read))
             .map_err(|errno| self.fault(name, errno))?;
         Ok(buffer)
     }
@@ -318,23 +318,8 @@ fn slurp(
     buffer: &mut Vec<u8>,
     single: bool,
 ) -> Result<(), Errno> {
-    if !single {
-        return slurp_until(directory, name, buffer, &mut |_| false);
-    }
-    buffer.clear();
-    let file = openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
-    buffer.reserve(FIRST_READ);
-    loop {
-        match rustix::io::read(&file, spare_capacity(buffer)) {
-            Ok(0) => return Ok(()),
-            Ok(_) if buffer.len() < buffer.capacity() => return Ok(()),
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno),
-        }
-        if buffer.capacity() - buffer.len() < NEXT_READ {
-            buffer.reserve(buffer.len().max(NEXT_READ));
-        }
-    }
+    // One that comes at once is read to its end when there is room left.
+    slurp_until(directory, name, buffer, &mut |read| single && read.len() < read.capacity())
 }
 
 /// Opens, reads and closes a file that comes in pieces, up to its end or until that is enough.
@@ -342,7 +327,7 @@ fn slurp_until(
     directory: BorrowedFd<'_>,
     name: &str,
     buffer: &mut Vec<u8>,
-    enough: &mut dyn FnMut(&[u8]) -> bool,
+    enough: &mut dyn FnMut(&Vec<u8>) -> bool,
 ) -> Result<(), Errno> {
     buffer.clear();
     let file = openat(directory, name, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
