@@ -13,6 +13,7 @@ use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// All trials about lazy restores; with CRIU, each brings the memory to the other's trees.
@@ -31,6 +32,7 @@ pub fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     add("damaged_pages", damaged_pages);
     add("restore_fails", restore_fails);
     add("strangers", strangers);
+    add("looked_at", looked_at);
     let mut add = |name: &str, restorer: &Tool, pager: &Tool| {
         let (tool, restorer, pager) = (tool.clone(), restorer.clone(), pager.clone());
         let body = move || finish(daemon(&tool, &restorer, &pager));
@@ -271,6 +273,36 @@ fn strangers(tool: &Tool) -> Result<(), NotReady> {
     if !log.contains("somebody else") {
         return Err(run.fail(format!("the pager does not say who was there:\n{log}")).into());
     }
+    Ok(())
+}
+
+/// Others read arguments and environment of a process all the while (as ps does), also before its memory waits for its
+/// content: it must come nevertheless.
+fn looked_at(tool: &Tool) -> Result<(), NotReady> {
+    let program = by_name("vmas")?;
+    let mut run = Run::ready(program.name, &program.start(), Fs::Memory)?;
+    let before = run.view()?;
+    let images = run.images(1)?;
+    run.dump(tool, &images, &[])?;
+    run.gone(&before.pids(), "after the dump")?;
+    let (root, over) = (run.root, AtomicBool::new(false));
+    let done = std::thread::scope(|scope| {
+        for file in ["cmdline", "environ"] {
+            let over = &over;
+            scope.spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    let _ = fs::read(format!("/proc/{root}/{file}"));
+                }
+            });
+        }
+        let done = run.restore(tool, &images, &["--lazy-pages"]);
+        over.store(true, Ordering::Relaxed);
+        done
+    });
+    done?;
+    all_there(&run, &images)?;
+    run.same(&before, "after a restore that was looked at", &[])?;
+    run.check(&before)?;
     Ok(())
 }
 

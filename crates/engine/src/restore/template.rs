@@ -14,7 +14,7 @@ use super::read::{Alive, Task};
 use crate::error::{Error, Result};
 use rewake_agent::layout::Op;
 use rewake_objects::memory::inherit::Inheritance;
-use rewake_objects::memory::mm::{self, Held, Layout};
+use rewake_objects::memory::mm::{self, Held, Layout, Strings};
 use rewake_objects::memory::vma::status;
 use rewake_objects::steps::{Label, Steps};
 use rewake_objects::task::schedule::lend_timer_slack;
@@ -153,7 +153,8 @@ pub fn plan(
         let number = |handed: Handed| numbers.get(&handed).copied().unwrap_or(-1);
         if held.in_place {
             // Before anything is mapped, as in a task.
-            mm::restore_map(&mut steps, &alive.mm, number(Handed::File(alive.mm.exe_file_id)));
+            let exe = number(Handed::File(alive.mm.exe_file_id));
+            mm::restore_map(&mut steps, &alive.mm, exe, Strings::Told);
         }
         let layout = Layout {
             stub: &env.specials,

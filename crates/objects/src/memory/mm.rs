@@ -499,14 +499,46 @@ fn map(
     Ok(())
 }
 
+/// Whether the kernel is told where the strings are that everybody may read in /proc/PID/cmdline and environ.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strings {
+    /// Yes.
+    Told,
+    /// Not yet, for they come later: reading what is not registered yet would make pages of zeros there, and the content
+    /// would never come. [`restore_strings`] follows.
+    Withheld,
+}
+
 /// Tells the kernel where code, data, heap, stack, arguments and environment lie, and which file is the executable
 /// (`PR_SET_MM_MAP`, which needs no capability but `CAP_CHECKPOINT_RESTORE`).
-pub fn restore_map(steps: &mut Steps, mm: &MmEntry, exe: i32) {
-    const PR_SET_MM: u64 = 35;
-    const PR_SET_MM_MAP: u64 = 14;
+pub fn restore_map(steps: &mut Steps, mm: &MmEntry, exe: i32, strings: Strings) {
     let mut auxv = mm.mm_saved_auxv.clone();
     auxv.extend([0, 0]);
-    let auxv = steps.words(&auxv);
+    let (arguments, environment) = match strings {
+        Strings::Told => ([mm.mm_arg_start, mm.mm_arg_end], [mm.mm_env_start, mm.mm_env_end]),
+        Strings::Withheld => ([mm.mm_arg_start; 2], [mm.mm_env_start; 2]),
+    };
+    set_map(steps, mm, [arguments, environment], &auxv, exe);
+}
+
+/// Tells the kernel where arguments and environment lie, after [`restore_map`] withheld it.
+pub fn restore_strings(steps: &mut Steps, mm: &MmEntry) {
+    let places = [[mm.mm_arg_start, mm.mm_arg_end], [mm.mm_env_start, mm.mm_env_end]];
+    set_map(steps, mm, places, &[], -1);
+}
+
+/// An empty `auxv` and the executable -1 stay as they are.
+fn set_map(steps: &mut Steps, mm: &MmEntry, strings: [[u64; 2]; 2], auxv: &[u64], exe: i32) {
+    const PR_SET_MM: u64 = 35;
+    const PR_SET_MM_MAP: u64 = 14;
+    let [[arg_start, arg_end], [env_start, env_end]] = strings;
+    let auxv = match auxv {
+        [] => [0, 0],
+        _ => {
+            let auxv = steps.words(auxv);
+            [auxv.address, auxv.len as u64]
+        }
+    };
     let map = [
         mm.mm_start_code,
         mm.mm_end_code,
@@ -515,12 +547,12 @@ pub fn restore_map(steps: &mut Steps, mm: &MmEntry, exe: i32) {
         mm.mm_start_brk,
         mm.mm_brk,
         mm.mm_start_stack,
-        mm.mm_arg_start,
-        mm.mm_arg_end,
-        mm.mm_env_start,
-        mm.mm_env_end,
-        auxv.address,
-        auxv.len as u64 | u64::from(exe as u32) << 32,
+        arg_start,
+        arg_end,
+        env_start,
+        env_end,
+        auxv[0],
+        auxv[1] | u64::from(exe as u32) << 32,
     ];
     let data = steps.words(&map);
     steps.must(

@@ -11,7 +11,7 @@ use rewake_image::messages::VmaEntry;
 use rewake_objects::Problem;
 use rewake_objects::memory::huge::Staged;
 use rewake_objects::memory::inherit::Inheritance;
-use rewake_objects::memory::mm::{self, Held, Layout};
+use rewake_objects::memory::mm::{self, Held, Layout, Strings};
 use rewake_objects::memory::vma;
 use rewake_objects::memory::{lazy, numa};
 use rewake_objects::steps::{Label, Steps};
@@ -174,7 +174,8 @@ impl Builder<'_> {
         // the program may be rewake itself.
         if !self.held.in_place {
             let exe = number(Handed::File(alive.mm.exe_file_id)).map_err(|p| self.of(p))?;
-            mm::restore_map(&mut self.steps, &alive.mm, exe);
+            let strings = if alive.later.is_some() { Strings::Withheld } else { Strings::Told };
+            mm::restore_map(&mut self.steps, &alive.mm, exe, strings);
         }
         let staged = mm::restore(&mut self.steps, &alive.mm, self.pages, &layout);
         self.staged = staged.map_err(|p| self.of(p))?;
@@ -183,6 +184,9 @@ impl Builder<'_> {
         attributes::restore_memory_policy(&mut self.steps, thp_disabled, mdwe);
         if let Some(later) = &alive.later {
             lazy::register(&mut self.steps, &lazy::mappings(&alive.mm, later), self.socket);
+            if !self.held.in_place {
+                mm::restore_strings(&mut self.steps, &alive.mm);
+            }
         }
         Ok(())
     }
