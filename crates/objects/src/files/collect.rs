@@ -219,6 +219,8 @@ pub struct Collector {
     /// Copies what is in pipes.
     pub(super) copier: pipe::Copier,
     next_id: u32,
+    /// How long may still be waited for timers that are due.
+    pub(super) timer_patience: std::time::Duration,
     /// Watches of deleted files.
     pub(super) orphans: Vec<inotify::Orphan>,
     /// Descriptors in flight that are held by nobody else.
@@ -257,6 +259,7 @@ impl Collector {
             described: HashMap::new(),
             copier: pipe::Copier::default(),
             next_id: 1,
+            timer_patience: timerfd::PATIENCE,
             orphans: Vec::new(),
             in_flight: Vec::new(),
             carrier: None,

@@ -5,25 +5,53 @@ use crate::Problem;
 use rewake_image::messages::{FdTypes, FileEntry, TimerfdEntry};
 use rewake_proc::fdinfo::TimerFd;
 use rewake_sys::descriptors;
-use rustix::fd::{BorrowedFd, OwnedFd};
+use rustix::fd::{AsRawFd as _, BorrowedFd, OwnedFd};
 use rustix::time::{
     ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec,
 };
+use std::time::Duration;
+
+/// How long a survey waits for timers that may be due.
+pub const PATIENCE: Duration = Duration::from_millis(5);
+
+/// What `/proc` tells of a timer.
+fn look(fd: BorrowedFd<'_>) -> Result<TimerFd, String> {
+    // A periodic timer that has expired stands still until somebody looks; fdinfo alone does not count as looking, and
+    // would tell one expiration however many there were. Nobody notices this: a read counts them the same way.
+    rustix::time::timerfd_gettime(fd).map_err(|e| format!("its time left cannot be read: {e}"))?;
+    // Not what is known of the descriptor: it changes.
+    let text = std::fs::read(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))
+        .map_err(|e| format!("cannot be examined: {e}"))?;
+    let info = rewake_proc::fdinfo::parse(&text).map_err(|e| e.to_string())?;
+    info.timerfd.ok_or_else(|| "fdinfo does not tell its state".to_owned())
+}
+
+/// What `/proc` tells of a timer for certain. One that is due looks like one that is not armed until the kernel comes to
+/// it, which takes a CPU that sleeps 50 µs; `patience` is how long it may take with all timers together.
+fn settled(fd: BorrowedFd<'_>, patience: &mut Duration) -> Result<TimerFd, String> {
+    const STEP: Duration = Duration::from_micros(100);
+    let mut looks = 0;
+    loop {
+        let timer = look(fd)?;
+        looks += 1;
+        let open = timer.it_value == (0, 0) && timer.ticks == 0;
+        // Many are disarmed, but few of these have an interval.
+        let enough = looks > 1 && timer.it_interval == (0, 0);
+        if !open || enough || patience.is_zero() {
+            return Ok(timer);
+        }
+        *patience = patience.saturating_sub(STEP);
+        std::thread::sleep(STEP);
+    }
+}
 
 /// Surveys a timerfd.
 ///
 /// # Errors
 /// `/proc` does not tell its state (CONFIG_CHECKPOINT_RESTORE).
 pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdTypes), Problem> {
-    // A periodic timer that has expired stands still until somebody looks; fdinfo alone does not count as looking, and
-    // would tell one expiration however many there were. Nobody notices this: a read counts them the same way.
-    rustix::time::timerfd_gettime(view.as_fd())
-        .map_err(|e| view.problem(format!("its time left cannot be read: {e}")))?;
-    let text = (view.fdinfo)()?;
-    let info = rewake_proc::fdinfo::parse(&text).map_err(|e| view.problem(e.to_string()))?;
-    let Some(timer) = info.timerfd else {
-        return Err(view.problem("fdinfo does not tell its state"));
-    };
+    let timer = settled(view.as_fd(), &mut collector.timer_patience);
+    let timer = timer.map_err(|e| view.problem(e))?;
     let id = collector.new_id();
     let TimerFd { clockid, ticks, settime_flags, it_value, it_interval } = timer;
     let entry = TimerfdEntry {
@@ -168,6 +196,48 @@ mod tests {
         let fd = open(&entry).unwrap();
         arm(&entry, fd.as_fd()).unwrap();
         assert_eq!((state(fd.as_fd()).it_value.0, state(fd.as_fd()).ticks), (49, 3));
+    }
+
+    /// Has the calling thread run on one CPU only.
+    fn run_on(cpu: usize) {
+        let mut cpus = rustix::thread::CpuSet::new();
+        cpus.set(cpu);
+        let _ = rustix::thread::sched_setaffinity(None, &cpus);
+    }
+
+    #[test]
+    fn one_that_is_due_is_not_taken_for_unarmed() {
+        const PERIOD: Duration = Duration::from_micros(500);
+        let fd = open(&entry(libc::CLOCK_MONOTONIC)).unwrap();
+        let period = Timespec { tv_sec: 0, tv_nsec: PERIOD.as_nanos() as i64 };
+        let never = Timespec { tv_sec: 0, tv_nsec: 0 };
+        for interval in [period, never].repeat(150) {
+            let spec = Itimerspec { it_interval: interval, it_value: period };
+            // Another CPU, which sleeps, comes to it late.
+            run_on(1);
+            rustix::time::timerfd_settime(&fd, TimerfdTimerFlags::empty(), &spec).unwrap();
+            let armed = std::time::Instant::now();
+            run_on(0);
+            while armed.elapsed() < PERIOD * 9 / 10 {}
+            while armed.elapsed() < PERIOD * 12 / 10 {
+                let timer = settled(fd.as_fd(), &mut PATIENCE.clone()).unwrap();
+                assert!(timer.it_value != (0, 0) || timer.ticks > 0, "{timer:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn unarmed_ones_are_not_waited_for_forever() {
+        let fd = open(&entry(libc::CLOCK_MONOTONIC)).unwrap();
+        let (never, interval) =
+            (Timespec { tv_sec: 0, tv_nsec: 0 }, Timespec { tv_sec: 1, tv_nsec: 0 });
+        let spec = Itimerspec { it_interval: interval, it_value: never };
+        rustix::time::timerfd_settime(&fd, TimerfdTimerFlags::empty(), &spec).unwrap();
+        let mut patience = PATIENCE;
+        for _ in 0..2 {
+            let timer = settled(fd.as_fd(), &mut patience).unwrap();
+            assert_eq!((timer.it_value, timer.ticks, patience), ((0, 0), 0, Duration::ZERO));
+        }
     }
 
     #[test]
