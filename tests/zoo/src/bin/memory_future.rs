@@ -12,8 +12,20 @@ const PR_SET_MEMORY_MERGE: i32 = 67;
 const PR_GET_MEMORY_MERGE: i32 = 68;
 const PR_THP_DISABLE_EXCEPT_ADVISED: usize = 2;
 
-/// The flags of the mapping that begins at an address, as smaps has them.
+/// The flags of the mapping that begins at an address, as smaps has them when no memory of it is still to come (`um`, in a
+/// lazy restore).
 fn flags(at: *const u8) -> Result<String, String> {
+    let until = zoo::now() + 10_000_000_000;
+    loop {
+        let flags = flags_now(at)?;
+        if !flags.contains(" um ") || zoo::now() > until {
+            return Ok(flags);
+        }
+        zoo::nap(5);
+    }
+}
+
+fn flags_now(at: *const u8) -> Result<String, String> {
     let smaps = std::fs::read_to_string("/proc/self/smaps").map_err(|e| e.to_string())?;
     let mut inside = false;
     for line in smaps.lines() {
