@@ -65,8 +65,11 @@ impl Borrowing {
         if format == Format::Criu || format == Format::Auto && most < super::layout::WORTH_SHARING {
             return Borrowing::default();
         }
-        /// Windows that are worth a thread of our own.
+        /// Windows, and members of windows, that are worth a thread of our own.
         const ENOUGH: usize = 4;
+        const MANY: usize = 128;
+        let members: usize = windows.iter().map(|(_, members)| members.len()).sum();
+        let enough = if members >= MANY { 1 } else { ENOUGH };
         let look = |windows: &[Window]| {
             let mut found: Vec<Vec<Borrowed>> = vec![Vec::new(); tasks.len()];
             let mut room = Room::new();
@@ -75,7 +78,7 @@ impl Borrowing {
             }
             Ok(found)
         };
-        match spread(&windows, ENOUGH, look) {
+        match spread(&windows, enough, look) {
             Ok(parts) => {
                 let mut all: Vec<Vec<Borrowed>> = vec![Vec::new(); tasks.len()];
                 for part in parts {

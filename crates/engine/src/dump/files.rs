@@ -194,7 +194,12 @@ fn descriptors(
     for (at, (number, cloexec)) in outside.fds.iter().zip(&inside.cloexec).enumerate() {
         let number = *number;
         let told = outside.told.get(at);
-        let collected = match told.and_then(|told| collector.told(task.pid(), told)) {
+        let pid = task.pid();
+        let known = match told {
+            Some(told) => collector.told(pid, told),
+            None => collector.inherited(pid, number),
+        };
+        let collected = match known {
             Some(found) => Ok(found),
             None => {
                 let look = |view: &View<'_>| collector.descriptor(view);

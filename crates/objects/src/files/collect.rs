@@ -167,6 +167,14 @@ pub(super) struct Known {
     pub(super) kind: FdTypes,
 }
 
+/// A descriptor of which nothing need be asked again where another task has it too, under the same number.
+#[derive(Debug, Clone, Copy)]
+struct Heirloom {
+    pid: i32,
+    id: u32,
+    kind: FdTypes,
+}
+
 /// Everything about the tree's files, gathered task by task.
 #[derive(Debug)]
 pub struct Collector {
@@ -216,6 +224,8 @@ pub struct Collector {
     pub(super) known: HashMap<Key, Vec<Known>>,
     /// File ids and kinds by what the kernel has told ([`Told::description`]).
     pub(super) described: HashMap<u64, (u32, FdTypes)>,
+    /// The last descriptor of each number that could be inherited.
+    heirlooms: HashMap<i32, Heirloom>,
     /// Copies what is in pipes.
     pub(super) copier: pipe::Copier,
     next_id: u32,
@@ -257,6 +267,7 @@ impl Collector {
             sockets: crate::sockets::Survey::default(),
             known: HashMap::new(),
             described: HashMap::new(),
+            heirlooms: HashMap::new(),
             copier: pipe::Copier::default(),
             next_id: 1,
             timer_patience: timerfd::PATIENCE,
@@ -309,6 +320,13 @@ impl Collector {
         self.next_id - 1
     }
 
+    /// As [`Collector::descriptor`], if the task has the descriptor from another one (fork(2)): one question instead of a dozen.
+    pub fn inherited(&self, pid: i32, number: i32) -> Option<(u32, FdTypes)> {
+        let known = self.heirlooms.get(&number)?;
+        let same = kcmp::compare_files(known.pid, number, pid, number).ok()?;
+        (same == Ordering::Equal).then_some((known.id, known.kind))
+    }
+
     /// Collects one descriptor: its file id and type. A description that is known already is not surveyed again.
     ///
     /// # Errors
@@ -329,6 +347,8 @@ impl Collector {
         let (id, kind) = result?;
         if !locks.is_empty() {
             super::locks::note(self, view, id, locks)?;
+        } else if self.pids.len() > 1 && self.locks.is_free(view) {
+            self.heirlooms.insert(view.number, Heirloom { pid: view.pid, id, kind });
         }
         Ok((id, kind))
     }

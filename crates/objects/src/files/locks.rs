@@ -14,6 +14,7 @@ use rewake_proc::locks::{Lock, LockKind, LockType};
 use rewake_proc::read::ProcRoot;
 use rewake_sys::Errno;
 use rustix::fs::Stat;
+use rustix::process::{Flock, FlockType};
 use std::collections::{HashMap, HashSet};
 
 /// `FileLockEntry::flag`.
@@ -85,6 +86,23 @@ impl Survey {
                 view.link.starts_with(b"/") && kind != libc::S_IFSOCK
             }
         }
+    }
+}
+
+impl Survey {
+    /// Has no process a record lock on this file? As the file's description has no lock either, whoever else has it has none.
+    #[must_use]
+    pub fn is_free(&self, view: &View<'_>) -> bool {
+        // Elsewhere the question may go to a server, which may be a process that stands still.
+        const LOCAL: [u32; 7] =
+            [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x794c_7630, 0x9fa0, 0x1cd1];
+        if !self.may_be_locked(view) {
+            return true;
+        }
+        let local = rustix::fs::fstatfs(view.as_fd())
+            .is_ok_and(|fs| LOCAL.contains(&u32::try_from(fs.f_type).unwrap_or(0)));
+        let all = Flock::from(FlockType::WriteLock);
+        local && rustix::process::fcntl_getlk(view.as_fd(), &all).is_ok_and(|lock| lock.is_none())
     }
 }
 
