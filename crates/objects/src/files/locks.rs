@@ -87,20 +87,27 @@ impl Survey {
             }
         }
     }
-}
 
-impl Survey {
     /// Has no process a record lock on this file? As the file's description has no lock either, whoever else has it has none.
     #[must_use]
     pub fn is_free(&self, view: &View<'_>) -> bool {
+        use libc::{BTRFS_SUPER_MAGIC, EXT4_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, PROC_SUPER_MAGIC};
+        use libc::{TMPFS_MAGIC, XFS_SUPER_MAGIC};
+        const DEVPTS_SUPER_MAGIC: i64 = 0x1cd1;
         // Elsewhere the question may go to a server, which may be a process that stands still.
-        const LOCAL: [u32; 7] =
-            [0xef53, 0x5846_5342, 0x9123_683e, 0x0102_1994, 0x794c_7630, 0x9fa0, 0x1cd1];
+        const LOCAL: [i64; 7] = [
+            BTRFS_SUPER_MAGIC,
+            DEVPTS_SUPER_MAGIC,
+            EXT4_SUPER_MAGIC,
+            OVERLAYFS_SUPER_MAGIC,
+            PROC_SUPER_MAGIC,
+            TMPFS_MAGIC,
+            XFS_SUPER_MAGIC,
+        ];
         if !self.may_be_locked(view) {
             return true;
         }
-        let local = rustix::fs::fstatfs(view.as_fd())
-            .is_ok_and(|fs| LOCAL.contains(&u32::try_from(fs.f_type).unwrap_or(0)));
+        let local = rustix::fs::fstatfs(view.as_fd()).is_ok_and(|fs| LOCAL.contains(&fs.f_type));
         let all = Flock::from(FlockType::WriteLock);
         local && rustix::process::fcntl_getlk(view.as_fd(), &all).is_ok_and(|lock| lock.is_none())
     }
