@@ -527,6 +527,9 @@ pub fn all() -> Vec<Program> {
         program!(tcp_pair)
             .options(&["--tcp-established"], &["--tcp-established"])
             .unless_criu_in(&[("stopped", STOPPED_TCP)]),
+        program!(tcp_linger)
+            .options(&["--tcp-established"], &["--tcp-established"])
+            .unless_criu("it cannot bind where connections linger"),
         program!(addresses)
             .options(&["--tcp-established"], &["--tcp-established"])
             .unless_criu("it drops datagrams that wait"),

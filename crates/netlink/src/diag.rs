@@ -13,6 +13,7 @@ const INET_DIAG_CONG: u8 = 4;
 const INET_DIAG_TOS: u8 = 5;
 const INET_DIAG_TCLASS: u8 = 6;
 const INET_DIAG_SKMEMINFO: u8 = 7;
+const INET_DIAG_SKV6ONLY: u16 = 11;
 const INET_DIAG_MARK: u16 = 15;
 const INET_DIAG_MD5SIG: u16 = 18;
 const INET_DIAG_SOCKOPT: u16 = 22;
@@ -68,6 +69,8 @@ pub struct Inet {
     pub uid: u32,
     /// `RCV_SHUTDOWN` (1) and `SEND_SHUTDOWN` (2).
     pub shutdown: u8,
+    /// `IPV6_V6ONLY`; told of sockets that are not connected.
+    pub v6only: bool,
 }
 
 /// All sockets of `family` (`AF_INET`, `AF_INET6`) and `protocol` (`IPPROTO_*`) that are bound, by inode number.
@@ -75,15 +78,21 @@ pub struct Inet {
 /// # Errors
 /// The kernel has no inet_diag for the protocol.
 pub fn inet(socket: &mut Socket, family: u8, protocol: u8) -> Result<HashMap<u32, Inet>, Error> {
+    Ok(inet_list(socket, family, protocol)?.into_iter().collect())
+}
+
+/// The same as a list: those that no descriptor refers to all have the inode number 0.
+///
+/// # Errors
+/// As [`inet`].
+pub fn inet_list(socket: &mut Socket, family: u8, protocol: u8) -> Result<Vec<(u32, Inet)>, Error> {
     // struct inet_diag_req_v2
     let mut request = [0u8; 56];
     request[0] = family;
     request[1] = protocol;
     request[4..8].copy_from_slice(&u32::MAX.to_ne_bytes());
-    socket.dump(SOCK_DIAG_BY_FAMILY, &request, |table: &mut HashMap<u32, Inet>, message| {
-        if let Some((inode, record)) = inet_record(message.body) {
-            table.insert(inode, record);
-        }
+    socket.dump(SOCK_DIAG_BY_FAMILY, &request, |list: &mut Vec<(u32, Inet)>, message| {
+        list.extend(inet_record(message.body));
     })
 }
 
@@ -97,10 +106,11 @@ fn inet_record(body: &[u8]) -> Option<(u32, Inet)> {
     if body.len() < INET_RECORD {
         return None;
     }
-    let shutdown = attributes(&body[INET_RECORD..])
-        .find_map(|(kind, value)| (kind == INET_DIAG_SHUTDOWN).then_some(value))
-        .and_then(|value| value.first().copied())
-        .unwrap_or(0);
+    let byte = |wanted| {
+        let mut all = attributes(&body[INET_RECORD..]);
+        let found = all.find_map(|(kind, value)| (kind == wanted).then_some(value));
+        found.and_then(|value| value.first().copied()).unwrap_or(0)
+    };
     let record = Inet {
         state: body[1],
         source: (address(8)?, port(4)?),
@@ -108,7 +118,8 @@ fn inet_record(body: &[u8]) -> Option<(u32, Inet)> {
         receive_queue: u32_at(body, 56)?,
         send_queue: u32_at(body, 60)?,
         uid: u32_at(body, 64)?,
-        shutdown,
+        shutdown: byte(INET_DIAG_SHUTDOWN),
+        v6only: byte(INET_DIAG_SKV6ONLY) != 0,
     };
     Some((u32_at(body, INET_INODE)?, record))
 }

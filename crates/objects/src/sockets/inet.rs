@@ -1,11 +1,12 @@
 //! Sockets of the internet families: ip(7), ipv6(7). TCP connections are in [`stream`](super::stream) and
 //! [`repair`](super::repair).
 
+use super::bind::{self, Bound};
 use super::option_table::When;
 use super::options::{self, Making};
 use super::reading::Reading;
 use super::repair::Pending;
-use super::{SOCKETS_NETNS, accept_queue, datagram, holder, ip, membership, raw, stream, udp};
+use super::{SOCKETS_NETNS, accept_queue, datagram, ip, membership, raw, stream, udp};
 use crate::Problem;
 use crate::files::collect::{Collector, View};
 use crate::files::open::Opener;
@@ -260,6 +261,7 @@ pub fn open(
     if opener.sockets.sharing.as_ref().is_some_and(|ids| ids.contains(&entry.id)) {
         making.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, "SO_REUSEPORT", 1)?;
     }
+    let mut bound = Bound::Usual;
     if port || !source.ip().is_unspecified() {
         let extra = opener.extra.get(&entry.id);
         let foreign = extra.is_some_and(|e| e.foreign_address == Some(true));
@@ -268,7 +270,7 @@ pub fn open(
         if foreign {
             freely(1)?;
         }
-        bind(making, entry, source)?;
+        bound = bind::bind(making, entry, source)?;
         if foreign {
             freely(0)?;
         }
@@ -278,11 +280,13 @@ pub fn open(
         membership::join(making, &extra.memberships)?;
     }
     if stream && entry.state == LISTEN {
-        rustix::net::listen(making.fd, entry.backlog as i32)
-            .map_err(|e| bind_problem(making, entry, source, e))?;
+        bind::listen(making, entry, source)?;
     } else if entry.dst_port != 0 || (!stream && !destination.ip().is_unspecified()) {
         rustix::net::connect(making.fd, &destination)
             .map_err(|e| making.problem(format!("cannot be connected to {destination}: {e}")))?;
+    }
+    if bound == Bound::Sharing {
+        bind::alone(making)?;
     }
     ip::apply(making, entry)?;
     raw::apply(making, entry)?;
@@ -311,43 +315,6 @@ pub(super) fn shut_down(making: Making<'_>, directions: i32) -> Result<(), Probl
         // It takes effect all the same.
         Ok(()) | Err(Errno::NOTCONN) => Ok(()),
         Err(e) => Err(making.problem(format!("cannot be shut down: {e}"))),
-    }
-}
-
-/// Binds, and explains why it cannot be.
-pub(super) fn bind(
-    making: Making<'_>,
-    entry: &InetSkEntry,
-    source: SocketAddr,
-) -> Result<(), Problem> {
-    rustix::net::bind(making.fd, &source).map_err(|e| bind_problem(making, entry, source, e))
-}
-
-fn holder_of(entry: &InetSkEntry, source: SocketAddr) -> Option<String> {
-    if raw::is_echo(entry) {
-        let inodes = raw::echo_inodes(entry.family, source.port());
-        return holder::of_inodes(&inodes.into_iter().collect());
-    }
-    holder::of_address(entry.proto, source)
-}
-
-fn bind_problem(
-    making: Making<'_>,
-    entry: &InetSkEntry,
-    source: SocketAddr,
-    errno: Errno,
-) -> Problem {
-    match errno {
-        Errno::ADDRINUSE => match holder_of(entry, source) {
-            Some(holder) => making
-                .problem(format!("address {source} is in use by {holder}"))
-                .remedy("end that process, or restore in another network namespace"),
-            None => making.problem(format!("address {source} is in use")),
-        },
-        Errno::ADDRNOTAVAIL => making
-            .problem(format!("no network interface here has the address {}", source.ip()))
-            .remedy("add the address to an interface"),
-        e => making.problem(format!("cannot be bound to {source}: {e}")),
     }
 }
 

@@ -7,6 +7,7 @@
 //! [`set_going`] just before the tasks go on.
 
 mod accept_queue;
+mod bind;
 mod datagram;
 mod handshake;
 mod holder;
@@ -411,8 +412,7 @@ pub(crate) fn set_going(opener: &mut Opener<'_>) -> Result<(), Problem> {
     for id in opener.sockets.sharing.take().unwrap_or_default() {
         let (Ok(fd), Some(entry)) = (opener.opened(id), opener.files.get(&id)) else { continue };
         if entry.isk.as_ref().is_some_and(|s| s.opts.so_reuseport != Some(true)) {
-            let making = Making { fd, object: "a socket that shares its port" };
-            making.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, "SO_REUSEPORT", 0)?;
+            bind::alone(Making { fd, object: "a socket that shares its port" })?;
         }
     }
     for (id, object) in std::mem::take(&mut opener.sockets.last) {

@@ -9,7 +9,7 @@ use super::inet::{self, CLOSE_WAIT, CLOSING, SYN_SENT};
 use super::options::{self, Making};
 use super::packet::Fin;
 use super::stream::{self, fin_received, fin_sent};
-use super::{accept_queue, holder, ip, lock};
+use super::{accept_queue, bind, holder, ip, lock};
 use crate::Problem;
 use crate::files::open::Opener;
 use rewake_image::kind;
@@ -169,7 +169,7 @@ fn connect(
         _ => failed(e),
     })?;
     // In repair mode a bind takes no notice of others; the connect does.
-    inet::bind(making, entry, source)?;
+    let _ = bind::bind(making, entry, source)?;
     // FINs take a place in the sequence, and are made anew.
     let receive_end = stream.inq_seq.wrapping_sub(fin_received(entry.state).into());
     let send_end = stream.outq_seq.wrapping_sub(fin_sent(entry.state).into());
