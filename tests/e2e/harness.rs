@@ -486,7 +486,8 @@ impl Run {
         proc.flatten()
             .filter_map(|e| e.file_name().to_str()?.parse::<i32>().ok())
             .filter(|pid| {
-                let environ = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+                let environ =
+                    fs::read(format!("/proc/{}/environ", view::living(*pid))).unwrap_or_default();
                 // A root whose environment came back empty must not stand in the way of all that follows.
                 let lost = *pid == self.root && environ.first() == Some(&0);
                 lost || environ.split(|&b| b == 0).any(|v| v == wanted.as_bytes())
@@ -573,7 +574,7 @@ pub fn exists(pid: i32) -> bool {
 
 /// Whether the process is there and no zombie.
 pub fn alive(pid: i32) -> bool {
-    !matches!(view::state(pid), None | Some('Z' | 'X'))
+    !matches!(view::state(view::living(pid)), None | Some('Z' | 'X'))
 }
 
 /// Sets a file's permission bits.

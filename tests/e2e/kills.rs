@@ -32,6 +32,7 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("dump_running", dump_running, "sleepers");
     add("dump_running", dump_running, "tree");
     add("dump_running", dump_running, "shared_mm");
+    add("dump_running", dump_running, "leader_gone");
     add("dump_dead", dump_dead, "counter");
     add("restore", restore, "counter");
     add("restore", restore, "tree");

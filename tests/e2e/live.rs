@@ -27,6 +27,7 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("max_pause", false, max_pause);
     add("full_disk", false, full_disk);
     add("killed", true, killed);
+    add("leader_ends", false, leader_ends);
     all
 }
 
@@ -117,6 +118,30 @@ fn full_disk(tool: &Tool) -> Result<(), NotReady> {
     unregistered(&run, "after a dump that failed")?;
     let view = run.view()?;
     run.check(&view)?;
+    Ok(())
+}
+
+/// The first thread ends, at some instant of a dump, and the others go on: it is saved as what it is then.
+fn leader_ends(tool: &Tool) -> Result<(), NotReady> {
+    let mut rng = Rng(seed());
+    for _ in 0..20 {
+        let mut run = start("leader_ends")?;
+        let images = run.images(0)?;
+        let delay = Duration::from_micros(rng.next() % 8000);
+        let end = run.dir.join("end");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                std::thread::sleep(delay);
+                fs::write(&end, "")
+            });
+            run.dump(tool, &images, &[])
+        })?;
+        let _ = fs::write(&end, "");
+        run.restore(tool, &images, &[])?;
+        run.dump(tool, &run.images(1)?, &["--leave-running"])?;
+        let view = run.view()?;
+        run.check(&view)?;
+    }
     Ok(())
 }
 

@@ -43,6 +43,7 @@ pub fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     add("keeper_killed", false, keeper_killed);
     add("tree_killed", false, tree_killed);
     add("dedup", false, dedup);
+    add("leader_gone", false, leader_gone);
     add("failed_dump", false, failed_dump);
     add("pre_dump_killed", true, pre_dump_killed);
     all
@@ -232,6 +233,22 @@ fn tree_killed(tool: &Tool) -> Result<(), NotReady> {
         kill(pid, libc::SIGKILL);
     }
     no_keeper(&run, "after the end of the tree")?;
+    Ok(())
+}
+
+/// The memory of a process whose first thread has ended is tracked like any other.
+fn leader_gone(tool: &Tool) -> Result<(), NotReady> {
+    let program = by_name("leader_gone")?;
+    let mut run = Run::ready(program.name, &program.start(), Fs::Memory)?;
+    for n in 0..2 {
+        save(&run, tool, "pre-dump", n, &[])?;
+    }
+    ended(&mut run, tool, tool, 2, &[])?;
+    let (left, stored) = pages(&run, 2)?;
+    if left < 200 {
+        let text = format!("only {left} pages were left to the parent, {stored} stored");
+        return Err(run.fail(text).into());
+    }
     Ok(())
 }
 

@@ -261,6 +261,18 @@ const NO_RULES: &str = "what it restores first speaks before the other side is t
 const STOPPED_TCP: &str =
     "connections of a tree left stopped stay in repair mode, nothing resumes them";
 
+/// It can restore one all the same.
+const NO_LEADER: &[(&str, &str)] = &[
+    ("dead", LED),
+    ("as_criu", LED),
+    ("running", LED),
+    ("running_restored", LED),
+    ("stopped", LED),
+    ("stopped_restored", LED),
+    ("from_criu", LED),
+];
+const LED: &str = "it cannot stop a process whose first thread has ended";
+
 const NO_BPF: &str = "the CRIU at hand is built without BPF";
 const MIXES: &str = "some of the mixes have what it loses: O_DIRECTORY of a directory";
 const FROM_OUTSIDE: &str = "somebody outside reads its filters by its pid";
@@ -278,6 +290,11 @@ pub fn all() -> Vec<Program> {
     vec![
         program!(counter),
         program!(threads),
+        program!(leader_gone).unless_criu_in(NO_LEADER),
+        program!(leader_gone)
+            .named("leader_gone_large")
+            .env(&[("ZOO_N", "20"), ("ZOO_FDS", "700"), ("ZOO_MIB", "40"), ("ZOO_FILTER", "1")])
+            .unless_criu_in(NO_LEADER),
         program!(tree).needs_its_pids("it checks the pid of its root's parent"),
         // A thread that CRIU let run its code inside a sequence goes on in it: a lost update.
         program!(rseq).unless_criu_in(&[("running", RSEQ), ("stopped", RSEQ)]),
@@ -670,6 +687,7 @@ pub fn by_name(name: &str) -> Result<Program, Fail> {
         program!(unsupported),
         program!(address_spaces).named("address_spaces_of_seed"),
         program!(vfork_waiter),
+        program!(leader_gone).named("leader_ends").env(&[("ZOO_LATE", "1")]),
         program!(unix_client),
         program!(outside),
         program!(sysv_shm).named("sysv_shm_outside").env(&[("ZOO_OUTSIDE", "1")]),

@@ -44,6 +44,13 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
             finish(refused_with(&tool, "syscall_user_dispatch", told, &["dispatch", "try again"]))
         }));
     }
+    {
+        let tool = tool.clone();
+        all.push(trial("refusals::dump_signal_of_first_thread".into(), move || {
+            let words = &["parent death signal", "first thread", "PR_SET_PDEATHSIG"];
+            finish(refused_with(&tool, "leader_gone", ("ZOO_PDEATH", "1"), words))
+        }));
+    }
     for (kind, words) in KINDS {
         let tool = tool.clone();
         all.push(trial(format!("refusals::dump_{kind}"), move || {

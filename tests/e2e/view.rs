@@ -94,8 +94,12 @@ impl View {
 
     /// Processes that are not stopped and not zombies: those a checkpoint itself stops.
     pub fn running_pids(&self) -> Vec<i32> {
-        let state = |pid: &i32| self.facts.get(&format!("{pid}/{pid} state")).map(String::as_str);
-        self.pids.iter().copied().filter(|p| state(p) == Some("alive")).collect()
+        let is_alive = |pid: &i32| {
+            let of_it = format!("{pid}/");
+            let mut of_it = self.facts.iter().filter(|(name, _)| name.starts_with(&of_it));
+            of_it.any(|(name, state)| name.ends_with(" state") && state == "alive")
+        };
+        self.pids.iter().copied().filter(is_alive).collect()
     }
 
     /// The value of one fact.
@@ -143,19 +147,20 @@ impl View {
         for &tid in &tasks {
             self.thread(pid, tid);
         }
-        if state(pid) == Some('Z') {
+        let tid = living(pid);
+        if state(tid) == Some('Z') {
             return;
         }
         for link in ["exe", "cwd", "root"] {
-            self.put(format!("{pid} {link}"), read_link(&format!("/proc/{pid}/{link}")));
+            self.put(format!("{pid} {link}"), read_link(&format!("/proc/{tid}/{link}")));
         }
         for file in
             ["cmdline", "environ", "limits", "timers", "personality", "coredump_filter", "cgroup"]
         {
-            self.put(format!("{pid} {file}"), read(&format!("/proc/{pid}/{file}")));
+            self.put(format!("{pid} {file}"), read(&format!("/proc/{tid}/{file}")));
         }
         for file in ["oom_score_adj", "timerslack_ns", "auxv", "uid_map", "gid_map"] {
-            let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            let bytes = fs::read(format!("/proc/{tid}/{file}")).unwrap_or_default();
             let text = if file == "auxv" {
                 format!("{bytes:x?}")
             } else {
@@ -164,10 +169,10 @@ impl View {
             self.put(format!("{pid} {file}"), text);
         }
         for ns in ["cgroup", "ipc", "mnt", "net", "pid", "time", "user", "uts"] {
-            self.put(format!("{pid} ns/{ns}"), read_link(&format!("/proc/{pid}/ns/{ns}")));
+            self.put(format!("{pid} ns/{ns}"), read_link(&format!("/proc/{tid}/ns/{ns}")));
         }
-        self.maps(pid);
-        self.fds(pid, names);
+        self.maps(pid, tid);
+        self.fds(pid, tid, names);
     }
 
     fn thread(&mut self, pid: i32, tid: i32) {
@@ -216,9 +221,9 @@ impl View {
     }
 
     /// Mappings, with neighbours joined that differ in nothing: whether the kernel merged them is its own affair.
-    fn maps(&mut self, pid: i32) {
+    fn maps(&mut self, pid: i32, tid: i32) {
         let text =
-            String::from_utf8_lossy(&fs::read(format!("/proc/{pid}/smaps")).unwrap_or_default())
+            String::from_utf8_lossy(&fs::read(format!("/proc/{tid}/smaps")).unwrap_or_default())
                 .into_owned();
         let mut joined: Vec<Vma> = Vec::new();
         for vma in parse_smaps(&text) {
@@ -237,13 +242,13 @@ impl View {
         }
     }
 
-    fn fds(&mut self, pid: i32, names: &mut Names) {
-        let mut numbers: Vec<i32> = list(&format!("/proc/{pid}/fd"));
+    fn fds(&mut self, pid: i32, tid: i32, names: &mut Names) {
+        let mut numbers: Vec<i32> = list(&format!("/proc/{tid}/fd"));
         numbers.sort_unstable();
         for fd in numbers {
-            let target = names.canonical(&read_link(&format!("/proc/{pid}/fd/{fd}")));
+            let target = names.canonical(&read_link(&format!("/proc/{tid}/fd/{fd}")));
             let mut info = Vec::new();
-            for line in read(&format!("/proc/{pid}/fdinfo/{fd}")).lines() {
+            for line in read(&format!("/proc/{tid}/fdinfo/{fd}")).lines() {
                 let line = line.split_whitespace().collect::<Vec<_>>().join(" ");
                 let keep = [
                     "pos:",
@@ -274,35 +279,37 @@ impl View {
 
     /// What tasks have in common, by kcmp(2): descriptor tables, signal handlers, … and open file descriptions.
     fn sharing(&mut self, pids: &[i32]) {
-        let live: Vec<i32> = pids.iter().copied().filter(|&p| state(p) != Some('Z')).collect();
+        let tids = pids.iter().map(|&pid| (pid, living(pid)));
+        let live: Vec<_> = tids.filter(|&(_, tid)| state(tid) != Some('Z')).collect();
         for (kind, name) in [(1, "vm"), (2, "files"), (3, "fs"), (4, "sighand"), (6, "sysvsem")] {
             for pair in live.windows(2).take(50) {
-                let same = kcmp(pair[0], pair[1], kind, 0, 0);
-                self.put(format!("{} shares {name} with {}", pair[1], pair[0]), same.to_string());
+                let [(first, a), (second, b)] = [pair[0], pair[1]];
+                let same = kcmp(a, b, kind, 0, 0);
+                self.put(format!("{second} shares {name} with {first}"), same.to_string());
             }
         }
         // Descriptors with the same target: which of them are one description?
-        let mut by_target: BTreeMap<String, Vec<(i32, i32)>> = BTreeMap::new();
-        for &pid in live.iter().take(60) {
-            let mut numbers: Vec<i32> = list(&format!("/proc/{pid}/fd"));
+        let mut by_target: BTreeMap<String, Vec<(i32, i32, i32)>> = BTreeMap::new();
+        for &(pid, tid) in live.iter().take(60) {
+            let mut numbers: Vec<i32> = list(&format!("/proc/{tid}/fd"));
             numbers.sort_unstable();
             for fd in numbers {
                 by_target
-                    .entry(read_link(&format!("/proc/{pid}/fd/{fd}")))
+                    .entry(read_link(&format!("/proc/{tid}/fd/{fd}")))
                     .or_default()
-                    .push((pid, fd));
+                    .push((pid, tid, fd));
             }
         }
         for (target, holders) in by_target {
             // Anonymous inodes all have one name; comparing each with each of a few is enough.
-            let mut firsts: Vec<(i32, i32)> = Vec::new();
-            for (pid, fd) in holders.into_iter().take(400) {
-                match firsts.iter().find(|f| kcmp(f.0, pid, 0, f.1, fd)) {
+            let mut firsts: Vec<(i32, i32, i32)> = Vec::new();
+            for (pid, tid, fd) in holders.into_iter().take(400) {
+                match firsts.iter().find(|f| kcmp(f.1, tid, 0, f.2, fd)) {
                     Some(f) => self.put(
                         format!("{pid} fd {fd} description"),
-                        format!("that of {} fd {}", f.0, f.1),
+                        format!("that of {} fd {}", f.0, f.2),
                     ),
-                    None if firsts.len() < 40 => firsts.push((pid, fd)),
+                    None if firsts.len() < 40 => firsts.push((pid, tid, fd)),
                     None => self.put(
                         format!("{pid} fd {fd} description"),
                         format!("own, of {}", class(&target)),
@@ -434,6 +441,15 @@ pub fn tasks_of(pid: i32) -> Vec<i32> {
     let mut tids = list(&format!("/proc/{pid}/task"));
     tids.sort_unstable();
     tids
+}
+
+/// The process itself, or its first thread that lives, if its leader has ended while others go on.
+pub fn living(pid: i32) -> i32 {
+    if state(pid) != Some('Z') {
+        return pid;
+    }
+    let alive = |tid: &i32| !matches!(state(*tid), None | Some('Z' | 'X'));
+    tasks_of(pid).into_iter().find(alive).unwrap_or(pid)
 }
 
 /// Parent of a process.

@@ -7,7 +7,7 @@ use rewake_inject::live::Live;
 use rewake_inject::tracee::Stopped;
 use rewake_objects::problem::text;
 use rewake_proc::read::ProcDir;
-use rewake_proc::stat::{Stat, TaskState};
+use rewake_proc::stat::Stat;
 use rewake_sys::sched::Pin;
 use rewake_sys::{signal, wait};
 use std::collections::{HashMap, HashSet};
@@ -31,14 +31,16 @@ pub enum Life {
 /// A task that stands still, as all of our threads may see it.
 #[derive(Debug)]
 pub struct Task {
-    /// Its `/proc` directory.
+    /// The `/proc` directory of the first of its living threads.
     pub dir: ProcDir,
     /// `/proc/PID/stat` as it was when it was found.
     pub stat: Stat,
     /// Dead or alive.
     pub life: Life,
-    /// Its threads, the leader first. Empty for a zombie.
+    /// Its living threads, the leader first, unless that has ended. Empty for a zombie.
     pub tids: Vec<i32>,
+    /// The wait status with which its leader has ended while other threads go on.
+    pub leader_ended: Option<i32>,
 }
 
 impl Task {
@@ -46,6 +48,13 @@ impl Task {
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.stat.pid
+    }
+
+    /// The first of its living threads. The kernel is asked for its memory and descriptors by this one: a leader that has ended has
+    /// none.
+    #[must_use]
+    pub fn tid(&self) -> i32 {
+        self.tids.first().copied().unwrap_or(self.stat.pid)
     }
 
     /// Command name.
@@ -87,10 +96,11 @@ impl Held {
 
     /// Waits until it is dead, after a SIGKILL.
     fn see_off(self) {
-        // The leader dies last: its death is told when all other threads are reaped.
-        let (leader, others) = self.task.tids.split_at(1);
-        for tid in others.iter().chain(leader) {
-            wait::until_dead(*tid);
+        // The leader dies last: its death is told when all other threads are reaped. If it has ended before, that may have been
+        // while we traced it.
+        let (first, others) = self.task.tids.split_at(1);
+        for tid in others.iter().chain(first).copied().chain([self.task.pid()]) {
+            wait::until_dead(tid);
         }
     }
 }
@@ -137,7 +147,7 @@ impl Shard {
                     text(&stat.comm)
                 )));
             }
-            if matches!(stat.state, TaskState::Zombie | TaskState::Dead) {
+            if stat.has_ended() {
                 new.push(zombie(dir, stat, root)?);
             } else {
                 living.push(Stopping::new(dir, stat));
@@ -157,12 +167,14 @@ impl Shard {
                 continue;
             }
             let (dir, stat, threads) = stopping.done()?;
-            let tids = threads.iter().map(Stopped::tid).collect();
+            let tids: Vec<i32> = threads.iter().map(Stopped::tid).collect();
+            let led = tids.first() == Some(&stat.pid);
+            let leader_ended = (!led).then_some(stat.exit_code);
             let life = match threads.first().and_then(Stopped::group_stop) {
                 Some(signal) => Life::Stopped(signal),
                 None => Life::Alive,
             };
-            let task = Arc::new(Task { dir, stat, life, tids });
+            let task = Arc::new(Task { dir, stat, life, tids, leader_ended });
             self.held.push(Held { task: task.clone(), threads, agent: None, killed: false });
             new.push(task);
         }
@@ -175,7 +187,11 @@ impl Shard {
     fn children(&mut self) -> Result<Vec<i32>> {
         let mut buffer = Vec::new();
         let tasks = self.held.iter().map(|held| &held.task);
-        let of = tasks.map(|task| children(task, task.tids.get(..1).unwrap_or(&[]), &mut buffer));
+        let of = tasks.map(|task| {
+            // The kernel's first living thread need not be that of the lowest number.
+            let few = if task.leader_ended.is_some() { task.tids.len() } else { 1 };
+            children(task, task.tids.get(..few).unwrap_or(&[]), &mut buffer)
+        });
         Ok(of.collect::<Result<Vec<_>>>()?.concat())
     }
 
@@ -246,7 +262,7 @@ fn look(pid: i32, root: bool, buffer: &mut Vec<u8>) -> Result<Option<(ProcDir, S
 fn ended(pid: i32) -> Result<Option<Arc<Task>>> {
     let until = Instant::now() + Duration::from_secs(1);
     while let Some((dir, stat)) = look(pid, false, &mut Vec::new())? {
-        if matches!(stat.state, TaskState::Zombie | TaskState::Dead) {
+        if stat.has_ended() {
             return zombie(dir, stat, false).map(Some);
         }
         if Instant::now() > until {
@@ -259,17 +275,13 @@ fn ended(pid: i32) -> Result<Option<Arc<Task>>> {
 
 fn zombie(dir: ProcDir, stat: Stat, root: bool) -> Result<Arc<Task>> {
     let name = format!("process {} ({})", stat.pid, text(&stat.comm));
-    if stat.num_threads > 1 {
-        return Err(Error::new(format!("{name}: its first thread has ended while others run on"))
-            .hint("such a process cannot be saved yet"));
-    }
     if root {
         return Err(Error::new(format!(
             "{name} is dead: a zombie has nothing to save but its exit code"
         )));
     }
     let life = Life::Zombie(stat.exit_code);
-    Ok(Arc::new(Task { dir, stat, life, tids: Vec::new() }))
+    Ok(Arc::new(Task { dir, stat, life, tids: Vec::new(), leader_ended: None }))
 }
 
 /// A tree that stands still. Dropping it lets every task run on as it was.

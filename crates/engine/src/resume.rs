@@ -77,6 +77,11 @@ fn gone(pid: Pid, e: &ReadError) -> Error {
     }
 }
 
+fn is_stopped(pid: Pid) -> bool {
+    let stat = ProcDir::open_living(pid).and_then(|dir| dir.stat(&mut Vec::new()));
+    stat.is_ok_and(|stat| stat.state == TaskState::Stopped)
+}
+
 fn stat(pid: Pid) -> Result<Stat> {
     directory(pid)?.stat(&mut Vec::new()).map_err(|e| gone(pid, &e))
 }
@@ -92,7 +97,7 @@ pub fn resume(root: Pid) -> Result<usize> {
     let keep: HashSet<Pid> = std::fs::read_to_string(&path)
         .map(|list| list.lines().filter_map(|l| l.parse().ok()).collect())
         .unwrap_or_default();
-    if root_stat.state != TaskState::Stopped && !keep.contains(&root) {
+    if !is_stopped(root) && !keep.contains(&root) {
         return Err(Error::new(format!(
             "process {root} ({}) is not stopped",
             text(&root_stat.comm)
@@ -122,7 +127,7 @@ pub fn resume(root: Pid) -> Result<usize> {
     }
     let mut woken = 0;
     for pid in tree.into_iter().rev().filter(|pid| !keep.contains(pid)) {
-        if stat(pid).is_ok_and(|s| s.state == TaskState::Stopped) {
+        if is_stopped(pid) {
             signal::kill(pid, libc::SIGCONT)
                 .map_err(|e| Error::new(format!("process {pid} cannot be woken: {e}")))?;
             woken += 1;

@@ -18,6 +18,8 @@ pub struct Stopping {
     stat: Stat,
     known: HashSet<i32>,
     stopped: Threads,
+    /// Has its leader ended?
+    leader_ended: bool,
     gone: bool,
     /// Was its stat read when it stood still?
     settled: bool,
@@ -41,7 +43,7 @@ impl Stopping {
     #[must_use]
     pub fn new(dir: ProcDir, stat: Stat) -> Stopping {
         let (known, stopped) = (HashSet::new(), Threads::default());
-        Stopping { dir, stat, known, stopped, gone: false, settled: false }
+        Stopping { dir, stat, known, stopped, leader_ended: false, gone: false, settled: false }
     }
 
     /// Process id.
@@ -50,22 +52,32 @@ impl Stopping {
         self.stat.pid
     }
 
-    /// Has it ended meanwhile?
+    /// Has it ended meanwhile? A leader may do so while others go on.
     #[must_use]
     pub fn is_gone(&self) -> bool {
-        self.gone
+        self.gone || self.stopped.0.is_empty()
     }
 
-    /// Its `/proc` directory, its stat as it stands still, and its threads, the leader first.
+    /// Its `/proc` directory, its stat as it stands still, and its living threads, the leader first.
     ///
     /// # Errors
     /// It is gone.
     pub fn done(mut self) -> Result<(ProcDir, Stat, Vec<Stopped>)> {
-        if !self.settled {
+        if !self.settled || self.leader_ended {
             self.settle()?;
         }
         let mut threads = std::mem::take(&mut self.stopped.0);
         threads.sort_by_key(|t| (t.tid() != self.stat.pid, t.tid()));
+        if self.leader_ended
+            && let Some(first) = threads.first()
+        {
+            // Of memory and the like the first living thread tells; who it is, its parent, and how it has ended, the leader.
+            let dir = ProcDir::open(first.tid()).map_err(|e| self.failed(&e))?;
+            let of_first = dir.stat(&mut Vec::new()).map_err(|e| self.failed(&e))?;
+            let Stat { pid, comm, starttime, exit_code, .. } = self.stat;
+            self.stat = Stat { pid, comm, starttime, exit_code, ..of_first };
+            self.dir = dir;
+        }
         Ok((self.dir, self.stat, threads))
     }
 
@@ -104,11 +116,7 @@ impl Stopping {
                     self.known.insert(tid);
                     pending.push(running);
                 }
-                Err(e) if is_gone(tid, e.errno) && tid != pid => {}
-                Err(e) if is_gone(tid, e.errno) => {
-                    self.gone = true;
-                    return Ok(());
-                }
+                Err(e) if is_gone(tid, e.errno) => self.leader_ended |= tid == pid,
                 Err(e) => return Err(cannot_trace(&self.dir, &self.stat, tid, e)),
             }
         }
@@ -157,6 +165,7 @@ pub fn stop_all(all: &mut [Stopping], deadline: Option<Instant>) -> Result<()> {
         }
         // Whoever was seized is waited for, whatever failed: only then can it be let go.
         let mut waiter = None;
+        let has_ended = |tid| pids.get(&tid) == Some(&tid) && is_dead(tid);
         let hopeless = |tid| {
             waiter = pids.get(&tid).and_then(|pid| vfork_waiter(*pid, tid));
             waiter.is_some()
@@ -171,14 +180,14 @@ pub fn stop_all(all: &mut [Stopping], deadline: Option<Instant>) -> Result<()> {
                 }
                 Err(rewake_inject::Error::Gone { tid, .. }) => {
                     if let Some(at) = owners.get(&tid) {
-                        all[*at].gone |= tid == all[*at].pid();
+                        all[*at].leader_ended |= tid == all[*at].pid();
                     }
                 }
                 Err(e) => return Err(e),
             }
             Ok(())
         };
-        let waited = wait_all(pending, deadline, on_stop, hopeless);
+        let waited = wait_all(pending, deadline, on_stop, has_ended, hopeless);
         result?;
         if let (Err(_), Some(waiter)) = (&waited, waiter) {
             return Err(waiter);
@@ -244,11 +253,15 @@ fn vfork_waiter(pid: i32, tid: i32) -> Option<Error> {
 
 /// Does a failure to seize a thread mean that it has ended? Of one that is about to be reaped the kernel says `EPERM`.
 fn is_gone(tid: i32, errno: rewake_sys::Errno) -> bool {
-    let ended = || match ProcDir::open(tid).and_then(|dir| dir.stat(&mut Vec::new())) {
+    errno == rewake_sys::Errno::SRCH || errno == rewake_sys::Errno::PERM && is_dead(tid)
+}
+
+/// Is a thread dead or gone?
+fn is_dead(tid: i32) -> bool {
+    match ProcDir::open(tid).and_then(|dir| dir.stat(&mut Vec::new())) {
         Ok(stat) => matches!(stat.state, TaskState::Zombie | TaskState::Dead),
         Err(_) => true,
-    };
-    errno == rewake_sys::Errno::SRCH || errno == rewake_sys::Errno::PERM && ended()
+    }
 }
 
 fn cannot_trace(dir: &ProcDir, stat: &Stat, tid: i32, e: rewake_sys::SyscallError) -> Error {

@@ -165,8 +165,9 @@ impl Running {
 
 /// Waits until all of `pending` stand in a `PTRACE_EVENT_STOP`, in whatever order they do, and calls `done` for each
 /// at once: what a stop does to a system call is to be mended before anything happens to us. If something fails, the
-/// others are waited for and done with all the same, since they stop too. Now and then `hopeless` is asked whether a thread that
-/// is slow will never stop.
+/// others are waited for and done with all the same, since they stop too. Now and then `has_ended` is asked of
+/// those that do not stop (of a first thread that ends while others go on the kernel says nothing), and `hopeless` whether one that
+/// is slow never will.
 ///
 /// # Errors
 /// [`Error::Stuck`], or the first that `done` returned.
@@ -174,9 +175,12 @@ pub fn wait_all(
     pending: Vec<Running>,
     mut deadline: Option<Instant>,
     mut done: impl FnMut(Result<Stopped>) -> Result<()>,
+    mut has_ended: impl FnMut(i32) -> bool,
     mut hopeless: impl FnMut(i32) -> bool,
 ) -> Result<()> {
-    /// How many looks in vain come before a thread is slow: half a second, about.
+    /// How many looks in vain come before we sleep in between.
+    const BUSY: u32 = 1000;
+    /// How many come before a thread is slow: half a second, about.
     const SLOW: u32 = 3500;
     /// How long the others are waited for after a failure.
     const AFTER_FAILURE: Duration = Duration::from_secs(1);
@@ -215,9 +219,18 @@ pub fn wait_all(
                 pending.retain(|other| *other != tid);
                 failed.get_or_insert(Error::Stuck { tid });
             }
-            (SLOW, _) => idle = 1000,
-            (1..1000, _) => std::thread::yield_now(),
-            (1000.., _) => std::thread::sleep(Duration::from_micros(200)),
+            (SLOW, _) => idle = BUSY - 1,
+            (BUSY, _) => {
+                let ended = pending.extract_if(.., |tid| has_ended(*tid));
+                for tid in ended {
+                    let how = "it has ended before the other threads".into();
+                    if let Err(e) = done(Err(Error::Gone { tid, how })) {
+                        failed.get_or_insert(e);
+                    }
+                }
+            }
+            (1..BUSY, _) => std::thread::yield_now(),
+            (BUSY.., _) => std::thread::sleep(Duration::from_micros(200)),
             _ => {}
         }
     }

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::path::DecInt;
 
 use crate::ParseError;
-use crate::stat::Stat;
+use crate::stat::{Stat, TaskState};
 use crate::status::Status;
 
 /// Room for a text that has no size: more than any single-record file but `status` with thousands of groups has.
@@ -166,6 +166,24 @@ impl ProcDir {
     /// [`ReadError::Gone`] if there is no such process.
     pub fn open(pid: i32) -> Result<ProcDir, ReadError> {
         open_pid(CWD, format!("/proc/{pid}"), pid)
+    }
+
+    /// Opens the directory of the first thread of a process that lives: that of the process itself, unless its first thread has
+    /// ended while others go on. Such a one has no memory and no descriptors any more, and is in no state but dead.
+    ///
+    /// # Errors
+    /// [`ReadError::Gone`] if there is no such process.
+    pub fn open_living(pid: i32) -> Result<ProcDir, ReadError> {
+        let mut buffer = Vec::new();
+        let dir = ProcDir::open(pid)?;
+        let is_dead = |stat: &Stat| matches!(stat.state, TaskState::Zombie | TaskState::Dead);
+        let stat = dir.stat(&mut buffer)?;
+        if !is_dead(&stat) || stat.has_ended() {
+            return Ok(dir);
+        }
+        let threads = dir.tids()?.into_iter().filter_map(|tid| ProcDir::open(tid).ok());
+        let mut alive = threads.filter(|dir| dir.stat(&mut buffer).is_ok_and(|s| !is_dead(&s)));
+        Ok(alive.next().unwrap_or(dir))
     }
 
     /// The process or thread id.

@@ -153,6 +153,11 @@ pub struct Stat {
 }
 
 impl Stat {
+    /// Has the process ended, all of it? Its first thread may be a zombie while others go on.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state, TaskState::Zombie | TaskState::Dead) && self.num_threads <= 1
+    }
+
     /// Device number (major, minor) of the controlling terminal.
     pub fn tty(&self) -> Option<(u32, u32)> {
         // The kernel's new_encode_dev: minor bits 0-7 and 20-31, major bits 8-19.

@@ -58,6 +58,19 @@ fn stat_with_hostile_names() {
 }
 
 #[test]
+fn a_process_has_ended_when_its_last_thread_has() {
+    let ended = |state: &str, threads: u32| {
+        let text = format!(
+            "1 (main) {state} 2 1 1 0 -1 4227084 1 2 3 4 5 6 7 8 20 0 {threads} 0 1 0 0 18446744073709551615 0 0 0 0 0 0 0 0 0 \
+             0 0 0 17 0 0 0 0 0 0 0 0 0 0 0 0 0 51200"
+        );
+        stat::parse(text.as_bytes()).unwrap().has_ended()
+    };
+    assert!(ended("Z", 1) && ended("Z", 0) && ended("X", 0));
+    assert!(!ended("Z", 2) && !ended("S", 1) && !ended("T", 2));
+}
+
+#[test]
 fn stat_errors_name_the_field() {
     let field = |text: &[u8]| stat::parse(text).map(|_| ()).unwrap_err();
     assert_eq!(field(b"").field, "pid");

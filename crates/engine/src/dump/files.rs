@@ -119,9 +119,9 @@ fn of_link(
 /// The layout of the address space, and the files that are mapped.
 fn memory(collector: &mut Collector, seen: &Seen<'_>, problems: &mut Vec<Problem>) -> MmEntry {
     let Seen { task, outside, inside, .. } = *seen;
-    let pid = task.pid();
+    let (pid, tid) = (task.pid(), outside.tid);
     let mut layout = mm::survey(&task.stat, &inside.attributes, &outside.auxv);
-    let exe = of_link(collector, pid, &outside.links.exe, 0, &format!("/proc/{pid}/exe"));
+    let exe = of_link(collector, pid, &outside.links.exe, 0, &format!("/proc/{tid}/exe"));
     layout.exe_file_id = or_report(problems, exe);
     // Neighbouring mappings are mostly of one file: look it up once.
     let mut last: Option<Mapped> = None;
@@ -133,7 +133,7 @@ fn memory(collector: &mut Collector, seen: &Seen<'_>, problems: &mut Vec<Problem
             let known = last.filter(|(device, inode, access, _)| {
                 (*device, *inode, *access) == (vma.device, vma.inode, entry.fdflags)
             });
-            let link = || format!("/proc/{pid}/map_files/{:x}-{:x}", entry.start, entry.end);
+            let link = || format!("/proc/{tid}/map_files/{:x}-{:x}", entry.start, entry.end);
             let id = match (&vma.backing, known) {
                 (Backing::None | Backing::Ring | Backing::Socket, _) => return entry,
                 (Backing::SysV(id), _) => {
@@ -169,11 +169,11 @@ fn memory(collector: &mut Collector, seen: &Seen<'_>, problems: &mut Vec<Problem
 
 /// Working directory, root, umask.
 fn directories(collector: &mut Collector, seen: &Seen<'_>, problems: &mut Vec<Problem>) -> FsEntry {
-    let pid = seen.task.pid();
+    let (pid, tid) = (seen.task.pid(), seen.outside.tid);
     let links = &seen.outside.links;
     let flags = (libc::O_RDONLY | libc::O_DIRECTORY) as u32;
-    let cwd = of_link(collector, pid, &links.cwd, flags, &format!("/proc/{pid}/cwd"));
-    let root = of_link(collector, pid, &links.root, flags, &format!("/proc/{pid}/root"));
+    let cwd = of_link(collector, pid, &links.cwd, flags, &format!("/proc/{tid}/cwd"));
+    let root = of_link(collector, pid, &links.root, flags, &format!("/proc/{tid}/root"));
     FsEntry {
         cwd_id: or_report(problems, cwd),
         root_id: or_report(problems, root),
@@ -194,10 +194,9 @@ fn descriptors(
     for (at, (number, cloexec)) in outside.fds.iter().zip(&inside.cloexec).enumerate() {
         let number = *number;
         let told = outside.told.get(at);
-        let pid = task.pid();
         let known = match told {
-            Some(told) => collector.told(pid, told),
-            None => collector.inherited(pid, number),
+            Some(told) => collector.told(outside.tid, told),
+            None => collector.inherited(outside.tid, number),
         };
         let collected = match known {
             Some(found) => Ok(found),
@@ -284,5 +283,6 @@ fn view<T>(
             .map_err(|e| failed("cannot be examined", &e))?;
         Ok(known.get_or_init(|| text).clone())
     };
-    look(&View { pid: task.pid(), number, fd, link, stat, flags, fdinfo: &fdinfo, numbers, told })
+    let (pid, tid) = (task.pid(), task.tid());
+    look(&View { pid, tid, number, fd, link, stat, flags, fdinfo: &fdinfo, numbers, told })
 }

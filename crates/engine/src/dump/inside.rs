@@ -1,5 +1,6 @@
 //! What only a task itself can tell (asked through an agent) and what ptrace tells of its threads.
 
+use super::leader;
 use super::outside::Outside;
 use super::thread::{self, ThreadState};
 use super::wave::Witnesses;
@@ -114,13 +115,24 @@ pub fn survey(
     for (((task, Told { answers, mut states, cloexec, mut problems }), facts), seen) in
         tasks.iter().zip(told).zip(facts).zip(seen)
     {
-        for (state, facts) in states.iter_mut().zip(facts) {
+        let mut facts = facts.into_iter();
+        for (state, facts) in states.iter_mut().zip(facts.by_ref()) {
             if let Some(status) = &facts.status {
                 state.add_seccomp(status, &mut problems);
             }
             state.add(facts);
         }
-        let states = task.tids.iter().copied().zip(states);
+        let mut tids = task.tids.clone();
+        if let (Some(status), Some(facts)) = (task.leader_ended, facts.next()) {
+            match leader::ended(task, status, facts, &seen.outside, &states) {
+                Ok(state) => {
+                    tids.insert(0, task.pid());
+                    states.insert(0, state);
+                }
+                Err(problem) => problems.push(problem),
+            }
+        }
+        let states = tids.into_iter().zip(states);
         insides.push(Inside { problems, ..build(task, &seen.outside, answers, states, cloexec) });
     }
     Ok(insides)
@@ -220,7 +232,7 @@ impl Traced {
             .iter()
             .map(|t| thread::state(t, xsave, task, outside))
             .collect::<Result<Vec<_>>>()?;
-        let shared = ptrace::queued_signals(pid, true).of(pid, comm)?;
+        let shared = ptrace::queued_signals(task.tid(), true).of(pid, comm)?;
         let status = &outside.status;
         let mut problems = Vec::new();
         // It will not stand still later on.
@@ -464,16 +476,16 @@ fn build(
     states: impl ExactSizeIterator<Item = (i32, ThreadState)>,
     cloexec: Vec<bool>,
 ) -> Inside {
-    let (pid, comm) = (task.pid(), task.comm());
+    let comm = task.comm();
     let Answers { actions, timers, limits, attributes, future, policy, policies, clocks, shared } =
         answers;
     let mut cores = Vec::with_capacity(states.len());
     let mut extra = Vec::with_capacity(states.len());
     let mut seccomp = Vec::with_capacity(states.len());
     for (tid, mut state) in states {
-        let leader = tid == pid;
+        let (leader, first) = (tid == task.pid(), tid == task.tid());
         let status = state.status.as_ref().unwrap_or(&outside.status);
-        if leader {
+        if first {
             state.info.clear_tid_addr = attributes.tid_address;
             let (sp, flags, size) = attributes.alternate_stack;
             state.core.sas = Some(signals::alternate_stack(sp, size, flags));
@@ -486,7 +498,7 @@ fn build(
         state.core.creds = Some(credentials::survey(status, securebits));
         state.core.comm = Some(match &state.status {
             Some(status) => status.comm(),
-            None => comm.to_vec(),
+            None => outside.status.comm(),
         });
         state.core.cg_set = Some(1);
         let tc = leader.then(|| TaskCoreEntry {

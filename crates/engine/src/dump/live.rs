@@ -194,7 +194,7 @@ impl Live {
             None => {
                 let pagemap = outside.pagemap.try_clone().of(pid, comm)?;
                 let memory = outside.memory.clone();
-                Arc::new(Shield::new(pid, memory, pagemap, None, self.budget.clone()))
+                Arc::new(Shield::new(outside.tid, memory, pagemap, None, self.budget.clone()))
             }
         };
         outside.runs = match shield.survey(&outside.vmas) {
@@ -263,7 +263,13 @@ fn large_ones(root: i32) -> HashMap<i32, Glance> {
                 todo.extend(children);
             }
         }
-        let status = dir.status(&mut buffer);
+        let (mut status, mut dir) = (dir.status(&mut buffer), dir);
+        // A first thread that has ended while others go on has no memory.
+        if status.as_ref().is_ok_and(|status| status.rss_anon.is_none())
+            && let Ok(living) = ProcDir::open_living(pid)
+        {
+            (status, dir) = (living.status(&mut buffer), living);
+        }
         let size = status.map_or(0, |s| s.rss_anon.unwrap_or(0) + s.vm_swap.unwrap_or(0));
         if size >= LARGE
             && let Ok(glance) = Glance::at(&dir)
@@ -343,10 +349,10 @@ fn attach_one(
         Ok(uffd) => uffd,
         Err(why) => return Ok(Err(why)),
     };
-    let dir = ProcDir::open(pid).of(pid, comm)?;
+    let dir = ProcDir::open(task.tid()).of(pid, comm)?;
     let pagemap = File::from(dir.open_file("pagemap", OFlags::RDONLY).of(pid, comm)?);
     let memory = outside.memory.clone();
-    let shield = Shield::new(pid, memory, pagemap, Some(uffd), budget.clone());
+    let shield = Shield::new(outside.tid, memory, pagemap, Some(uffd), budget.clone());
     shield.register(&outside.vmas);
     Ok(Ok(Large {
         exact: AtomicBool::new(false),

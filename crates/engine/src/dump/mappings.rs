@@ -34,11 +34,11 @@ pub fn survey(
     buffer: &mut Vec<u8>,
     problems: &mut Vec<Problem>,
 ) -> Result<Mappings> {
-    let (pid, comm, dir) = (task.pid(), task.comm(), &task.dir);
+    let (pid, tid, comm, dir) = (task.pid(), task.tid(), task.comm(), &task.dir);
     if !matches!(before, Before::Unseen) {
         let maps = dir.read("maps", buffer).of(pid, comm)?;
         if let Some(Ok(vmas)) =
-            before.glance(task, |glance| at_a_glance(pid, glance, maps, problems))
+            before.glance(task, |glance| at_a_glance(tid, glance, maps, problems))
         {
             before.set_exact(task);
             return Ok(Mappings { vmas, tell_shared: true });
@@ -70,10 +70,10 @@ fn quickly(
     smaps: &[u8],
     problems: &mut Vec<Problem>,
 ) -> std::result::Result<Vec<Vma>, String> {
-    let pid = task.pid();
+    let tid = task.tid();
     let mut text = Vec::new();
     let (areas, maps) = thread::scope(|scope| {
-        let areas = thread::Builder::new().spawn_scoped(scope, || mappings::of(pid));
+        let areas = thread::Builder::new().spawn_scoped(scope, || mappings::of(tid));
         let maps = task.dir.read("maps", &mut text);
         let areas = areas.map_err(|e| e.to_string())?;
         let areas = areas.join().map_err(|_| "a thread of ours broke down".to_owned())??;
@@ -86,13 +86,13 @@ fn quickly(
 
 /// Asks the kernel for the flags of all mappings, of a process that was seen before.
 fn at_a_glance(
-    pid: i32,
+    tid: i32,
     glance: &Glance,
     maps: &[u8],
     problems: &mut Vec<Problem>,
 ) -> std::result::Result<Vec<Vma>, String> {
     let mut codes = glance.codes().cloned().ok_or("its flags were not learned")?;
-    let mut vmas = with_flags(maps, &mappings::of(pid)?, &mut codes, problems)?;
+    let mut vmas = with_flags(maps, &mappings::of(tid)?, &mut codes, problems)?;
     for vma in &mut vmas {
         // Of what is new nobody has counted the pages.
         vma.readable &= glance.is_readable(vma);

@@ -11,6 +11,7 @@ mod finish;
 mod inside;
 mod late;
 pub(crate) mod layout;
+mod leader;
 mod live;
 mod mappings;
 mod outside;

@@ -26,6 +26,8 @@ use std::thread;
 /// A task as `/proc` tells it.
 #[derive(Debug)]
 pub struct Outside {
+    /// The thread that `/proc` and others are asked about: the first one that lives.
+    pub tid: i32,
     /// `/proc/PID/status`.
     pub status: Status,
     /// Mappings.
@@ -112,7 +114,8 @@ pub fn survey(
     let status = dir.status(&mut buffer).of(pid, comm)?;
     // For what is looked up once.
     let many = owns.files && status.fd_size >= MANY_DESCRIPTORS;
-    let told = many.then(|| thread::spawn(move || iterators::files::of(pid)));
+    let tid = task.tid();
+    let told = many.then(|| thread::spawn(move || iterators::files::of(tid)));
     let Mappings { mut vmas, tell_shared } =
         mappings::survey(task, before, &mut buffer, &mut problems)?;
     for vma in vmas.iter_mut().filter(|vma| vma.watched) {
@@ -177,6 +180,7 @@ pub fn survey(
     let values = values(dir, task.stat.session == pid, &mut buffer).of(pid, comm)?;
     let (runs, shield) = (Vec::new(), None);
     Ok(Outside {
+        tid,
         status,
         vmas,
         tell_shared,

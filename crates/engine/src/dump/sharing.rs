@@ -40,7 +40,7 @@ impl Sharing {
     /// # Errors
     /// They cannot be compared.
     pub fn survey(tasks: &[Arc<Task>]) -> Result<Sharing> {
-        let alive = |t: &Arc<Task>| (!t.tids.is_empty()).then(|| t.pid());
+        let alive = |t: &Arc<Task>| (!t.tids.is_empty()).then(|| t.tid());
         let pids: Vec<Option<i32>> = tasks.iter().map(alive).collect();
         let owners = sharing::survey(&pids).map_err(|p| Error::new(p.to_string()))?;
         let index = tasks.iter().enumerate().map(|(i, t)| (t.pid(), i)).collect();
@@ -82,7 +82,8 @@ impl Sharing {
 /// What the root of a tree shares with its parent, which is not in the tree.
 pub fn with_parent(root: &Task) -> Option<Obstacle> {
     let (pid, parent) = (root.pid(), root.stat.ppid);
-    let same = |kind: &kcmp::Kind| kcmp::compare(pid, parent, *kind).is_ok_and(|o| o.is_eq());
+    let same =
+        |kind: &kcmp::Kind| kcmp::compare(root.tid(), parent, *kind).is_ok_and(|o| o.is_eq());
     let kind = KINDS.into_iter().find(|kind| parent > 0 && same(kind))?;
     let comm = ProcDir::open(parent).and_then(|dir| dir.stat(&mut Vec::new())).map(|s| s.comm);
     let reason = format!(

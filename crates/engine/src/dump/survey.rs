@@ -6,7 +6,7 @@ use super::live::Live;
 use super::outside::Outside;
 use super::sharing::{self, Sharing};
 use super::wave::{Own, Seen, survey_wave, waves};
-use super::{deadline, late, refuse_ourselves};
+use super::{deadline, late, leader, refuse_ourselves};
 use crate::error::{Error, Result};
 use crate::freeze::{Life, Shard, Tree};
 use crate::options::{DumpOptions, FinalState};
@@ -211,6 +211,8 @@ pub(super) fn survey(
     late.extend(collector.deleted_watches());
     late.extend(sysv::judge(&mut collector));
     obstacles.extend(late::named(late, &tasks));
+    let ended = tree.tasks.iter().filter(|task| task.leader_ended.is_some());
+    obstacles.extend(leader::signalled(&tasks, &ended.map(|task| task.pid()).collect::<Vec<_>>()));
     let sharing = own.sharing.clone();
     let segments = collector.contents.iter().filter(|c| matches!(c, Contents::Shared(_)));
     let segments = (segments.count() + collector.sysv.len()) as u32;

@@ -21,7 +21,7 @@ use std::sync::Arc;
 /// What any of our threads can find out of a thread that stands still: nothing of it needs the tracer.
 #[derive(Debug)]
 pub struct Facts {
-    /// `/proc/PID/task/TID/status`; of the leader it is [`Outside::status`].
+    /// `/proc/PID/task/TID/status`; of the first living thread it is [`Outside::status`].
     pub status: Option<Status>,
     robust_list: (u64, u64),
     attr: SchedAttr,
@@ -38,7 +38,7 @@ pub fn needs_help(task: &Task) -> bool {
     task.tids.len() >= MANY
 }
 
-/// Gathers the facts of all threads of some tasks, the leader first, while `work` does what needs the tracer.
+/// Gathers the facts of all threads of some tasks, the leader first (but last if it has ended), while `work` does what needs the tracer.
 ///
 /// # Errors
 /// A thread is gone; whatever `work` returns.
@@ -65,7 +65,9 @@ pub fn with_facts<T>(
 
 fn gather_all(task: &Task) -> Result<Vec<Facts>> {
     let mut buffer = Vec::with_capacity(4096);
-    let all = task.tids.iter().map(|tid| gather(&task.dir, *tid, *tid == task.pid(), &mut buffer));
+    let ended = task.leader_ended.map(|_| task.pid());
+    let tids = task.tids.iter().copied().chain(ended);
+    let all = tids.map(|tid| gather(&task.dir, tid, tid == task.tid(), &mut buffer));
     all.collect::<std::result::Result<Vec<_>, String>>().of(task.pid(), task.comm())
 }
 
@@ -89,12 +91,12 @@ pub fn any_filtered(task: &Task) -> Result<bool> {
 fn gather(
     dir: &ProcDir,
     tid: i32,
-    leader: bool,
+    first: bool,
     buffer: &mut Vec<u8>,
 ) -> std::result::Result<Facts, String> {
     let at =
         |what: &'static str| move |e: &dyn std::fmt::Display| format!("thread {tid}: {what}: {e}");
-    let status = match leader {
+    let status = match first {
         true => None,
         false => {
             let text = dir
@@ -128,9 +130,9 @@ pub struct ThreadState {
     pub pending: u64,
     /// The registers with which it goes on, out of any restartable sequence.
     pub regs: Registers,
-    /// Of threads other than the leader.
+    /// Of threads other than the first living one.
     pub securebits: Option<u32>,
-    /// Of threads other than the leader.
+    /// Of threads other than the first living one.
     pub status: Option<Status>,
     /// What applies to it.
     pub seccomp: seccomp::State,

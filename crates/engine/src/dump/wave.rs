@@ -13,6 +13,7 @@ use rewake_objects::memory::tracking;
 use rewake_objects::problem::text;
 use rewake_sys::sched::Pin;
 use rewake_sys::userfaultfd::Userfaultfd;
+use rustix::process::PidfdFlags;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
@@ -170,6 +171,9 @@ pub(super) fn track(held: &Held, outside: &Outside, own: &Own) -> Option<Userfau
     None
 }
 
+/// Makes pidfd_open(2) take a thread that leads no process (linux/pidfd.h).
+const PIDFD_THREAD: u32 = libc::O_EXCL as u32;
+
 /// Looks at a task from outside.
 pub(super) fn look_at(task: &Task, own: &Own, before: Before<'_>) -> Result<Visible> {
     let (pid, comm) = (task.pid(), task.comm());
@@ -184,11 +188,23 @@ pub(super) fn look_at(task: &Task, own: &Own, before: Before<'_>) -> Result<Visi
         error.transient = true;
         return Err(error);
     }
-    let raw = rustix::process::Pid::from_raw(pid)
-        .ok_or_else(|| Error::new(format!("{pid} is no process id")))?;
-    let pidfd = rustix::process::pidfd_open(raw, rustix::process::PidfdFlags::empty())
-        .map_err(|e| format!("pidfd_open: {e}"))
-        .of(pid, comm)?;
+    let tid = task.tid();
+    let raw = rustix::process::Pid::from_raw(tid)
+        .ok_or_else(|| Error::new(format!("{tid} is no process id")))?;
+    // That of a process is its leader's, which has no descriptors any more if it has ended.
+    let flags = match task.leader_ended {
+        None => PidfdFlags::empty(),
+        Some(_) => PidfdFlags::from_bits_retain(PIDFD_THREAD),
+    };
+    let opened = rustix::process::pidfd_open(raw, flags);
+    let pidfd = match opened {
+        Err(rustix::io::Errno::INVAL) if task.leader_ended.is_some() => {
+            let what = "its first thread has ended while others run on, and this kernel opens no pidfd of another thread";
+            let error = Error::new(format!("process {pid} ({}): {what}", text(comm)));
+            return Err(error.hint("it needs Linux 6.9 or later"));
+        }
+        opened => opened.map_err(|e| format!("pidfd_open: {e}")).of(pid, comm)?,
+    };
     Ok(Visible { outside, pidfd })
 }
 

@@ -493,7 +493,7 @@ fn write_pages(
     while !rest.is_empty() {
         let plain = rest.iter().position(is_vdso).unwrap_or(rest.len());
         let source = pages::Source {
-            pid: memory.pid,
+            pid: outside.tid,
             memory: &outside.memory,
             gone_is_zero: memory.runs,
             shield: outside.shield.as_deref(),

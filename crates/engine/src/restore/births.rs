@@ -11,7 +11,7 @@ use rewake_inject::stub::Kind;
 use rewake_objects::files::open::Opener;
 use rewake_objects::problem::text;
 use rewake_proc::read::{ProcDir, ProcRoot};
-use rewake_proc::stat::{Stat, TaskState};
+use rewake_proc::stat::Stat;
 use rewake_sys::Errno;
 use rewake_sys::task::CloneArgs;
 use rustix::fd::{AsFd, OwnedFd};
@@ -200,7 +200,7 @@ fn taken(pid: Pid) -> Error {
     let end = |error: Error| error.hint("end that process, or use --new-pidns");
     let Ok(holder) = stat(pid) else {
         if let Some(member) = member_of(pid) {
-            let (name, dead) = (text(&member.comm), member.state == TaskState::Zombie);
+            let (name, dead) = (text(&member.comm), member.has_ended());
             let suffix = if dead { ", which is dead and waits to be reaped" } else { "" };
             let holder = format!("process {} ({name}){suffix}", member.pid);
             let mut error = end(error(format!("as the session or process group of {holder}")));
@@ -217,7 +217,7 @@ fn taken(pid: Pid) -> Error {
     if let Some(leader) = leader.ok().filter(|leader| *leader != pid) {
         return end(error(format!("by a thread of process {leader} ({comm})")));
     }
-    if holder.state != TaskState::Zombie {
+    if !holder.has_ended() {
         return end(error(format!("by process {pid} ({comm})")));
     }
     let parent = stat(holder.ppid).map_or_else(

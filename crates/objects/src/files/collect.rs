@@ -53,6 +53,8 @@ pub struct Options {
 pub struct View<'a> {
     /// Task that holds it.
     pub pid: i32,
+    /// A living thread of that, by which the kernel finds its descriptors.
+    pub tid: i32,
     /// Its number there.
     pub number: i32,
     /// The description itself, held by the controller too.
@@ -161,7 +163,7 @@ pub(super) type Key = (u64, u64, u32, Option<i32>);
 
 #[derive(Debug)]
 pub(super) struct Known {
-    pub(super) pid: i32,
+    pub(super) tid: i32,
     pub(super) number: i32,
     pub(super) id: u32,
     pub(super) kind: FdTypes,
@@ -170,7 +172,7 @@ pub(super) struct Known {
 /// A descriptor of which nothing need be asked again where another task has it too, under the same number.
 #[derive(Debug, Clone, Copy)]
 struct Heirloom {
-    pid: i32,
+    tid: i32,
     id: u32,
     kind: FdTypes,
 }
@@ -283,11 +285,16 @@ impl Collector {
         self.carrier.unwrap_or(view.pid)
     }
 
-    /// Process, number there and file id of the descriptors collected so far whose file has this inode number.
+    /// A living thread of that task.
+    pub(crate) fn looking(&self, view: &View<'_>) -> i32 {
+        self.carrier.unwrap_or(view.tid)
+    }
+
+    /// Thread, number there and file id of the descriptors collected so far whose file has this inode number.
     pub(super) fn holders_of(&self, inode: u64) -> impl Iterator<Item = (i32, i32, u32)> {
         let same = move |((_, ino, ..), _): &(&Key, &Vec<Known>)| *ino == inode;
         let known = self.known.iter().filter(same).flat_map(|(_, known)| known);
-        known.map(|known| (known.pid, known.number, known.id))
+        known.map(|known| (known.tid, known.number, known.id))
     }
 
     /// The file id of a description of this file, if one was collected.
@@ -321,9 +328,9 @@ impl Collector {
     }
 
     /// As [`Collector::descriptor`], if the task has the descriptor from another one (fork(2)): one question instead of a dozen.
-    pub fn inherited(&self, pid: i32, number: i32) -> Option<(u32, FdTypes)> {
+    pub fn inherited(&self, tid: i32, number: i32) -> Option<(u32, FdTypes)> {
         let known = self.heirlooms.get(&number)?;
-        let same = kcmp::compare_files(known.pid, number, pid, number).ok()?;
+        let same = kcmp::compare_files(known.tid, number, tid, number).ok()?;
         (same == Ordering::Equal).then_some((known.id, known.kind))
     }
 
@@ -348,7 +355,7 @@ impl Collector {
         if !locks.is_empty() {
             super::locks::note(self, view, id, locks)?;
         } else if self.pids.len() > 1 && self.locks.is_free(view) {
-            self.heirlooms.insert(view.number, Heirloom { pid: view.pid, id, kind });
+            self.heirlooms.insert(view.number, Heirloom { tid: view.tid, id, kind });
         }
         Ok((id, kind))
     }
@@ -364,7 +371,7 @@ impl Collector {
         }
         let mut failure = None;
         let found = known.binary_search_by(|k| {
-            kcmp::compare_files(k.pid, k.number, view.pid, view.number).unwrap_or_else(|e| {
+            kcmp::compare_files(k.tid, k.number, view.tid, view.number).unwrap_or_else(|e| {
                 failure = Some(e);
                 Ordering::Equal
             })
@@ -376,7 +383,7 @@ impl Collector {
             Ok(at) => (known[at].id, known[at].kind),
             Err(at) => {
                 let (id, kind) = survey_kind(self, view)?;
-                known.insert(at, Known { pid: view.pid, number: view.number, id, kind });
+                known.insert(at, Known { tid: view.tid, number: view.number, id, kind });
                 (id, kind)
             }
         };

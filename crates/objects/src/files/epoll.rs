@@ -64,7 +64,7 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
 
 /// For each item a number of the task that leads to the watched description; no two items get the same one.
 fn targets(view: &View<'_>, items: &[EpollItem]) -> Result<Vec<i32>, Problem> {
-    let mut sockets = (items.len() >= MANY).then(|| Links::new(view.pid));
+    let mut sockets = (items.len() >= MANY).then(|| Links::new(view.tid));
     let mut taken = HashSet::with_capacity(items.len());
     let mut numbers = vec![None; items.len()];
     let mut stale = Vec::new();
@@ -124,7 +124,7 @@ fn watched(
     let mut ids = Vec::with_capacity(items.len());
     for item in items {
         let offset: &mut u32 = before.entry(item.tfd).or_default();
-        let (pid, epoll) = (view.pid, view.number);
+        let (pid, epoll) = (view.tid, view.number);
         let found = collector.holders_of(item.ino).find(|(holder, number, _)| {
             kcmp::is_epoll_target(pid, epoll, item.tfd, *offset, *holder, *number) == Ok(true)
         });
@@ -163,7 +163,7 @@ pub fn restore_in_flight(opener: &mut Opener<'_>) -> Result<(), Problem> {
 }
 
 fn is_target(view: &View<'_>, item: &EpollItem, offset: u32, number: i32) -> Result<bool, Problem> {
-    match kcmp::is_epoll_target(view.pid, view.number, item.tfd, offset, view.pid, number) {
+    match kcmp::is_epoll_target(view.tid, view.number, item.tfd, offset, view.tid, number) {
         Ok(same) => Ok(same),
         // An O_PATH descriptor, which is never watched.
         Err(e) if e.errno == rewake_sys::Errno::BADF => Ok(false),

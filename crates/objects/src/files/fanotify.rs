@@ -52,7 +52,7 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
     let unprivileged = group.flags & FID_BITS != 0
         && filesystems.is_empty()
         && mark.iter().all(|m| m.r#type == MarkType::Inode as i32)
-        && !is_admin(view.pid);
+        && !is_admin(view.tid);
     if unprivileged || !filesystems.is_empty() {
         let extra = collector.extra_of(id);
         extra.filesystem_marks = filesystems;

@@ -84,6 +84,7 @@ impl Collector {
             || std::fs::read(format!("/proc/self/fdinfo/{number}")).map_err(|e| failed(&e));
         let view = View {
             pid: std::process::id() as i32,
+            tid: std::process::id() as i32,
             number,
             fd,
             link: link.into_bytes(),

@@ -108,20 +108,31 @@ impl Collector {
 fn masters(pids: &HashSet<i32>) -> HashSet<u32> {
     let mut found = HashSet::new();
     for pid in pids {
-        let Ok(list) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { continue };
-        for entry in list.flatten() {
+        for entry in descriptors(*pid) {
             let link = rustix::fs::readlink(entry.path(), Vec::new());
             if !link.is_ok_and(|link| link.as_bytes().ends_with(b"ptmx")) {
                 continue;
             }
-            let number = entry.file_name();
-            let path = format!("/proc/{pid}/fdinfo/{}", number.to_string_lossy());
+            let Some(fds) = entry.path().parent().map(std::path::Path::to_owned) else { continue };
+            let path = fds.with_file_name("fdinfo").join(entry.file_name());
             let info = std::fs::read_to_string(path).unwrap_or_default();
             let index = info.lines().find_map(|line| line.strip_prefix("tty-index:"));
             found.extend(index.and_then(|index| index.trim().parse::<u32>().ok()));
         }
     }
     found
+}
+
+/// The entries of `/proc/PID/fd`, or those of a living thread, if the leader has ended.
+fn descriptors(pid: i32) -> Vec<std::fs::DirEntry> {
+    let list = |path: String| std::fs::read_dir(path).into_iter().flatten().flatten();
+    let own: Vec<_> = list(format!("/proc/{pid}/fd")).collect();
+    if !own.is_empty() {
+        return own;
+    }
+    let threads = list(format!("/proc/{pid}/task"));
+    let of = |thread: std::fs::DirEntry| list(format!("{}/fd", thread.path().display())).collect();
+    threads.map(of).find(|found: &Vec<_>| !found.is_empty()).unwrap_or_default()
 }
 
 /// What waits in a pseudoterminal.

@@ -212,6 +212,7 @@ pub fn of_path(
         let fd = rustix::fs::open(open, how, Mode::empty()).map_err(unreadable)?;
         let view = View {
             pid,
+            tid: pid,
             number: -1,
             fd,
             link: [path, b" (deleted)"].concat(),

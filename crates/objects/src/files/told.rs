@@ -7,7 +7,7 @@ use rewake_image::messages::FdTypes;
 
 impl Collector {
     /// As [`Collector::descriptor`], of a descriptor of process `pid`, if what was told is enough.
-    pub fn told(&mut self, pid: i32, told: &Told) -> Option<(u32, FdTypes)> {
+    pub fn told(&mut self, tid: i32, told: &Told) -> Option<(u32, FdTypes)> {
         if told.locked || told.may_be_owned {
             return None;
         }
@@ -31,7 +31,7 @@ impl Collector {
         } else {
             (pipe::add(self, told.inode as u32, told.flags, nobody()?), FdTypes::Pipe)
         };
-        self.known.insert(key, vec![Known { pid, number: told.number, id, kind }]);
+        self.known.insert(key, vec![Known { tid, number: told.number, id, kind }]);
         self.described.insert(told.description, (id, kind));
         Some((id, kind))
     }

@@ -79,7 +79,7 @@ impl Mounts {
     /// Why it cannot be found.
     pub fn find(&mut self, view: &View<'_>, watched: Watched<'_>) -> Result<Place, String> {
         let scan = self.scan.clone();
-        let mounts = mountinfo::parse(self.text(view.pid)?).map_err(|e| e.to_string())?;
+        let mounts = mountinfo::parse(self.text(view.tid)?).map_err(|e| e.to_string())?;
         let device = (watched.sdev.major(), watched.sdev.minor());
         let mut why = "no mount of its file system can be reached".to_string();
         let here = |m: &&Mount<'_>| m.dev == device;
@@ -123,7 +123,7 @@ impl Mounts {
     /// # Errors
     /// There is no such mount in the task's namespace.
     pub fn directory(&mut self, view: &View<'_>, id: u32) -> Result<Vec<u8>, String> {
-        let mounts = mountinfo::parse(self.text(view.pid)?).map_err(|e| e.to_string())?;
+        let mounts = mountinfo::parse(self.text(view.tid)?).map_err(|e| e.to_string())?;
         let mount = mounts.iter().find(|m| m.id == id);
         mount.map(|m| m.mount_point.to_vec()).ok_or_else(|| format!("mount {id} is not there"))
     }
@@ -133,7 +133,7 @@ impl Mounts {
     /// # Errors
     /// It is not mounted in the task's namespace.
     pub fn any_directory(&mut self, view: &View<'_>, sdev: KernelDev) -> Result<Vec<u8>, String> {
-        let mounts = mountinfo::parse(self.text(view.pid)?).map_err(|e| e.to_string())?;
+        let mounts = mountinfo::parse(self.text(view.tid)?).map_err(|e| e.to_string())?;
         let device = (sdev.major(), sdev.minor());
         let mount = mounts.iter().find(|m| m.dev == device);
         mount.map(|m| m.mount_point.to_vec()).ok_or_else(|| "it is not mounted".into())

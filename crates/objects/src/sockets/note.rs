@@ -24,9 +24,11 @@ impl Process {
     }
 
     fn state(self) -> Option<TaskState> {
-        let stat = stat(self.pid).filter(|s| s.starttime == self.start)?;
-        let dead = matches!(stat.state, TaskState::Zombie | TaskState::Dead);
-        (!dead && !is_dying(&stat)).then_some(stat.state)
+        stat(self.pid).filter(|s| s.starttime == self.start)?;
+        // Its first thread may have ended while others go on.
+        let living = ProcDir::open_living(self.pid).ok()?.stat(&mut Vec::new()).ok()?;
+        let dead = matches!(living.state, TaskState::Zombie | TaskState::Dead);
+        (!dead && !is_dying(&living)).then_some(living.state)
     }
 }
 

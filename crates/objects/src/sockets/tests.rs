@@ -56,6 +56,7 @@ fn collect(collector: &mut Collector, fd: &impl AsFd) -> Result<u32, Problem> {
     let link = std::fs::read_link(format!("/proc/self/fd/{number}")).unwrap();
     let view = View {
         pid: std::process::id() as i32,
+        tid: std::process::id() as i32,
         number,
         fd: fd.try_clone_to_owned().unwrap(),
         link: link.into_os_string().into_encoded_bytes(),

@@ -155,7 +155,7 @@ pub fn survey(
         closed_peer(view, &mut extra);
     }
     if entry.name.first().is_some_and(|first| *first != 0) {
-        unix_path::survey(view, collector.holder(view), &mut entry, &mut extra)?;
+        unix_path::survey(view, collector.looking(view), &mut entry, &mut extra)?;
     }
     if !record.waiting.is_empty() {
         let holder = collector.holder(view);

@@ -138,7 +138,9 @@ fn survey_at(
     })
 }
 
-fn general(r: &Registers) -> UserX86RegsEntry {
+/// General registers as the images have them.
+#[must_use]
+pub fn general(r: &Registers) -> UserX86RegsEntry {
     UserX86RegsEntry {
         r15: r.r15,
         r14: r.r14,
