@@ -34,6 +34,13 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("networks_of_their_own", networks_of_their_own);
     add("all_or_none", all_or_none);
     add("the_same_address_is_refused", same_address);
+    add("the_same_socket_file_is_refused", |tool| {
+        let words = ["copy 1", "unix socket", "in use by a socket of another network namespace"];
+        same_file(tool, "unix_names", &["--copy-netns"], &words)
+    });
+    add("the_same_lock_is_refused", |tool| {
+        same_file(tool, "file_locks", &["--file-locks"], &["lock", "by one copy only"])
+    });
     all
 }
 
@@ -405,5 +412,26 @@ fn same_address(tool: &Tool) -> Result<(), NotReady> {
     if !left.is_empty() {
         return Err(run.fail(format!("left behind: {left:?}")).into());
     }
+    Ok(())
+}
+
+/// Copies have files in common; a person is told so, and not to end the copy before.
+fn same_file(tool: &Tool, program: &str, options: &[&str], words: &[&str]) -> Result<(), NotReady> {
+    let program = by_name(program)?;
+    let (mut run, before) = started(&program, Fs::Disk)?;
+    let images = run.images(1)?;
+    run.dump(tool, &images, program.dump_options)?;
+    run.gone(&before.pids(), "after the dump")?;
+    let done = run.try_restore(tool, &images, &[&["--copies", "2"], options].concat())?;
+    let all = [words, &["copies have the files of this host in common"]].concat();
+    if done.success() || !all.iter().all(|w| done.text.contains(*w)) {
+        return Err(run.fail(format!("not refused in the words {all:?}: {}", done.text)).into());
+    }
+    let left = run.leftovers();
+    if !left.is_empty() {
+        return Err(run.fail(format!("left behind: {left:?}")).into());
+    }
+    run.restore(tool, &images, program.restore_options)?;
+    run.check(&before)?;
     Ok(())
 }

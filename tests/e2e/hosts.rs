@@ -174,7 +174,7 @@ pub fn backlog_of_an_interface(tool: &Tool) -> Result<(), NotReady> {
     let client = other.within(|| TcpStream::connect(&address).map_err(|e| e.to_string()))??;
     let images = run.images(1)?;
     let done = run.try_dump(tool, run.root, &images, ESTABLISHED)?;
-    let words = ["1 connections wait to be accepted", "SO_BINDTODEVICE", "--skip-in-flight"];
+    let words = ["1 connection waits to be accepted", "SO_BINDTODEVICE", "--skip-in-flight"];
     refused(&run, tool, &done, &images.join("dump.log"), &words)?;
     drop(client);
     run.same(&before, "after the refused dump", &[])?;

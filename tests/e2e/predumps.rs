@@ -45,6 +45,7 @@ pub fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     add("dedup", false, dedup);
     add("leader_gone", false, leader_gone);
     add("failed_dump", false, failed_dump);
+    add("untrackable", false, untrackable);
     add("pre_dump_killed", true, pre_dump_killed);
     all
 }
@@ -52,6 +53,36 @@ pub fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
 fn start() -> Result<Run, NotReady> {
     let program = by_name("memory_written")?;
     Run::ready(program.name, &program.start(), Fs::Memory)
+}
+
+/// A person is told at once, and every time, why memory cannot be tracked.
+fn untrackable(tool: &Tool) -> Result<(), NotReady> {
+    let program = by_name("aio")?;
+    let run = Run::ready(program.name, &program.start(), Fs::Memory)?;
+    let before = run.view()?;
+    let wanted = format!(
+        "process {} (aio): its memory cannot be tracked (its asynchronous I/O (io_uring, AIO) writes to memory without being noticed)",
+        run.root
+    );
+    let says = |word: &str, n: usize| {
+        let log = save(&run, tool, word, n, &[])?;
+        match log.contains(&wanted) {
+            true => Ok(log),
+            false => Err(run.fail(format!("{word} {n} does not say {wanted:?}: {log}"))),
+        }
+    };
+    says("pre-dump", 0)?;
+    says("pre-dump", 1)?;
+    let log = says("dump", 2)?;
+    if !log.contains("it could not be tracked, or its keeper has ended") {
+        return Err(run.fail(format!("the reason is not told: {log}")).into());
+    }
+    run.gone(&before.pids(), "after the dump")?;
+    let mut run = run;
+    let images = run.images(2)?;
+    run.restore(tool, &images, &[])?;
+    run.check(&before)?;
+    Ok(())
 }
 
 /// Makes the n-th images; all but the first leave pages to those before.

@@ -394,7 +394,7 @@ fn skip_in_flight(tool: &Tool) -> Result<(), NotReady> {
     let mut client = TcpStream::connect(("127.0.0.1", port)).map_err(|e| e.to_string())?;
     let images = run.images(1)?;
     let done = run.try_dump(tool, run.root, &images, &[])?;
-    let words = ["1 connections wait to be accepted", "--tcp-established", "--skip-in-flight"];
+    let words = ["1 connection waits to be accepted", "--tcp-established", "--skip-in-flight"];
     refused(&run, tool, &done, &images.join("dump.log"), &words)?;
     run.dump(tool, &images, &["--skip-in-flight"])?;
     client.set_read_timeout(Some(TIMEOUT)).map_err(|e| e.to_string())?;

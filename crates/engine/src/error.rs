@@ -16,6 +16,8 @@ pub struct Error {
     pub(crate) transient: bool,
     /// It could be done if the tree stood still meanwhile.
     pub(crate) still: bool,
+    /// Somebody else has a file that only one can have.
+    pub(crate) contested: bool,
 }
 
 /// Result of the engine's operations.
@@ -23,7 +25,8 @@ pub type Result<T> = std::result::Result<T, Error>;
 
 impl From<Problem> for Error {
     fn from(problem: Problem) -> Error {
-        Error { hint: problem.remedy.clone(), ..Error::new(problem.to_string()) }
+        let (hint, contested) = (problem.remedy.clone(), problem.contested);
+        Error { hint, contested, ..Error::new(problem.to_string()) }
     }
 }
 
@@ -36,6 +39,7 @@ impl Error {
             obstacles: Vec::new(),
             transient: false,
             still: false,
+            contested: false,
         }
     }
 
@@ -65,17 +69,19 @@ impl Error {
     /// A problem with an object of a process.
     #[must_use]
     pub fn of(pid: i32, comm: &[u8], problem: Problem) -> Error {
+        let contested = problem.contested;
         let obstacle = problem.of(pid, comm);
         let message = format!(
             "process {} ({}): {}: {}",
             obstacle.pid, obstacle.comm, obstacle.object, obstacle.reason
         );
-        Error { hint: obstacle.remedy, ..Error::new(message) }
+        Error { hint: obstacle.remedy, contested, ..Error::new(message) }
     }
 
     /// Refuses a dump because of what stands in its way.
     #[must_use]
     pub fn refused(obstacles: Vec<Obstacle>) -> Error {
+        let obstacles = Obstacle::merged(obstacles);
         let mut lines = obstacles.iter();
         let mut message = lines.next().map_or_else(String::new, |o| {
             format!("process {} ({}): {}: {}", o.pid, o.comm, o.object, o.reason)

@@ -85,6 +85,7 @@ mod tests {
         let obstacle = Obstacle {
             pid: 7,
             comm: "sh".into(),
+            others: Vec::new(),
             object: "fd 3".into(),
             reason: "odd".into(),
             remedy: Some("use --even".into()),

@@ -265,5 +265,5 @@ pub fn check_tree(options: &DumpOptions) -> Result<Vec<Obstacle>> {
     refuse_ourselves(options.root)?;
     let (mut tree, surveyed, _) = freeze_and_survey(options, true, &Arc::default(), None)?;
     tree.release();
-    Ok(surveyed.obstacles)
+    Ok(Obstacle::merged(surveyed.obstacles))
 }

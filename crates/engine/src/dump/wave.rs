@@ -147,28 +147,26 @@ pub(super) fn track(held: &Held, outside: &Outside, own: &Own) -> Option<Userfau
     if !outside.owns.vm {
         return None;
     }
-    let shared = own.sharing.takes_turns(held.task.pid());
-    let pinned = tracking::has_pinned_memory(&outside.vmas);
-    if pinned || shared {
+    let untrackable = if tracking::has_pinned_memory(&outside.vmas) {
+        Some("its asynchronous I/O (io_uring, AIO) writes to memory without being noticed")
+    } else if own.sharing.takes_turns(held.task.pid()) {
+        Some("it shares memory or descriptors with another process")
+    } else {
+        None
+    };
+    if let Some(why) = untrackable {
         own.tracks.forget(&held.task);
+        own.tracks.cannot(&held.task, why);
+        return None;
     }
     if !own.tracks.wants(&held.task, outside.is_watched()) {
         return None;
     }
-    let why = match &held.agent {
-        _ if pinned => {
-            "its asynchronous I/O (io_uring, AIO) writes to memory without being noticed".to_owned()
-        }
-        _ if shared => "it shares memory or descriptors with another process".to_owned(),
-        Some(agent) => match track::make(agent) {
-            Ok(uffd) => return Some(uffd),
-            Err(e) => e,
-        },
-        None => "it has no agent".to_owned(),
+    let made = match &held.agent {
+        Some(agent) => track::make(agent),
+        None => Err("it has no agent".to_owned()),
     };
-    let (pid, comm) = (held.task.pid(), text(held.task.comm()));
-    log::warn!("process {pid} ({comm}): its memory is not tracked: {why}");
-    None
+    made.map_err(|why| own.tracks.cannot(&held.task, &why)).ok()
 }
 
 /// Makes pidfd_open(2) take a thread that leads no process (linux/pidfd.h).

@@ -23,6 +23,9 @@ use rewake_sys::task::CloneArgs;
 use rewake_sys::{signal, wait};
 use std::time::Instant;
 
+/// The way out where a copy has what only one can have.
+pub(super) const SAME_FILES: &str = "copies have the files of this host in common, and only one of them can have this one; restore them one by one, each in a mount namespace with files of its own (unshare --mount, there restore --new-pidns)";
+
 /// How error texts call a template.
 const TEMPLATE: &[u8] = b"template";
 
@@ -75,7 +78,11 @@ impl Run<'_> {
                     opener
                 }
             };
-            let of_copy = |e: Error| Error { message: format!("copy {i}: {}", e.message), ..e };
+            let of_copy = |e: Error| {
+                let of_another = i > 0 && e.contested;
+                let e = Error { message: format!("copy {i}: {}", e.message), ..e };
+                if of_another { e.hint(SAME_FILES) } else { e }
+            };
             let tree = self
                 .copy(template, &ring, pid, &mut opener, hooks, created, &mut warnings)
                 .map_err(of_copy)?;

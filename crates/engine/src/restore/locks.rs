@@ -31,11 +31,13 @@ impl Locked {
 /// Reads the locks of the images, by process.
 ///
 /// # Errors
-/// They name no descriptor of a living task, are of no kind that can be restored, or somebody holds them.
+/// They name no descriptor of a living task, are of no kind that can be restored, somebody holds them, or several `copies`
+/// would.
 pub fn read(
     images: &ImageDir,
     checkpoint: &Checkpoint,
     opener: &Opener<'_>,
+    copies: bool,
 ) -> Result<HashMap<i32, Vec<Locked>>> {
     let mut all: HashMap<i32, Vec<Locked>> = HashMap::new();
     let entries = images.read_all(kind::FILE_LOCKS, ())?;
@@ -62,6 +64,10 @@ pub fn read(
             return Err(Error::of(task.pid, &task.comm, problem));
         };
         if let Some((path, flags)) = opener.ordinary(file) {
+            if copies && locks::excludes(&lock) {
+                let error = Error::of(task.pid, &task.comm, locks::only_one(&lock, &path));
+                return Err(error.hint(super::copies::SAME_FILES));
+            }
             held.check(&lock, &path, flags).map_err(|p| Error::of(task.pid, &task.comm, p))?;
         }
         all.entry(lock.pid).or_default().push(Locked { lock, file });
@@ -119,9 +125,8 @@ fn disown(locked: &Locked, opener: &Opener<'_>) -> Result<()> {
     if !locks::is_lease(&locked.lock) {
         return Ok(());
     }
-    let without = |p: Problem| Error::new(p.to_string());
-    if open::owner_of(opener.entry(locked.file).map_err(without)?).is_none() {
-        let fd = opener.opened(locked.file).map_err(without)?;
+    if open::owner_of(opener.entry(locked.file)?).is_none() {
+        let fd = opener.opened(locked.file)?;
         rewake_sys::file::set_owner(fd, rewake_sys::file::OWNER_PROCESS, 0).map_err(|e| {
             Error::new(format!("the owner of descriptor {} (a lease): {e}", locked.lock.fd))
         })?;

@@ -207,9 +207,10 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks, huge: bool) -> Resul
     env.terminals = terminals;
     let tables = checkpoint.tasks.iter().enumerate().filter(|(at, t)| t.part.table == *at);
     let tasks = tables.filter_map(|(_, t)| Some((t.pid, t.alive.as_ref()?.fds.as_slice())));
-    let epolls = epoll::assign(&opener, tasks).map_err(|p| Error::new(p.to_string()))?;
+    let epolls = epoll::assign(&opener, tasks).map_err(Error::from)?;
     env.gate = namespaces.pid && opener.has_unix_sockets();
-    env.locks = locks::read(&images, &checkpoint, &opener)?;
+    let several = options.copies.is_some_and(|n| n > 1);
+    env.locks = locks::read(&images, &checkpoint, &opener, several)?;
     env.arena = (base, base + ARENA_SPACE);
     let vdsos = Vdsos::new(&images, &own);
     let same_vdso = |alive: &Alive| vdsos.is_own(alive);
@@ -350,7 +351,7 @@ fn lend(
         lent.push(build::Handed::Pages(store));
     }
     for file in files {
-        kept.push(keep(opener.open(file).map_err(|p| Error::new(p.to_string()))?)?);
+        kept.push(keep(opener.open(file).map_err(Error::from)?)?);
         lent.push(build::Handed::File(file));
     }
     env.lent = lent.into_iter().zip(kept.iter().map(AsRawFd::as_raw_fd)).collect();
@@ -556,7 +557,7 @@ impl<'a> Run<'a> {
         if let Some(checking) = checking {
             checking.finish()?;
         }
-        opener.settle().map_err(|p| Error::new(p.to_string()))?;
+        opener.settle().map_err(Error::from)?;
         self.lock_files(rings, opener)?;
         self.foreign_vdsos()?;
         self.proc_values(warnings);
@@ -610,7 +611,7 @@ impl<'a> Run<'a> {
         opener.pids = self.pids.clone();
         let network = self.env.namespaces.net.then(|| namespaces::Network::enter(first));
         let _network = network.transpose()?;
-        opener.prepare().map_err(|p| Error::new(p.to_string()))
+        opener.prepare().map_err(Error::from)
     }
 
     /// Lets all trees go on.

@@ -220,7 +220,11 @@ fn address(dir: BorrowedFd<'_>) -> Io<SocketAddrUnix> {
 pub fn take(dir: &Path) -> std::result::Result<(Images, HashMap<i32, Tracked>), String> {
     let socket = match connect(dir) {
         Ok(Some(socket)) => socket,
-        Ok(None) => return Err("nobody kept track of it".into()),
+        Ok(None) => {
+            return Err(
+                "nobody kept track of it: it could not be tracked, or its keeper has ended".into(),
+            );
+        }
         Err(e) => return Err(format!("its keeper cannot be reached: {e}")),
     };
     let taken = send(socket.as_fd(), TAKE, &[])

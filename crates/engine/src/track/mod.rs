@@ -59,6 +59,8 @@ pub struct Tracks {
     pub protect: bool,
     /// Processes that can be tracked no longer.
     dropped: Mutex<HashSet<i32>>,
+    /// Why the memory of these cannot be tracked.
+    untrackable: Mutex<HashMap<i32, String>>,
     /// The protection may have been renewed already, by an attempt that failed.
     spoiled: AtomicBool,
     /// Things worth knowing.
@@ -134,6 +136,14 @@ impl Tracks {
         self.dropped().insert(task.pid());
     }
 
+    /// The memory of this process cannot be tracked, which matters if that of others is or was to be.
+    pub fn cannot(&self, task: &Task, why: &str) {
+        if self.protect || self.parent.is_some() {
+            let mut untrackable = self.untrackable.lock().unwrap_or_else(PoisonError::into_inner);
+            untrackable.insert(task.pid(), why.to_owned());
+        }
+    }
+
     /// Is a userfaultfd to be made in this process? `watched`: some of its mappings are registered with one.
     pub fn wants(&self, task: &Task, watched: bool) -> bool {
         // Without any, it executes another program than the one that was tracked.
@@ -156,8 +166,15 @@ impl Tracks {
         Tracking { with: new.or(known.map(|t| &t.uffd)), since, protect: self.protect }
     }
 
-    /// Was memory tracked, but not that of this task? Says why.
+    /// Is or was memory tracked, but not that of this task? Says why.
     pub fn warning_of(&self, task: &Task, watched: bool) -> Option<String> {
+        let untrackable = self.untrackable.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(why) = untrackable.get(&task.pid()) {
+            let (pid, comm) = (task.pid(), text(task.comm()));
+            return Some(format!(
+                "process {pid} ({comm}): its memory cannot be tracked ({why}): all of it is saved every time"
+            ));
+        }
         if self.tasks.is_empty() {
             return None;
         }

@@ -298,6 +298,19 @@ pub fn is_lease(lock: &FileLockEntry) -> bool {
     lock.flag == LEASE
 }
 
+/// Can only one have it?
+#[must_use]
+pub fn excludes(lock: &FileLockEntry) -> bool {
+    lock.r#type == WRITE
+}
+
+/// The problem that several copies of a tree cannot have a lock.
+#[must_use]
+pub fn only_one(lock: &FileLockEntry, path: &[u8]) -> Problem {
+    let reason = format!("{} that it had can be had by one copy only", name(lock.flag));
+    Problem::new(format!("fd {} ({})", lock.fd, text(path)), reason)
+}
+
 /// Why a lock could not be taken: by whom it is held, if so. `stat` and `path` are the file's.
 #[must_use]
 pub fn failure(lock: &FileLockEntry, errno: Errno, stat: Option<&Stat>, path: &[u8]) -> Problem {
@@ -314,12 +327,14 @@ pub fn failure(lock: &FileLockEntry, errno: Errno, stat: Option<&Stat>, path: &[
             object,
             format!("its lease cannot be taken: the file is open{wants} elsewhere too ({who})"),
         )
-        .remedy("close the file there");
+        .remedy("close the file there")
+        .contested();
     }
     let holder = stat.and_then(|stat| holder(lock, stat).or_else(|| openers(stat, lock.pid)));
     let holder = holder.unwrap_or_else(|| "somebody else".to_owned());
     Problem::new(object, format!("{kind} that it had is taken by {holder}"))
         .remedy("end who holds the lock, or have it given up")
+        .contested()
 }
 
 /// Who holds a lock that is in the way, as `/proc/locks` has it.
@@ -379,7 +394,8 @@ impl Held {
                     format!("fd {} ({})", lock.fd, text(path)),
                     format!("there is a lease on the file{}", who.unwrap_or_default()),
                 )
-                .remedy("end who holds the lease, or have it given up"));
+                .remedy("end who holds the lease, or have it given up")
+                .contested());
             }
         }
         Ok(())

@@ -72,7 +72,8 @@ pub(super) fn refuse(
     waiting: u32,
 ) -> Result<(), Problem> {
     let options = &collector.options;
-    let what = format!("{}: {waiting} connections wait to be accepted", inet::describe(entry));
+    let wait = if waiting == 1 { "connection waits" } else { "connections wait" };
+    let what = format!("{}: {waiting} {wait} to be accepted", inet::describe(entry));
     let skip = "--skip-in-flight drops them: their clients have to connect again";
     if !options.tcp_established || options.tcp_close {
         let reason = format!("{what}, which cannot be saved without an option");

@@ -396,11 +396,19 @@ fn in_use(name: &[u8], same: impl Fn(&diag::Unix) -> bool) -> Problem {
     let table = diag::open().and_then(|mut socket| diag::unix(&mut socket)).unwrap_or_default();
     let inodes: HashSet<u32> =
         table.iter().filter(|(_, other)| same(other)).map(|(inode, _)| *inode).collect();
-    match holder::of_inodes(&inodes) {
-        Some(holder) => problem(name, format!("its address is in use by {holder}"))
-            .remedy("end that process, or restore where the address is free"),
-        None => problem(name, "its address is in use"),
+    let by = match holder::of_inodes(&inodes) {
+        Some(holder) => holder,
+        // The table is that of a network namespace; files are everybody's.
+        None if inodes.is_empty() => "a socket of another network namespace".to_owned(),
+        None => "a socket that no process here has".to_owned(),
+    };
+    let problem = problem(name, format!("its address is in use by {by}"));
+    if is_abstract(name) {
+        return problem.remedy(
+            "end that process, or restore in another network namespace (copies: --copy-netns)",
+        );
     }
+    problem.remedy("end that process, or restore where the address is free").contested()
 }
 
 /// Owner and mode of the file, as they were.
