@@ -16,6 +16,7 @@ mod restore;
 mod resume;
 mod seize;
 mod servant;
+mod stopped;
 mod track;
 mod unlock;
 

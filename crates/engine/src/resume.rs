@@ -1,43 +1,21 @@
 //! Stopping a tree as SIGSTOP does, and letting one that a checkpoint left Stopped run on.
-//!
-//! Members that were stopped before the checkpoint must stay stopped when the tree is resumed. The kernel does not say
-//! who sent a SIGSTOP, so a checkpoint notes them in `/run/rewake/stopped-PID-STARTTIME` (root's pid and start time); no
-//! note means that all stopped tasks were stopped by the checkpoint.
 
 use crate::error::{Context, Error, Result};
 use crate::freeze::{Life, Tree, refuse_thread};
 use crate::options::Pid;
+use crate::stopped::Notes;
 use rewake_objects::problem::text;
 use rewake_proc::read::{ProcDir, ReadError};
 use rewake_proc::stat::{Stat, TaskState};
 use rewake_sys::signal;
-use std::collections::HashSet;
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
-
-fn note_path(root: &Stat) -> PathBuf {
-    PathBuf::from(format!("/run/rewake/stopped-{}-{}", root.pid, root.starttime))
-}
-
-/// Notes which of `pids` were stopped before.
-pub fn note_stopped(root: Pid, stopped_before: &[Pid]) -> Result<()> {
-    if stopped_before.is_empty() {
-        return Ok(());
-    }
-    let stat = stat(root)?;
-    let path = note_path(&stat);
-    let list: String = stopped_before.iter().map(|p| format!("{p}\n")).collect();
-    std::fs::create_dir_all("/run/rewake")
-        .and_then(|()| std::fs::write(&path, list))
-        .map_err(|e| Error::new(format!("{}: {e}", path.display())))
-}
 
 /// Sends SIGSTOP to every living task of a frozen tree; they stop as soon as they are released.
 pub fn stop_tree(tree: &Tree) -> Result<()> {
     let before: Vec<Pid> =
         tree.tasks.iter().filter(|t| matches!(t.life, Life::Stopped(_))).map(|t| t.pid()).collect();
     if let Some(root) = tree.tasks.first() {
-        note_stopped(root.pid(), &before)?;
+        Notes::here().write(root.pid(), &before)?;
     }
     for task in tree.tasks.iter().filter(|t| t.life == Life::Alive) {
         signal::kill(task.pid(), libc::SIGSTOP).of(task.pid(), task.comm())?;
@@ -93,10 +71,8 @@ fn stat(pid: Pid) -> Result<Stat> {
 pub fn resume(root: Pid) -> Result<usize> {
     refuse_thread(&directory(root)?, &mut Vec::new())?;
     let root_stat = stat(root)?;
-    let path = note_path(&root_stat);
-    let keep: HashSet<Pid> = std::fs::read_to_string(&path)
-        .map(|list| list.lines().filter_map(|l| l.parse().ok()).collect())
-        .unwrap_or_default();
+    let notes = Notes::here();
+    let keep = notes.read(&root_stat);
     if !is_stopped(root) && !keep.contains(&root) {
         return Err(Error::new(format!(
             "process {root} ({}) is not stopped",
@@ -133,6 +109,6 @@ pub fn resume(root: Pid) -> Result<usize> {
             woken += 1;
         }
     }
-    let _ = std::fs::remove_file(path);
+    notes.remove(&root_stat);
     Ok(woken)
 }

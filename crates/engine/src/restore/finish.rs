@@ -8,6 +8,7 @@ use super::read::{Checkpoint, STOPPED, Task, Thread};
 use super::start;
 use crate::crew::{Crew, cpus};
 use crate::error::{Context, Error, Result};
+use crate::stopped::Notes;
 use rewake_inject::guard::Guard;
 use rewake_inject::stub::{RemoteCall, find_syscall_instruction, remote_calls};
 use rewake_inject::tracee::{Running, Stopped};
@@ -356,7 +357,7 @@ impl Ready {
         if all_stopped && let Some((_, root)) = tasks().next() {
             let before: Vec<i32> =
                 tasks().filter(|(task, _)| is_stopped(task)).map(|(_, pid)| pid).collect();
-            crate::resume::note_stopped(root, &before)?;
+            Notes::here().write(root, &before)?;
         }
         let groups: Vec<Group> = tasks().map(|(task, _)| Group::of(task)).collect();
         for (task, pid) in tasks() {
