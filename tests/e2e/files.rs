@@ -20,6 +20,7 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("many_descriptors", many_descriptors);
     add("more_than_may_be_open", more_than_may_be_open);
     add("link_remap_needs_its_option", link_remap_needs_its_option);
+    add("core_of_a_zombie", core_of_a_zombie);
     add("link_remap_names_stay_until_restored", names_stay_until_restored);
     all
 }
@@ -34,6 +35,31 @@ fn locks_need_their_option(tool: &Tool) -> Result<(), NotReady> {
             no_inventory(run, &images)
         })?;
     }
+    Ok(())
+}
+
+/// A zombie that has left a core file leaves no other: nor does its status tell of one, which is said.
+fn core_of_a_zombie(tool: &Tool) -> Result<(), NotReady> {
+    let (mut run, before) = started(&by_name("zombies_core")?, Fs::Disk)?;
+    let core = std::fs::read_to_string(run.dir.join("core")).unwrap_or_default();
+    let fact = format!("{core}/{core} exit_code");
+    let flag_and = |signal: i32| Some((signal | 0x80).to_string());
+    if before.get(&fact) != flag_and(libc::SIGABRT).as_deref() {
+        return Err(run.fail(format!("{fact} is {:?}", before.get(&fact))).into());
+    }
+    let images = run.images(1)?;
+    run.dump(tool, &images, &["--leave-running"])?;
+    run.same(&before, "after dump with --leave-running", &[])?;
+    run.dump(tool, &images, &[])?;
+    run.restore(tool, &images, &[])?;
+    run.same(&before, "after restore", &[&fact])?;
+    let log = std::fs::read_to_string(images.join("restore.log")).unwrap_or_default();
+    let (words, after) = (format!("process {core} (zombies), a zombie"), run.view()?);
+    let is_said = tool.is_criu || log.contains(&words) && log.contains("left a core file");
+    if !is_said || after.get(&fact) != Some(&libc::SIGABRT.to_string()) {
+        return Err(run.fail(format!("{fact}: {:?}\n{log}", after.get(&fact))).into());
+    }
+    run.check(&before)?;
     Ok(())
 }
 

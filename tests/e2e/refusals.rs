@@ -24,6 +24,9 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("dump_unsupported_object", unsupported);
     add("dump_vfork_waiter", vfork_waiter);
     add("dump_vfork_child", vfork_child);
+    add("dump_tracer", |tool| tracer(tool, "tracer"));
+    add("dump_tracer_of_thread", |tool| tracer(tool, "tracer_of_thread"));
+    add("dump_tracer_by_clone", |tool| tracer(tool, "tracer_by_clone"));
     for (what, words) in RINGS {
         let tool = tool.clone();
         let name =
@@ -263,6 +266,19 @@ fn vfork_waiter(tool: &Tool) -> Result<(), NotReady> {
         let child = fs::read_to_string(run.dir.join("child")).unwrap_or_default();
         let log = images.join("dump.log");
         refused(run, tool, &done, &log, &["vfork_waiter", "vfork(2)", child.trim()])?;
+        no_inventory(run, &images)
+    })
+}
+
+/// A tree in which one process traces another.
+fn tracer(tool: &Tool, name: &str) -> Result<(), NotReady> {
+    unharmed(&by_name(name)?, tool, |run, _| {
+        let images = run.images(1)?;
+        let done = run.try_dump(tool, run.root, &images, &[])?;
+        let tracee = fs::read_to_string(run.dir.join("tracee")).unwrap_or_default();
+        let traced = format!("process {} (tracer): ", tracee.trim());
+        let by = format!("is traced already, by process {} (tracer)", run.root);
+        refused(run, tool, &done, &images.join("dump.log"), &[&traced, &by, "end the debugger"])?;
         no_inventory(run, &images)
     })
 }

@@ -266,15 +266,20 @@ fn is_dead(tid: i32) -> bool {
 
 fn cannot_trace(dir: &ProcDir, stat: &Stat, tid: i32, e: rewake_sys::SyscallError) -> Error {
     let mut buffer = Vec::new();
-    let tracer = dir.status(&mut buffer).map_or(0, |s| s.tracer_pid);
+    let status = dir.task(tid).and_then(|thread| thread.status(&mut buffer));
+    let tracer = status.map_or(0, |s| s.tracer_pid);
     let name = format!("process {} ({})", stat.pid, text(&stat.comm));
     if tracer != 0 {
-        let comm = std::fs::read_to_string(format!("/proc/{tracer}/comm")).unwrap_or_default();
+        // A thread of its process.
+        let process = ProcDir::open(tracer).and_then(|dir| dir.status(&mut buffer));
+        let process = process.map_or(tracer, |status| status.tgid);
+        let comm = ProcDir::open(process).and_then(|dir| dir.stat(&mut buffer)).map(|s| s.comm);
+        let what = if tid == stat.pid { "it".to_owned() } else { format!("its thread {tid}") };
         return Error::new(format!(
-            "{name}: it is traced already, by process {tracer} ({})",
-            comm.trim_end()
+            "{name}: {what} is traced already, by process {process} ({})",
+            text(&comm.unwrap_or_default())
         ))
-        .hint("end the debugger or tracer first");
+        .hint("end the debugger or tracer first, also if it is in the tree itself");
     }
     /// `PF_IO_WORKER` and `PF_USER_WORKER`.
     const WORKER: u32 = 0x10 | 0x4000;

@@ -1,7 +1,8 @@
-//! Kernel state: zombies: children that have ended, by exit or by signal, and are not yet waited for.
+//! Kernel state: zombies: children that have ended, by exit or by signal, and are not yet waited for. With ZOO_CORE there is one more,
+//! which has left a core file.
 #![allow(unsafe_code, reason = "fork, kill and wait through the C library")]
 
-use zoo::{ensure_eq, wait_state};
+use zoo::{check, ensure_eq, wait_state};
 
 fn main() {
     zoo::run(|z| {
@@ -21,6 +22,7 @@ fn main() {
             unsafe { libc::kill(child, signal) };
             dead.push((child, signal));
         }
+        let core = (z.param("ZOO_CORE", 0) > 0).then(|| core(z)).transpose()?;
         // Zombies that lead a session and a group of their own.
         dead.push((z.fork(|_| leader(true))?, 3 << 8));
         dead.push((z.fork(|_| leader(false))?, 3 << 8));
@@ -58,6 +60,10 @@ fn main() {
             wait_state(pid, 'Z')?;
         }
         z.wait_for("middle")?;
+        if let Some(core) = core {
+            wait_state(core, 'Z')?;
+            z.publish("core", &core.to_string());
+        }
         z.ready()?;
         z.wait_for_check();
         // SAFETY: integers only.
@@ -69,8 +75,39 @@ fn main() {
             ensure_eq!(zoo::state_of(pid), Some('Z'), "state of {pid}");
             ensure_eq!(zoo::wait4(pid, 0)?, status, "wait status of {pid}");
         }
+        if let Some(core) = core {
+            // Whoever looks from outside knows about the flag.
+            let signal = zoo::wait4(core, 0)? & !WITH_CORE;
+            ensure_eq!(signal, libc::SIGABRT, "signal of the one that left a core file");
+        }
         z.join(middle)
     })
+}
+
+/// In a wait status.
+const WITH_CORE: i32 = 0x80;
+
+/// A child that leaves a core file in our directory.
+fn core(z: &zoo::Zoo) -> Result<i32, String> {
+    let dir = zoo::cstring(z.dir());
+    let all = libc::rlimit { rlim_cur: 64 << 20, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: a string and a struct that outlive the calls.
+    let child = z.fork(|_| unsafe {
+        check(libc::chdir(dir.as_ptr()), "chdir")?;
+        check(libc::setrlimit(libc::RLIMIT_CORE, &all), "RLIMIT_CORE")?;
+        libc::abort()
+    })?;
+    // SAFETY: all zeros are a valid one, and it outlives the call.
+    let status = unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let how = libc::WEXITED | libc::WNOWAIT;
+        check(libc::waitid(libc::P_PID, child as u32, &mut info, how), "waitid")?;
+        info.si_code
+    };
+    if status != libc::CLD_DUMPED {
+        z.skip("this machine leaves no core files");
+    }
+    Ok(child)
 }
 
 /// Joins a group, or leads one of its own (0), and ends with 3.
