@@ -1,6 +1,7 @@
 //! Pages that a child has mapped too are noticed, and others are not.
 #![allow(unsafe_code, reason = "a child that is forked, raw mappings")]
 
+use rewake_objects::iterators::mappings;
 use rewake_objects::memory::pages::{Run, mark_shared};
 use std::fs::File;
 
@@ -25,6 +26,15 @@ fn pages_of_several_are_noticed() {
         }
     };
     write(0..PAGES - 10);
+    let end = memory as u64 + (PAGES * PAGE) as u64;
+    // None where the kernel does not tell.
+    let is_alone = |pid: i32| {
+        let areas = mappings::of(pid).inspect_err(|e| println!("not told: {e}")).ok()?;
+        let area = areas.into_iter().find(|area| area.start < end && area.end >= end)?;
+        Some(area.alone)
+    };
+    let own = std::process::id() as i32;
+    let before = is_alone(own);
     // SAFETY: the child does nothing but wait for its end.
     let child = unsafe {
         let child = libc::fork();
@@ -58,11 +68,16 @@ fn pages_of_several_are_noticed() {
     ];
     let mut runs = cases.map(|(from, to, _)| run(from, to));
     let done = mark_shared(&File::open("/proc/self/pagemap").unwrap(), &mut runs);
+    let with_child = [is_alone(own), is_alone(child)];
     // SAFETY: a child of ours, and where the kernel is to tell how it ended: nowhere.
     unsafe {
         libc::kill(child, libc::SIGKILL);
         libc::waitpid(child, std::ptr::null_mut(), 0);
     }
     done.unwrap();
+    let after = is_alone(own);
+    if before.is_some() {
+        assert_eq!((before, with_child, after), (Some(true), [Some(false); 2], Some(true)));
+    }
     assert_eq!(runs.map(|run| run.readable), cases.map(|(_, _, alone)| alone));
 }

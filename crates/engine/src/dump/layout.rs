@@ -12,6 +12,8 @@ use std::collections::HashMap;
 
 /// What several stores must save each CPU for the images to be in our own format, in bytes (some ten milliseconds).
 const WORTH: u64 = 32 << 20;
+/// What each run takes besides its bytes, likewise in bytes: its mapping has to be found, and a short one is read slowly.
+const RUN: u64 = 8 << 10;
 /// What sharing must save in all, in bytes.
 pub const WORTH_SHARING: u64 = 4 << 20;
 /// Stores are no smaller than this where a task is divided.
@@ -136,13 +138,13 @@ pub fn plan(
     let sharing = if sharing_pays { sharing } else { &none };
     let owned: Vec<Vec<Run>> =
         runs.iter().enumerate().map(|(task, runs)| stored(runs, sharing.of(task))).collect();
-    let sizes: Vec<u64> = owned.iter().map(|runs| bytes(runs)).collect();
-    let total: u64 = sizes.iter().sum();
+    let costs: Vec<u64> = owned.iter().map(|runs| cost(runs)).collect();
+    let total: u64 = costs.iter().sum();
     let slice = match format {
         Format::Criu => u64::MAX,
-        _ if longest(&sizes, workers) < total / workers.max(1) as u64 + WORTH => u64::MAX,
+        _ if longest(&costs, workers) < total / workers.max(1) as u64 + WORTH => u64::MAX,
         // Smaller than each worker's part: who is done early takes another one.
-        _ => (total / (2 * workers as u64)).next_multiple_of(PAGE).max(SLICE),
+        _ => (total / (2 * workers as u64)).max(SLICE),
     };
     let mut stores: Vec<Store> = Vec::with_capacity(runs.len());
     let mut further: Vec<Store> = Vec::new();
@@ -151,7 +153,7 @@ pub fn plan(
         let own = parts.next().unwrap_or_default();
         stores.push(Store { id: first_id + task as u32, task, runs: own });
         for runs in parts {
-            let id = first_id + (sizes.len() + further.len()) as u32;
+            let id = first_id + (costs.len() + further.len()) as u32;
             further.push(Store { id, task, runs });
         }
     }
@@ -206,24 +208,25 @@ fn push(map: &mut Vec<PageRun>, run: PageRun) {
     map.push(run);
 }
 
-fn bytes(runs: &[Run]) -> u64 {
-    runs.iter().map(|run| run.end - run.start).sum()
+/// What it takes to write the runs, as if it were so many bytes in one run.
+fn cost(runs: &[Run]) -> u64 {
+    runs.iter().map(|run| run.end - run.start + RUN).sum()
 }
 
 /// What the busiest of `workers` has to write if each task is written by one: the largest task goes to whoever has least.
-fn longest(sizes: &[u64], workers: usize) -> u64 {
-    let mut sizes = sizes.to_vec();
-    sizes.sort_unstable_by(|a, b| b.cmp(a));
+fn longest(costs: &[u64], workers: usize) -> u64 {
+    let mut costs = costs.to_vec();
+    costs.sort_unstable_by(|a, b| b.cmp(a));
     let mut loads = vec![0u64; workers.max(1)];
-    for size in sizes {
+    for cost in costs {
         if let Some(least) = loads.iter_mut().min() {
-            *least += size;
+            *least += cost;
         }
     }
     loads.into_iter().max().unwrap_or(0)
 }
 
-/// Cuts runs into parts of at most `slice` bytes.
+/// Cuts runs into parts that cost as much as `slice`, or a page more.
 fn cut(runs: Vec<Run>, slice: u64) -> Vec<Vec<Run>> {
     if slice == u64::MAX {
         return vec![runs];
@@ -237,11 +240,11 @@ fn cut(runs: Vec<Run>, slice: u64) -> Vec<Vec<Run>> {
                 parts.push(Vec::new());
                 room = slice;
             }
-            let end = run.end.min(at + room);
+            let end = run.end.min(at + room.saturating_sub(RUN).max(PAGE).next_multiple_of(PAGE));
             if let Some(part) = parts.last_mut() {
                 part.push(Run { start: at, end, ..run });
             }
-            room -= end - at;
+            room = room.saturating_sub(end - at + RUN);
             at = end;
         }
     }
@@ -389,7 +392,7 @@ mod tests {
                     assert_eq!(at, Some(entry.vaddr));
                     mapped += entry.bytes();
                 }
-                assert_eq!(mapped, bytes(runs));
+                assert_eq!(mapped, runs.iter().map(Run::pages).sum::<u64>() * PAGE);
             }
         }
     }
@@ -453,5 +456,20 @@ mod tests {
         let little = Borrowing::new(vec![vec![], vec![Borrowed { end: 2 * MIB, ..shared }]]);
         assert!(!plan(&[&parent, &child], &little, Format::Auto, 1, 1).own_format);
         assert!(plan(&[&parent, &child], &little, Format::Rewake, 1, 1).own_format);
+    }
+
+    #[test]
+    fn what_is_scattered_takes_longer_than_its_bytes() {
+        let scattered: Vec<Run> = (0..10_000).map(|n| run(n * 2 * PAGE, PAGE)).collect();
+        let dense = [run(0, 10_000 * PAGE)];
+        let stores =
+            |runs: &[Run], format| plan(&[runs], &Borrowing::default(), format, 1, 2).stores.len();
+        assert_eq!(stores(&dense, Format::Auto), 1);
+        assert_eq!(stores(&scattered, Format::Auto), 4);
+        assert_eq!(stores(&scattered, Format::Criu), 1);
+        let layout = plan(&[&scattered], &Borrowing::default(), Format::Auto, 1, 2);
+        let written: u64 = layout.stores.iter().map(Store::bytes).sum();
+        assert_eq!(written, 10_000 * PAGE);
+        assert!(layout.stores.iter().all(|store| store.bytes() < 11 * MIB));
     }
 }

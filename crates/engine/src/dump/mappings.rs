@@ -58,8 +58,8 @@ pub fn survey(
         matches!(vmas, Some(Ok(_)))
     };
     let text = dir.read_until("smaps", buffer, &mut enough).of(pid, comm)?;
-    if let Some(Ok(vmas)) = vmas {
-        return Ok(Mappings { vmas, tell_shared: false });
+    if let Some(Ok(mappings)) = vmas {
+        return Ok(mappings);
     }
     Ok(Mappings { vmas: vma::survey(text, problems).of(pid, comm)?, tell_shared: true })
 }
@@ -69,7 +69,7 @@ fn quickly(
     task: &Task,
     smaps: &[u8],
     problems: &mut Vec<Problem>,
-) -> std::result::Result<Vec<Vma>, String> {
+) -> std::result::Result<Mappings, String> {
     let tid = task.tid();
     let mut text = Vec::new();
     let (areas, maps) = thread::scope(|scope| {
@@ -81,7 +81,10 @@ fn quickly(
     })?;
     let mut codes = Codes::default();
     codes.learn(whole(smaps), &areas)?;
-    with_flags(maps, &areas, &mut codes, problems)
+    let vmas = with_flags(maps, &areas, &mut codes, problems)?;
+    let merged = |vma: &Vma| vma.entry.madv.unwrap_or(0) & 1 << libc::MADV_MERGEABLE != 0;
+    let tell_shared = areas.iter().all(|area| area.alone) && !vmas.iter().any(merged);
+    Ok(Mappings { vmas, tell_shared })
 }
 
 /// Asks the kernel for the flags of all mappings, of a process that was seen before.

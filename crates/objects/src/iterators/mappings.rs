@@ -3,7 +3,7 @@
 //! What a bit of the kernel's flags means differs between kernels. It is learned from texts of `smaps`: its codes are in the
 //! order of the bits.
 
-use super::asm::{Helper, Program, R1, R2, R3, R6, R7, STACK, Size};
+use super::asm::{Helper, Program, R1, R2, R3, R6, R7, R8, STACK, Size};
 use super::{Members, kernel, offset, read, words};
 use rewake_proc::smaps::{self, Want};
 use rewake_proc::vmflags::VmFlags;
@@ -18,12 +18,25 @@ pub(super) struct Offsets {
     start: i16,
     end: i16,
     flags: i16,
+    /// The reverse map of its anonymous pages, the first of its family, and how many were forked from it (one is itself).
+    pages: i16,
+    root: i16,
+    children: i16,
 }
 
 impl Offsets {
     pub(super) fn new(function: u32, member: Members<'_>) -> Result<Offsets, String> {
         let of = |name| offset(member("vm_area_struct", name)?);
-        Ok(Offsets { function, start: of("vm_start")?, end: of("vm_end")?, flags: of("vm_flags")? })
+        let of_pages = |name| offset(member("anon_vma", name)?);
+        Ok(Offsets {
+            function,
+            start: of("vm_start")?,
+            end: of("vm_end")?,
+            flags: of("vm_flags")?,
+            pages: of("anon_vma")?,
+            root: of_pages("root")?,
+            children: of_pages("num_children")?,
+        })
     }
 
     fn program(&self) -> Vec<u64> {
@@ -31,14 +44,20 @@ impl Offsets {
         program.load(Size::Double, R6, R1, 0);
         program.load(Size::Double, R7, R1, 16);
         program.end_if_null(R7);
-        for (at, member) in [(-24, self.start), (-16, self.end), (-8, self.flags)] {
-            program.load(Size::Double, R2, R7, member);
+        program.load(Size::Double, R8, R7, self.pages);
+        program.store(STACK, -24, R8);
+        let of_mapping = [(-48, self.start), (-40, self.end), (-32, self.flags)];
+        // Without pages the kernel loads zeros.
+        let of_pages = [(-16, self.root), (-8, self.children)];
+        let members = of_mapping.map(|m| (R7, m)).into_iter().chain(of_pages.map(|m| (R8, m)));
+        for (of, (at, member)) in members {
+            program.load(Size::Double, R2, of, member);
             program.store(STACK, at, R2);
         }
         program.load(Size::Double, R1, R6, 0);
         program.copy(R2, STACK);
-        program.add(R2, -24);
-        program.set(R3, 24);
+        program.add(R2, -48);
+        program.set(R3, 48);
         program.call(Helper::SeqWrite);
         program.end()
     }
@@ -53,6 +72,8 @@ pub struct Area {
     pub end: u64,
     /// The kernel's flags; see [`Codes`].
     pub flags: u64,
+    /// Has no other process any of its anonymous pages from fork(2)? Pages that the kernel has merged (KSM) do not count.
+    pub alone: bool,
 }
 
 /// The mappings of a process, ascending, without that of the kernel's own (`[vsyscall]`).
@@ -68,17 +89,19 @@ pub fn of(pid: i32) -> Result<Vec<Area>, String> {
     });
     let mut areas: Vec<Area> = Vec::new();
     read(program.as_ref().map_err(Clone::clone)?, pid, |text| {
-        let (records, rest) = text.as_chunks::<24>();
+        let (records, rest) = text.as_chunks::<48>();
         if !rest.is_empty() {
             return Err("a record is not whole".to_owned());
         }
         for record in records {
-            let [start, end, flags] = words(record);
+            let [start, end, flags, pages, root, children] = words(record);
             // Having come to its end, the kernel begins anew at some earlier one.
             if areas.last().is_some_and(|last| start < last.end) {
                 return Ok(false);
             }
-            areas.push(Area { start, end, flags });
+            // What another process has of a family was forked from the first or by way of it.
+            let alone = pages == 0 || (root == pages && children <= 1);
+            areas.push(Area { start, end, flags, alone });
         }
         Ok(true)
     })?;
@@ -187,7 +210,7 @@ mod tests {
             format!("1000-2000 r--p 00000000 00:00 0 \nSize: 4 kB\nVmFlags: {codes} \n")
                 .into_bytes()
         };
-        let area = |flags| [Area { start: 0x1000, end: 0x2000, flags }];
+        let area = |flags| [Area { start: 0x1000, end: 0x2000, flags, alone: true }];
         let mut codes = Codes::default();
         codes.learn(&text("rd mr lo"), &area(0x2011)).unwrap();
         codes.learn(&text("rd sd"), &area(0x0800_0001)).unwrap();

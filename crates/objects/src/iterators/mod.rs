@@ -31,6 +31,7 @@ fn kernel() -> Result<&'static Kernel, String> {
 fn look_up() -> Result<Kernel, String> {
     const STRUCTS: &[&str] = &[
         "vm_area_struct",
+        "anon_vma",
         "file",
         "inode",
         "super_block",

@@ -61,12 +61,6 @@ pub(super) fn scan_private(
     report: u64,
     scan: Scan,
 ) -> Result<Vec<Region>, SyscallError> {
-    let (Some(first), Some(last)) =
-        (vmas.first(), vmas.iter().rev().find(|v| has_private_pages(&v.entry)))
-    else {
-        return Ok(Vec::new());
-    };
-    let mut regions = Vec::new();
     let not = |categories| Filter {
         inverted: categories,
         all: categories,
@@ -74,11 +68,33 @@ pub(super) fn scan_private(
         report,
     };
     let plain = pagemap::FILE | pagemap::PFNZERO;
-    let (start, end) = (first.entry.start, last.entry.end);
-    let mut scan = |filter| scan(pagemap.as_fd(), start, end, filter, &mut regions);
-    // Kernels before 6.15 know no guard ranges.
-    scan(not(plain | pagemap::GUARD)).or_else(|_| scan(not(plain)))?;
-    Ok(regions)
+    let look = |vmas: &[Vma]| -> Result<Vec<Region>, SyscallError> {
+        let mut regions = Vec::new();
+        let (Some(first), Some(last)) =
+            (vmas.first(), vmas.iter().rev().find(|v| has_private_pages(&v.entry)))
+        else {
+            return Ok(regions);
+        };
+        let (start, end) = (first.entry.start, last.entry.end);
+        let mut scan = |filter| scan(pagemap.as_fd(), start, end, filter, &mut regions);
+        // Kernels before 6.15 know no guard ranges.
+        scan(not(plain | pagemap::GUARD)).or_else(|_| scan(not(plain)))?;
+        Ok(regions)
+    };
+    /// So many mappings take longer than it takes to begin a thread.
+    const MANY: usize = 1000;
+    if vmas.len() < MANY {
+        return look(vmas);
+    }
+    let (low, high) = vmas.split_at(vmas.len() / 2);
+    std::thread::scope(|scope| {
+        let above = std::thread::Builder::new().spawn_scoped(scope, || look(high));
+        let mut regions = look(low)?;
+        // Without a further thread it takes longer, that is all.
+        let above = above.ok().and_then(|thread| thread.join().ok());
+        regions.append(&mut above.unwrap_or_else(|| look(high))?);
+        Ok(regions)
+    })
 }
 
 /// Guard ranges (`MADV_GUARD_INSTALL`) inside `vmas`, as the image's pseudo mappings. Empty on kernels that do not tell.
