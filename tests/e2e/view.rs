@@ -14,6 +14,22 @@ pub struct View {
     tids: Vec<i32>,
 }
 
+/// A set of signals in the text of `status`; without it, all.
+fn set(status: &str, key: &str) -> u64 {
+    let mut lines = status.lines().filter_map(|line| line.split_once(':'));
+    let line = lines.find(|(name, _)| *name == key);
+    line.and_then(|(_, value)| u64::from_str_radix(value.trim(), 16).ok()).unwrap_or(u64::MAX)
+}
+
+/// The signals that all threads block.
+fn blocked_by_all(pid: i32) -> u64 {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return u64::MAX };
+    let statuses = threads
+        .flatten()
+        .map(|thread| fs::read_to_string(thread.path().join("status")).unwrap_or_default());
+    statuses.fold(u64::MAX, |all, status| all & set(&status, "SigBlk"))
+}
+
 /// Lines of /proc/PID/task/TID/status that belong to a thread.
 const THREAD_STATUS: &[&str] = &[
     "Name",
@@ -191,10 +207,21 @@ impl View {
         // Of a zombie the kernel still shows signal and capability sets, which nobody can have a use for.
         let wanted = if class == "zombie" { &THREAD_STATUS[..1] } else { THREAD_STATUS };
         for line in status.lines() {
-            if let Some((key, value)) = line.split_once(':')
-                && wanted.contains(&key)
-            {
-                self.put(format!("{at} {key}"), value.trim());
+            let Some((key, value)) = line.split_once(':') else { continue };
+            if !wanted.contains(&key) {
+                continue;
+            }
+            // What nobody blocks is on its way to who runs: whether it is still seen here is chance.
+            let lasting = match key {
+                "SigPnd" if class == "alive" => Some(set(&status, "SigBlk")),
+                "ShdPnd" if class == "alive" => Some(blocked_by_all(pid)),
+                _ => None,
+            };
+            match lasting {
+                Some(mask) => {
+                    self.put(format!("{at} {key}"), format!("{:016x}", set(&status, key) & mask));
+                }
+                None => self.put(format!("{at} {key}"), value.trim()),
             }
         }
         let stat = read(&format!("{dir}/stat"));
