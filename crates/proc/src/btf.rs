@@ -130,6 +130,17 @@ pub struct Member {
     pub pointer: bool,
 }
 
+/// The bits of a member: bytes from the beginning, how many bytes, and which bits of the first one if it is a bit field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bits {
+    /// Bytes from the beginning.
+    pub offset: u32,
+    /// How many bytes it is in.
+    pub len: u32,
+    /// Which bits of them, if they are less than all of one byte.
+    pub mask: u8,
+}
+
 impl Found<'_> {
     /// The number of a function, by its place among those asked for.
     #[must_use]
@@ -142,6 +153,74 @@ impl Found<'_> {
     #[must_use]
     pub fn member(&self, which: usize, name: &str) -> Option<Member> {
         self.search((*self.structs.get(which)?)?, name.as_bytes(), 0)
+    }
+
+    /// The size of a structure (by its place among those asked for).
+    #[must_use]
+    pub fn size(&self, which: usize) -> Option<u32> {
+        word(self.btf.types, self.place((*self.structs.get(which)?)?)? + 8)
+    }
+
+    /// Which bits a member of a structure has, be it a bit field (one that is within a byte).
+    #[must_use]
+    pub fn bits(&self, which: usize, name: &str) -> Option<Bits> {
+        self.search_bits((*self.structs.get(which)?)?, name.as_bytes(), 0)
+    }
+
+    fn search_bits(&self, id: u32, name: &[u8], depth: u32) -> Option<Bits> {
+        let at = self.place(id)?;
+        let info = word(self.btf.types, at + 4)?;
+        if !matches!(info >> 24 & 0x1f, KIND_STRUCT | KIND_UNION) || depth > 8 {
+            return None;
+        }
+        (0..(info & 0xffff) as usize).find_map(|n| {
+            let member = at + 12 + n * 12;
+            let called = word(self.btf.types, member)?;
+            let kind = word(self.btf.types, member + 4)?;
+            let place = word(self.btf.types, member + 8)?;
+            let (bits, place) =
+                if info >> 31 != 0 { (place >> 24, place & 0xff_ffff) } else { (0, place) };
+            let offset = place / 8;
+            if called != 0 && self.btf.is_called(called, name) {
+                return match bits {
+                    0 => Some(Bits { offset, len: self.size_of(kind, 0)?, mask: 0xff }),
+                    // In the order of little-endian machines.
+                    1..8 if place % 8 + bits <= 8 && cfg!(target_endian = "little") => {
+                        let mask = ((1u32 << bits) - 1) << (place % 8);
+                        Some(Bits { offset, len: 1, mask: mask as u8 })
+                    }
+                    _ => None,
+                };
+            }
+            if bits != 0 || called != 0 && !self.btf.is_called(called, b"") {
+                return None;
+            }
+            let inner = self.search_bits(kind, name, depth + 1)?;
+            Some(Bits { offset: offset.checked_add(inner.offset)?, ..inner })
+        })
+    }
+
+    /// The size of a type.
+    fn size_of(&self, id: u32, depth: u32) -> Option<u32> {
+        const POINTER: u32 = 2;
+        let at = self.place(id)?;
+        if depth > 16 {
+            return None;
+        }
+        match word(self.btf.types, at + 4)? >> 24 & 0x1f {
+            POINTER => Some(size_of::<usize>() as u32),
+            KIND_ARRAY => {
+                let count = word(self.btf.types, at + 20)?;
+                self.size_of(word(self.btf.types, at + 12)?, depth + 1)?.checked_mul(count)
+            }
+            // Integer, structure, union, enumerations, floating point.
+            1 | KIND_STRUCT | KIND_UNION | KIND_ENUM | 16 | KIND_ENUM64 => {
+                word(self.btf.types, at + 8)
+            }
+            // Qualifiers and other names.
+            8..=11 | 18 => self.size_of(word(self.btf.types, at + 8)?, depth + 1),
+            _ => None,
+        }
     }
 
     fn place(&self, id: u32) -> Option<usize> {
@@ -234,6 +313,14 @@ mod tests {
         assert_eq!(found.member(1, "c"), member(16, false));
         assert_eq!((found.member(1, "d"), found.member(0, "a")), (None, None));
         assert_eq!((found.function(0), found.function(1)), (Some(7), None));
+        let bits = |name, offset, len, mask| {
+            assert_eq!(found.bits(1, name), Some(Bits { offset, len, mask }), "{name}");
+        };
+        bits("a", 0, 4, 0xff);
+        bits("b", 8, 8, 0xff);
+        bits("c", 16, 4, 0xff);
+        bits("d", 24, 1, 7);
+        assert_eq!((found.bits(1, "e"), found.size(1), found.size(0)), (None, Some(32), None));
     }
 
     #[test]
@@ -247,7 +334,7 @@ mod tests {
             damaged[at] ^= 0xff;
             if let Ok(found) = Btf::new(&damaged).and_then(|b| b.find(&["outer"], &["act"])) {
                 for name in ["a", "b", "c", "d"] {
-                    let _ = found.member(0, name);
+                    let _ = (found.member(0, name), found.bits(0, name));
                 }
             }
         }

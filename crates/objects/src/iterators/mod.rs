@@ -8,8 +8,9 @@
 mod asm;
 pub mod files;
 pub mod mappings;
+pub mod sockets;
 
-use rewake_proc::btf::{Btf, Member};
+use rewake_proc::btf::{Bits, Btf, Member};
 use rewake_sys::bpf::iter::{self, Types};
 use rustix::fd::{AsFd, OwnedFd};
 use std::io::Read;
@@ -20,6 +21,8 @@ use std::sync::OnceLock;
 struct Kernel {
     mappings: mappings::Offsets,
     files: files::Offsets,
+    /// A kernel that tells less of sockets may tell the rest.
+    sockets: Result<sockets::Offsets, String>,
 }
 
 /// As it is here; looked up by the first who asks.
@@ -38,6 +41,15 @@ fn look_up() -> Result<Kernel, String> {
         "file_lock_context",
         "eventfd_ctx",
         "fown_struct",
+        "socket",
+        "sock_common",
+        "sock",
+        "inet_sock",
+        "inet_connection_sock",
+        "request_sock_queue",
+        "tcp_sock",
+        "ipv6_pinfo",
+        "tcp6_sock",
     ];
     const FUNCTIONS: &[&str] = &["bpf_iter_task_vma", "bpf_iter_task_file"];
     let types = Types::of_kernel().map_err(|e| e.to_string())?;
@@ -52,7 +64,13 @@ fn look_up() -> Result<Kernel, String> {
         let member: Option<Member> = which.and_then(|which| found.member(which, name));
         member.ok_or_else(|| format!("there is no {of}.{name}"))
     };
+    let bits = |of: &str, name: &str| {
+        let which = STRUCTS.iter().position(|s| *s == of);
+        let bits: Option<Bits> = which.and_then(|which| found.bits(which, name));
+        bits.ok_or_else(|| format!("there is no {of}.{name}"))
+    };
     Ok(Kernel {
+        sockets: sockets::Offsets::new(function("bpf_iter_task_file")?, &member, &bits),
         mappings: mappings::Offsets::new(function("bpf_iter_task_vma")?, &member)?,
         files: files::Offsets::new(function("bpf_iter_task_file")?, &member)?,
     })

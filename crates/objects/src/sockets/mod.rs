@@ -7,6 +7,7 @@
 //! [`set_going`] just before the tasks go on.
 
 mod accept_queue;
+mod alike;
 mod bind;
 mod datagram;
 mod handshake;

@@ -1,10 +1,13 @@
-//! Reading the options of TCP connections: about eighty calls each, made by other threads while the survey goes on.
+//! Reading the options of TCP connections: where many are alike at the end of the survey ([`alike`]), else about eighty calls
+//! each, made by other threads while the survey goes on.
 
+use super::alike;
 use super::inet;
 use super::option_own::{self, Usual};
 use super::options::Making;
 use super::reading::Reading;
 use crate::Problem;
+use crate::iterators::sockets::Teller;
 use rewake_image::messages::{InetSkEntry, RewakeSocketOptionEntry};
 use rewake_netlink::diag;
 use rustix::fd::{AsFd, OwnedFd};
@@ -40,14 +43,17 @@ pub(super) struct Options {
 }
 
 impl Job {
-    fn read(&self) -> Result<Options, Problem> {
-        let socket = Making { fd: self.fd.as_fd(), object: &self.object };
-        let reading = Reading {
-            socket,
+    pub(super) fn reading(&self) -> Reading<'_> {
+        Reading {
+            socket: Making { fd: self.fd.as_fd(), object: &self.object },
             known: self.known.as_deref(),
             connected: self.connected,
             filter: Some(&self.filter),
-        };
+        }
+    }
+
+    pub(super) fn read(&self) -> Result<Options, Problem> {
+        let reading = self.reading();
         let mut entry = InetSkEntry {
             family: self.family,
             r#type: libc::SOCK_STREAM as u32,
@@ -59,11 +65,24 @@ impl Job {
     }
 }
 
-type Batch = Vec<(usize, Job)>;
-type Done = Vec<(usize, Result<Options, Problem>)>;
+pub(super) type Batch = Vec<(usize, Job)>;
+pub(super) type Done = Vec<(usize, Result<Options, Problem>)>;
+
+/// How the options are read.
+#[derive(Debug, Default)]
+enum Way {
+    /// A thread finds out which.
+    #[default]
+    Unknown,
+    /// All at the end: the kernel tells which are alike.
+    Together(Teller),
+    /// As they come.
+    OneByOne,
+}
 
 #[derive(Debug, Default)]
 struct State {
+    way: Way,
     waiting: Vec<Batch>,
     done: Done,
     /// No more will come.
@@ -86,17 +105,51 @@ impl Shared {
     fn work(&self) {
         let mut state = self.state();
         loop {
-            if let Some(batch) = state.waiting.pop() {
+            let now = matches!(state.way, Way::OneByOne);
+            if let Some(batch) = state.waiting.pop_if(|_| now) {
                 drop(state);
                 let done: Done = batch.iter().map(|(at, job)| (*at, job.read())).collect();
                 state = self.state();
                 state.done.extend(done);
-            } else if state.closed {
+            } else if state.closed && state.waiting.is_empty() {
                 return;
             } else {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
             }
         }
+    }
+}
+
+impl Shared {
+    /// Finds out how the options can be read.
+    fn choose(&self) {
+        let way = match Teller::new() {
+            Ok(teller) => Way::Together(teller),
+            Err(e) => {
+                log::debug!("options of TCP connections are read one by one: {e}");
+                Way::OneByOne
+            }
+        };
+        self.state().way = way;
+        self.changed.notify_all();
+    }
+
+    /// Reads all together, if that is the way; from then on each is read by itself.
+    fn read_together(&self) {
+        let mut state = self.state();
+        while matches!(state.way, Way::Unknown) {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if let Way::Together(mut teller) = std::mem::replace(&mut state.way, Way::OneByOne) {
+            let batches = std::mem::take(&mut state.waiting);
+            drop(state);
+            let (done, rest) = alike::read(&mut teller, batches);
+            state = self.state();
+            state.done.extend(done);
+            state.waiting.extend(rest);
+        }
+        drop(state);
+        self.changed.notify_all();
     }
 }
 
@@ -121,9 +174,16 @@ impl Readers {
         let cpus = std::thread::available_parallelism().map_or(1, usize::from);
         if self.threads.len() + 1 < cpus.min(MOST) {
             let shared = Arc::clone(&self.shared);
+            let first = self.threads.is_empty();
             let thread = std::thread::Builder::new().name("options".into());
             // Without it, `finish` does it all.
-            self.threads.extend(thread.spawn(move || shared.work()).ok());
+            let work = move || {
+                if first {
+                    shared.choose();
+                }
+                shared.work();
+            };
+            self.threads.extend(thread.spawn(work).ok());
         }
     }
 
@@ -139,12 +199,17 @@ impl Readers {
     /// Those of a connection cannot be read.
     pub fn finish(&mut self) -> Result<Vec<Options>, Problem> {
         self.hand_over();
+        if self.threads.is_empty() {
+            self.shared.state().way = Way::OneByOne;
+        }
+        self.shared.read_together();
         self.end(false);
         self.shared.work();
         let died = || Problem::new("TCP connections", "a thread of rewake died");
         self.threads.drain(..).try_for_each(|thread| thread.join().map_err(|_| died()))?;
         let mut state = self.shared.state();
         state.closed = false;
+        state.way = Way::Unknown;
         let mut done = std::mem::take(&mut state.done);
         drop(state);
         done.sort_unstable_by_key(|(at, _)| *at);
