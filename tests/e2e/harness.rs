@@ -572,9 +572,10 @@ pub fn exists(pid: i32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()
 }
 
-/// Whether the process is there and no zombie.
+/// Whether the process is there and no zombie: whether any thread of it is.
 pub fn alive(pid: i32) -> bool {
-    !matches!(view::state(view::living(pid)), None | Some('Z' | 'X'))
+    let is_alive = |tid| !matches!(view::state(tid), None | Some('Z' | 'X'));
+    view::tasks_of(pid).into_iter().any(is_alive)
 }
 
 /// Sets a file's permission bits.
