@@ -213,8 +213,10 @@ impl View {
             }
             // What nobody blocks is on its way to who runs: whether it is still seen here is chance.
             let lasting = match key {
-                "SigPnd" if class == "alive" => Some(set(&status, "SigBlk")),
-                "ShdPnd" if class == "alive" => Some(blocked_by_all(pid)),
+                // Mostly there is none, and of many threads to ask each for the others takes long.
+                "SigPnd" | "ShdPnd" if class != "alive" || set(&status, key) == 0 => None,
+                "SigPnd" => Some(set(&status, "SigBlk")),
+                "ShdPnd" => Some(blocked_by_all(pid)),
                 _ => None,
             };
             match lasting {
