@@ -161,7 +161,9 @@ impl Run {
         let ports = Ports::claim()?;
         command
             .env("ZOO_RUN", &id)
-            .envs(std::env::var_os("ZOO_TABLE").map(|room| ("ZOO_TABLE", room)))
+            .envs(
+                ["ZOO_TABLE", "ZOO_THREADS"].iter().filter_map(|v| Some((v, std::env::var_os(v)?))),
+            )
             .env("ZOO_PORTS", ports.first.to_string())
             .envs(start.env.iter().map(|(k, v)| (k, v)));
         // What whoever started the tests left open (a lock, a pipe) is not the program's.

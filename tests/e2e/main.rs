@@ -18,6 +18,7 @@
 //! - `ZOO_NO_EXCUSES=1`: runs also what CRIU is known not to manage (to see that it still fails, and how).
 //! - `ZOO_KEEP=1`: keeps the directories of runs ($TMPDIR or /tmp, and /dev/shm: rewake-e2e-*).
 //! - `ZOO_TABLE=n`: every program's table of descriptors has room for so many; dumps look at those with 512 another way.
+//! - `ZOO_THREADS=n`: every program has so many further threads, which do nothing; dumps look at 100 and more another way.
 //! - `ZOO_KILLS=n`: how many times the `kill` trials kill the dumping command (default 200).
 //! - `ZOO_STEPS=n`: the `steps` trials stop the command at every n-th of its system calls only (default: at every one).
 //! - `TMPDIR`: where the run directories on disk go.

@@ -261,6 +261,9 @@ const NO_RULES: &str = "what it restores first speaks before the other side is t
 const STOPPED_TCP: &str =
     "connections of a tree left stopped stay in repair mode, nothing resumes them";
 
+/// So many threads are told by the kernel instead of being visited.
+const MANY_THREADS: (&str, &str) = ("ZOO_THREADS", "120");
+
 /// It can restore one all the same.
 const NO_LEADER: &[(&str, &str)] = &[
     ("dead", LED),
@@ -300,6 +303,7 @@ pub fn all() -> Vec<Program> {
         program!(rseq).unless_criu_in(&[("running", RSEQ), ("stopped", RSEQ)]),
         program!(robust_list),
         program!(thread_words),
+        program!(thread_words).named("thread_words_many").env(&[MANY_THREADS]),
         program!(clocks),
         // It comes back in another time namespace, at its time.
         program!(clocks).named("clocks_ahead").env(&[("ZOO_AHEAD", "1")]).loses(&["ns/time"]),
@@ -402,6 +406,7 @@ pub fn all() -> Vec<Program> {
             .env(&[("ZOO_HANDLED", "1")])
             .not_in(CONTINUED),
         program!(sigaltstack),
+        program!(sigaltstack).named("sigaltstack_many").env(&[MANY_THREADS]),
         program!(itimers),
         program!(itimers)
             .named("itimers_expired")
@@ -410,7 +415,15 @@ pub fn all() -> Vec<Program> {
         program!(posix_timers),
         program!(timerslack)
             .unless_criu("it does not keep the timer slack"),
+        program!(timerslack)
+            .named("timerslack_many")
+            .env(&[MANY_THREADS])
+            .unless_criu("it does not keep the timer slack"),
         program!(creds)
+            .unless_criu("without CAP_SYS_RESOURCE, which this machine may lack, it cannot ask another user's limits"),
+        program!(creds)
+            .named("creds_many")
+            .env(&[MANY_THREADS])
             .unless_criu("without CAP_SYS_RESOURCE, which this machine may lack, it cannot ask another user's limits"),
         program!(creds).named("creds_caps").env(&[("ZOO_KEEP_IDS", "1")]),
         program!(rlimits),
@@ -423,6 +436,7 @@ pub fn all() -> Vec<Program> {
         program!(affinity).unless_criu("it does not keep CPU affinity"),
         program!(misc_task),
         program!(pdeathsig),
+        program!(pdeathsig).named("pdeathsig_many").env(&[MANY_THREADS]),
         program!(personality).unless_criu("it reads the hexadecimal personality as decimal"),
         program!(autogroup).unless_criu("it does not keep the nice value of an autogroup"),
         program!(ioprio).unless_criu("it does not keep I/O priorities"),
@@ -656,6 +670,10 @@ pub fn all() -> Vec<Program> {
         program!(unix_senders).unless_criu("it loses credentials of senders"),
         program!(seccomp),
         program!(seccomp_threads).needs_its_pids(FROM_OUTSIDE),
+        program!(seccomp_threads)
+            .named("seccomp_threads_many")
+            .env(&[MANY_THREADS])
+            .needs_its_pids(FROM_OUTSIDE),
         program!(seccomp_threads)
             .named("seccomp_uniform")
             .env(&[("ZOO_UNIFORM", "1")])

@@ -73,6 +73,7 @@ pub fn run(body: impl FnOnce(&Zoo) -> Check) -> ! {
     touch_stack();
     let zoo = Zoo { dir: dir.into() };
     grow_table(&zoo);
+    add_threads(&zoo);
     let main_pid = pid();
     let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| body(&zoo)));
     let outcome = outcome.unwrap_or_else(|panic| {
@@ -101,6 +102,25 @@ fn grow_table(zoo: &Zoo) {
     if room > 0 {
         // SAFETY: numbers; what is made is closed again, and nobody has seen it.
         unsafe { libc::close(libc::fcntl(2, libc::F_DUPFD_CLOEXEC, room as i32 - 1)) };
+    }
+}
+
+/// Adds `ZOO_THREADS` threads that do nothing, if that is set: many are looked at another way.
+fn add_threads(zoo: &Zoo) {
+    let none = || {
+        // SAFETY: a set of signals of its own.
+        unsafe {
+            let mut all = std::mem::zeroed();
+            libc::sigfillset(&mut all);
+            libc::pthread_sigmask(libc::SIG_BLOCK, &all, std::ptr::null_mut());
+        }
+        loop {
+            std::thread::park();
+        }
+    };
+    for _ in 0..zoo.param("ZOO_THREADS", 0) {
+        let thread = std::thread::Builder::new().stack_size(64 << 10).spawn(none);
+        drop(thread.expect("a thread"));
     }
 }
 

@@ -105,7 +105,7 @@ pub fn survey(
         pin.release();
     }
     let tasks: Vec<_> = held.iter().map(|held| held.task.clone()).collect();
-    let (told, facts) = thread::with_facts(&tasks, || {
+    let (told, facts) = thread::with_facts(&tasks, seen, || {
         if let (Some(pin), Some(task)) = (pin, tasks.first()) {
             pin.to(task.stat.processor as usize);
         }
@@ -396,16 +396,22 @@ fn ask_on(
         let results = live.run(&script).of(pid, comm)?;
         cloexec.extend(flags.map(|i| results.or_zero(i) & 1 != 0));
     }
-    let hosts = std::mem::take(&mut held.threads)
-        .into_iter()
-        .zip(&states[1..])
-        .map(|(thread, state)| Host { thread, regs: state.regs, mask: state.mask })
-        .collect();
-    for ((thread, visited), state) in
-        live.visit(hosts).of(pid, comm)?.into_iter().zip(&mut states[1..])
-    {
-        state.visited(&visited);
-        held.threads.push(thread);
+    for state in &mut states[1..] {
+        if let Some(told) = outside.threads.get(&(state.extra.tid as i32)) {
+            state.told(told);
+        }
+    }
+    if outside.threads.is_empty() {
+        let hosts = std::mem::take(&mut held.threads)
+            .into_iter()
+            .zip(&states[1..])
+            .map(|(thread, state)| Host { thread, regs: state.regs, mask: state.mask })
+            .collect();
+        let visited = live.visit(hosts).of(pid, comm)?;
+        for ((thread, visited), state) in visited.into_iter().zip(&mut states[1..]) {
+            state.visited(&visited);
+            held.threads.push(thread);
+        }
     }
     Ok(Told { answers, states, cloexec, problems })
 }

@@ -7,7 +7,7 @@ use crate::error::{Context, Result};
 use crate::freeze::Task;
 use rewake_image::messages::VmaEntry;
 use rewake_objects::Problem;
-use rewake_objects::iterators::{self, files::File as Told};
+use rewake_objects::iterators::{self, files::File as Told, threads::Thread};
 use rewake_objects::memory::aio;
 use rewake_objects::memory::pages::{self, Run};
 use rewake_objects::memory::shield::Shield;
@@ -18,6 +18,7 @@ use rewake_proc::read::{ProcDir, ReadError};
 use rewake_proc::status::Status;
 use rewake_proc::timers::PosixTimer;
 use rustix::fs::OFlags;
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -52,6 +53,8 @@ pub struct Outside {
     pub fds: Vec<i32>,
     /// What the kernel has told of them, likewise, or nothing.
     pub told: Vec<Told>,
+    /// What the kernel has told of its threads, of all of them or none.
+    pub threads: HashMap<i32, Thread>,
     /// POSIX timers.
     pub timers: Vec<PosixTimer>,
     /// `/proc/PID/mem`.
@@ -92,6 +95,8 @@ pub struct Values {
 
 /// With room for so many descriptors, it pays to ask the kernel for all of them.
 const MANY_DESCRIPTORS: u64 = 512;
+/// To visit so many threads takes longer than to have the kernel tell of them all.
+const MANY_THREADS: usize = 100;
 
 /// The namespaces a task must share with us so far; time namespaces may differ.
 const NAMESPACES: &[&str] = &["pid", "mnt", "net", "user", "uts", "ipc", "cgroup"];
@@ -116,6 +121,8 @@ pub fn survey(
     let many = owns.files && status.fd_size >= MANY_DESCRIPTORS;
     let tid = task.tid();
     let told = many.then(|| thread::spawn(move || iterators::files::of(tid)));
+    let threads = (task.tids.len() >= MANY_THREADS)
+        .then(|| thread::spawn(move || iterators::threads::of(pid)));
     let Mappings { mut vmas, tell_shared } =
         mappings::survey(task, before, &mut buffer, &mut problems)?;
     for vma in vmas.iter_mut().filter(|vma| vma.watched) {
@@ -158,6 +165,7 @@ pub fn survey(
         log::debug!("process {pid}: its descriptors are looked at one by one: {e}");
         Vec::new()
     });
+    let threads = threads.map_or_else(HashMap::new, |told| told_threads(task, told));
     let fds = match told.as_slice() {
         [] if owns.files => dir.fds().of(pid, comm)?,
         told => told.iter().map(|told| told.number).collect(),
@@ -194,12 +202,29 @@ pub fn survey(
         links,
         fds,
         told,
+        threads,
         timers,
         memory,
         values,
         owns,
         problems,
     })
+}
+
+/// What a thread of ours was told of a task's threads: if of all of them.
+fn told_threads(
+    task: &Task,
+    told: thread::JoinHandle<std::result::Result<Vec<Thread>, String>>,
+) -> HashMap<i32, Thread> {
+    let told = told.join().unwrap_or_else(|_| Err("a thread of ours broke down".to_owned()));
+    let told: HashMap<_, _> = match told {
+        Ok(threads) => threads.into_iter().map(|thread| (thread.tid, thread)).collect(),
+        Err(e) => {
+            log::debug!("process {}: its threads are visited one by one: {e}", task.pid());
+            return HashMap::new();
+        }
+    };
+    if task.tids.iter().all(|tid| told.contains_key(tid)) { told } else { HashMap::new() }
 }
 
 /// The task's vdso. If a killed dump left its entry in the unused end of it, that is not saved.

@@ -1,5 +1,6 @@
 //! What ptrace and `/proc` tell of single threads.
 
+use super::inside::Visible;
 use super::outside::Outside;
 use crate::error::{Context, Result};
 use crate::freeze::Task;
@@ -8,6 +9,7 @@ use rewake_inject::interrupted::{mend_interrupted, out_of_sequence};
 use rewake_inject::tracee::Stopped;
 use rewake_inject::visit::Visited;
 use rewake_objects::Problem;
+use rewake_objects::iterators::threads::Thread;
 use rewake_objects::task::{registers, schedule, seccomp, signals};
 use rewake_proc::read::ProcDir;
 use rewake_proc::status::Status;
@@ -44,9 +46,12 @@ pub fn needs_help(task: &Task) -> bool {
 /// A thread is gone; whatever `work` returns.
 pub fn with_facts<T>(
     tasks: &[Arc<Task>],
+    seen: &[Visible],
     work: impl FnOnce() -> Result<T>,
 ) -> Result<(T, Vec<Vec<Facts>>)> {
-    let gather = || tasks.iter().map(|task| gather_all(task)).collect::<Result<Vec<_>>>();
+    let each = || tasks.iter().zip(seen);
+    let gather =
+        || each().map(|(task, seen)| gather_all(task, &seen.outside)).collect::<Result<Vec<_>>>();
     if !tasks.iter().any(|task| needs_help(task)) {
         return Ok((work()?, gather()?));
     }
@@ -63,11 +68,16 @@ pub fn with_facts<T>(
     })
 }
 
-fn gather_all(task: &Task) -> Result<Vec<Facts>> {
+fn gather_all(task: &Task, outside: &Outside) -> Result<Vec<Facts>> {
     let mut buffer = Vec::with_capacity(4096);
     let ended = task.leader_ended.map(|_| task.pid());
     let tids = task.tids.iter().copied().chain(ended);
-    let all = tids.map(|tid| gather(&task.dir, tid, tid == task.tid(), &mut buffer));
+    let first = task.tid();
+    let all = tids.map(|tid| match told_status(outside, first, tid) {
+        _ if tid == first => gather(tid, None),
+        Some(status) => gather(tid, Some(status)),
+        None => gather(tid, Some(read_status(&task.dir, tid, &mut buffer)?)),
+    });
     all.collect::<std::result::Result<Vec<_>, String>>().of(task.pid(), task.comm())
 }
 
@@ -88,23 +98,37 @@ pub fn any_filtered(task: &Task) -> Result<bool> {
     Ok(false)
 }
 
-fn gather(
+/// The status of a thread of which the kernel has told that all credentials are those of the first. Its text would tell of
+/// signals and the like as well, which are asked for by other ways.
+fn told_status(outside: &Outside, first: i32, tid: i32) -> Option<Status> {
+    let (told, first) = (outside.threads.get(&tid)?, outside.threads.get(&first)?);
+    // In the text some characters of a name stand for others.
+    let plain = told.comm.iter().all(|byte| *byte != b'\\' && !byte.is_ascii_control());
+    if told.credentials != first.credentials || !plain {
+        return None;
+    }
+    Some(Status {
+        name: told.comm.clone().into(),
+        pid: tid,
+        no_new_privs: told.no_new_privs,
+        seccomp: Some(told.seccomp),
+        ..outside.status.clone()
+    })
+}
+
+fn read_status(
     dir: &ProcDir,
     tid: i32,
-    first: bool,
     buffer: &mut Vec<u8>,
-) -> std::result::Result<Facts, String> {
+) -> std::result::Result<Status, String> {
+    let failed = |e: &dyn std::fmt::Display| format!("thread {tid}: reading its status: {e}");
+    let text = dir.read_single(&format!("task/{tid}/status"), buffer).map_err(|e| failed(&e))?;
+    rewake_proc::status::parse(text).map_err(|e| failed(&e))
+}
+
+fn gather(tid: i32, status: Option<Status>) -> std::result::Result<Facts, String> {
     let at =
         |what: &'static str| move |e: &dyn std::fmt::Display| format!("thread {tid}: {what}: {e}");
-    let status = match first {
-        true => None,
-        false => {
-            let text = dir
-                .read_single(&format!("task/{tid}/status"), buffer)
-                .map_err(|e| at("reading its status")(&e))?;
-            Some(rewake_proc::status::parse(text).map_err(|e| at("reading its status")(&e))?)
-        }
-    };
     let attr = sched::attributes(tid).map_err(|e| at("reading scheduling attributes")(&e))?;
     Ok(Facts {
         status,
@@ -155,6 +179,17 @@ impl ThreadState {
             Ok(state) => self.seccomp = state,
             Err(problem) => problems.push(problem),
         }
+    }
+
+    /// Adds what the kernel has told, which makes a visit needless.
+    pub fn told(&mut self, told: &Thread) {
+        let (sp, size, flags) = told.alternate_stack;
+        self.securebits = Some(told.credentials.securebits);
+        self.extra.timer_slack = Some(told.timer_slack);
+        self.extra.default_timer_slack = Some(told.default_timer_slack).filter(|s| *s != 0);
+        self.info.clear_tid_addr = told.tid_address;
+        self.core.sas = Some(signals::alternate_stack(sp, size, flags));
+        self.core.pdeath_sig = Some(told.pdeath_sig).filter(|s| *s != 0);
     }
 
     /// Adds what a visit brought.

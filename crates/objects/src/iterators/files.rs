@@ -2,6 +2,7 @@
 
 use super::asm::{Helper, Program, R0, R1, R2, R3, R6, R7, R8, R9, Size};
 use super::{Members, kernel, offset, read, words};
+use rewake_sys::bpf::iter::Whose;
 use rewake_sys::bpf::{self, MapInfo, iter};
 use rustix::fd::{AsRawFd, OwnedFd};
 use std::sync::Mutex;
@@ -213,7 +214,7 @@ pub fn of(pid: i32) -> Result<Vec<File>, String> {
     let program = slot.get_or_insert_with(loaded).as_ref().map_err(Clone::clone)?;
     let offsets = &kernel()?.files;
     let mut files = Vec::new();
-    read(&program.program, pid, |text| {
+    read(&program.program, Whose::Thread(pid), |text| {
         parse(text, offsets, &mut files).ok_or_else(|| "a record is not whole".to_owned())
     })?;
     Ok(files)

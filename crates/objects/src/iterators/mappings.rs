@@ -7,6 +7,7 @@ use super::asm::{Helper, Program, R1, R2, R3, R6, R7, R8, STACK, Size};
 use super::{Members, kernel, offset, read, words};
 use rewake_proc::smaps::{self, Want};
 use rewake_proc::vmflags::VmFlags;
+use rewake_sys::bpf::iter::Whose;
 use rustix::fd::OwnedFd;
 use std::collections::HashMap;
 use std::sync::OnceLock;
@@ -88,7 +89,7 @@ pub fn of(pid: i32) -> Result<Vec<Area>, String> {
         rewake_sys::bpf::iter::load(&program, function).map_err(|e| e.to_string())
     });
     let mut areas: Vec<Area> = Vec::new();
-    read(program.as_ref().map_err(Clone::clone)?, pid, |text| {
+    read(program.as_ref().map_err(Clone::clone)?, Whose::Thread(pid), |text| {
         let (records, rest) = text.as_chunks::<48>();
         if !rest.is_empty() {
             return Err("a record is not whole".to_owned());

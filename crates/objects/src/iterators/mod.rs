@@ -1,4 +1,4 @@
-//! What the kernel tells of all descriptors or all mappings of a process at once, by a program that it runs for each of them
+//! What the kernel tells of all descriptors, all mappings or all threads of a process at once, by a program that it runs for each of them
 //! (BPF iterators): a few hundred nanoseconds each, where the texts of `/proc` take microseconds.
 //!
 //! It pays for processes that have thousands, since to look up where the members of the kernel's structures are takes
@@ -9,9 +9,10 @@ mod asm;
 pub mod files;
 pub mod mappings;
 pub mod sockets;
+pub mod threads;
 
 use rewake_proc::btf::{Bits, Btf, Member};
-use rewake_sys::bpf::iter::{self, Types};
+use rewake_sys::bpf::iter::{self, Types, Whose};
 use rustix::fd::{AsFd, OwnedFd};
 use std::io::Read;
 use std::sync::OnceLock;
@@ -21,8 +22,9 @@ use std::sync::OnceLock;
 struct Kernel {
     mappings: mappings::Offsets,
     files: files::Offsets,
-    /// A kernel that tells less of sockets may tell the rest.
+    /// A kernel that tells less of these may tell the rest.
     sockets: Result<sockets::Offsets, String>,
+    threads: Result<threads::Offsets, String>,
 }
 
 /// As it is here; looked up by the first who asks.
@@ -50,8 +52,13 @@ fn look_up() -> Result<Kernel, String> {
         "tcp_sock",
         "ipv6_pinfo",
         "tcp6_sock",
+        "task_struct",
+        "pid",
+        "upid",
+        "cred",
+        "seccomp",
     ];
-    const FUNCTIONS: &[&str] = &["bpf_iter_task_vma", "bpf_iter_task_file"];
+    const FUNCTIONS: &[&str] = &["bpf_iter_task_vma", "bpf_iter_task_file", "bpf_iter_task"];
     let types = Types::of_kernel().map_err(|e| e.to_string())?;
     let found = Btf::new(types.bytes()).and_then(|btf| btf.find(STRUCTS, FUNCTIONS));
     let found = found.map_err(|e| e.to_string())?;
@@ -73,6 +80,7 @@ fn look_up() -> Result<Kernel, String> {
         sockets: sockets::Offsets::new(function("bpf_iter_task_file")?, &member, &bits),
         mappings: mappings::Offsets::new(function("bpf_iter_task_vma")?, &member)?,
         files: files::Offsets::new(function("bpf_iter_task_file")?, &member)?,
+        threads: function("bpf_iter_task").and_then(|f| threads::Offsets::new(f, &member)),
     })
 }
 
@@ -84,15 +92,15 @@ fn offset(member: Member) -> Result<i16, String> {
     i16::try_from(member.offset).map_err(|e| e.to_string())
 }
 
-/// Gives `take` what a program writes about thread `tid`, a number of whole records at a time, until that has had enough.
+/// Gives `take` what a program writes, a number of whole records at a time, until that has had enough.
 fn read(
     program: &OwnedFd,
-    tid: i32,
+    whose: Whose,
     mut take: impl FnMut(&[u8]) -> Result<bool, String>,
 ) -> Result<(), String> {
     // Twice what the kernel has ready at a time.
     const ROOM: usize = 64 << 10;
-    let file = iter::of_thread(program.as_fd(), tid).map_err(|e| e.to_string())?;
+    let file = iter::of(program.as_fd(), whose).map_err(|e| e.to_string())?;
     let mut file = std::fs::File::from(file);
     let mut buffer = vec![0; ROOM];
     loop {

@@ -6,6 +6,7 @@
 use super::asm::{Helper, Program, R0, R1, R2, R3, R6, R7, R8, R9, Size};
 use super::{Members, kernel, offset, read, words};
 use rewake_proc::btf::{Bits, Member};
+use rewake_sys::bpf::iter::Whose;
 use rewake_sys::bpf::{self, MapInfo, iter};
 use rustix::fd::{AsRawFd, OwnedFd};
 use std::collections::HashMap;
@@ -293,7 +294,7 @@ impl Teller {
         let offsets = kernel()?.sockets.as_ref().map_err(Clone::clone)?;
         let own = rustix::thread::gettid().as_raw_nonzero().get();
         let mut prints = HashMap::new();
-        read(&self.program, own, |text| {
+        read(&self.program, Whose::Thread(own), |text| {
             let records = text.chunks_exact(offsets.record() as usize);
             let whole = records.remainder().is_empty();
             for record in records {

@@ -31,13 +31,25 @@ pub fn load(instructions: &[u64], target: u32) -> Result<OwnedFd> {
     call("BPF_PROG_LOAD", PROG_LOAD, &mut attr, 120).map(owned)
 }
 
-/// A file that yields what `program` writes about the objects of thread `tid`; reading runs it.
+/// Whose objects a program is run for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// Those of a thread.
+    Thread(i32),
+    /// Those of all threads of a process, also if its first thread has ended.
+    Process(i32),
+}
+
+/// A file that yields what `program` writes about objects; reading runs it.
 ///
 /// # Errors
 /// `EINVAL` before Linux 6.1, or if there is no such thread; `EPERM`.
-pub fn of_thread(program: BorrowedFd<'_>, tid: i32) -> Result<OwnedFd> {
+pub fn of(program: BorrowedFd<'_>, whose: Whose) -> Result<OwnedFd> {
     // union bpf_iter_link_info
-    let info: [u32; 4] = [tid as u32, 0, 0, 0];
+    let info: [u32; 4] = match whose {
+        Whose::Thread(tid) => [tid as u32, 0, 0, 0],
+        Whose::Process(pid) => [0, pid as u32, 0, 0],
+    };
     let mut attr: Attr = [0; 16];
     set(&mut attr, 0, program.as_raw_fd() as u32);
     set(&mut attr, 8, TRACE_ITER);
