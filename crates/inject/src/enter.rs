@@ -198,6 +198,7 @@ impl<'a> Entering<'a> {
             put(boot.saved + i * 8, &word.to_ne_bytes());
         }
         put(boot.mask, &self.mask.to_ne_bytes());
+        put(boot.quiet, &tell::quiet_mask(self.target.signal).to_ne_bytes());
         put(boot.size, &(map_len() as u64).to_ne_bytes());
         put(boot.memfd_flags, &memfd_flags().to_ne_bytes());
         put(boot.signal, &self.target.signal.to_ne_bytes());
@@ -229,7 +230,8 @@ impl<'a> Entering<'a> {
     /// Waits for the first gate; returns the number of the memfd, as the kernel returned it.
     fn at_first_gate(&mut self) -> Result<(Stopped, Registers, u64)> {
         if let Some(leader) = self.stopped.take() {
-            let leader = tell::follow(leader, 2, &mut self.owed)?;
+            // Its mask, then the memfd.
+            let leader = tell::follow(leader, 4, &mut self.owed)?;
             let regs = leader.registers()?;
             return Ok((leader, regs, regs.rax));
         }

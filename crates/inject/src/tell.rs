@@ -108,6 +108,15 @@ pub(crate) fn wait_told(
     }
 }
 
+/// Has a thread that has told forget the signal by which it did, if it blocks that under its own `mask`: if we died while it
+/// stands in the stop for the delivery, the kernel would keep it for later, for good.
+pub(crate) fn forget(told: Stopped, signal: i32, mask: u64) -> Result<Stopped> {
+    if mask & bit(signal) == 0 {
+        return Ok(told);
+    }
+    told.to_event_stop()
+}
+
 const SI_TKILL: i32 = -6;
 
 /// `si_code` of a siginfo.

@@ -38,7 +38,7 @@ pub struct Host {
 }
 
 /// System calls of the visitor before it tells.
-const QUESTIONS: usize = 8;
+const QUESTIONS: usize = 9;
 
 impl Live {
     /// Asks threads of the process what only they can tell. They stand in a ptrace stop with the registers and masks given
@@ -140,7 +140,7 @@ impl Live {
         let (tid, group_stop) = (thread.tid(), thread.group_stop());
         let (mut stopped, answers) = if self.signal != 0 {
             let (stopped, at) = tell::wait_told(tid, self.signal, mask, owed)?;
-            (stopped, at)
+            (tell::forget(stopped, self.signal, mask)?, at)
         } else {
             let stopped = tell::follow(thread, 2 * QUESTIONS, owed)?;
             let at = stopped.registers()?;

@@ -199,6 +199,7 @@ global_asm!(
     ".globl rewake_bootstrap_start", ".hidden rewake_bootstrap_start",
     ".globl rewake_bootstrap_saved", ".hidden rewake_bootstrap_saved",
     ".globl rewake_bootstrap_mask", ".hidden rewake_bootstrap_mask",
+    ".globl rewake_bootstrap_quiet", ".hidden rewake_bootstrap_quiet",
     ".globl rewake_bootstrap_size", ".hidden rewake_bootstrap_size",
     ".globl rewake_bootstrap_memfd_flags", ".hidden rewake_bootstrap_memfd_flags",
     ".globl rewake_bootstrap_signal", ".hidden rewake_bootstrap_signal",
@@ -220,15 +221,27 @@ global_asm!(
     "mov eax, 200",
     "syscall",
     ".endm",
+    // rt_sigprocmask(SIG_SETMASK, quiet, NULL, 8): the controller does so, too, but it may die before, and if the thread blocked
+    // the signal that it tells by, that would be pending for good.
+    ".macro rewake_hush",
+    "mov eax, 14",
+    "mov edi, 2",
+    "lea rsi, [rip + rewake_bootstrap_quiet]",
+    "mov edx, 0",
+    "mov r10d, 8",
+    "syscall",
+    ".endm",
     "rewake_bootstrap_start:",
     "rewake_bootstrap_saved: .fill 20, 8, 0",
     "rewake_bootstrap_mask: .quad 0",
+    "rewake_bootstrap_quiet: .quad 0",
     "rewake_bootstrap_size: .quad 0",
     "rewake_bootstrap_memfd_flags: .long 0",
     "rewake_bootstrap_signal: .long 0",
     "rewake_bootstrap_name: .asciz \"rewake\"",
     ".balign 8",
     "rewake_bootstrap_entry:",
+    "rewake_hush",
     "xor ebx, ebx",
     "mov eax, 319", // memfd_create(name, flags)
     "lea rdi, [rip + rewake_bootstrap_name]",
@@ -345,6 +358,7 @@ global_asm!(
     // (EFAULT) if the ring is gone, so a visitor never outlives its memory. No instruction here changes a flag, and
     // only the registers in the slot are used.
     "rewake_visitor_entry:",
+    "rewake_hush",
     "mov eax, 131", // sigaltstack(NULL, out)
     "mov edi, 0",
     "mov rsi, [r13 + {OUT}]",
@@ -403,6 +417,7 @@ global_asm!(
     ".endr",
     "rewake_visitor_end:",
     ".purgem rewake_tell",
+    ".purgem rewake_hush",
     ".popsection",
     SOCKETS = const offset::SOCKETS,
     VISITORS = const VISITORS,
@@ -490,6 +505,7 @@ unsafe extern "C" {
     static rewake_bootstrap_start: u8;
     static rewake_bootstrap_saved: u8;
     static rewake_bootstrap_mask: u8;
+    static rewake_bootstrap_quiet: u8;
     static rewake_bootstrap_size: u8;
     static rewake_bootstrap_memfd_flags: u8;
     static rewake_bootstrap_signal: u8;
@@ -531,6 +547,8 @@ pub struct Bootstrap {
     pub saved: usize,
     /// Saved signal mask (u64).
     pub mask: usize,
+    /// The signal mask under which it runs.
+    pub quiet: usize,
     /// Size of the mapping in bytes (u64).
     pub size: usize,
     /// Flags of `memfd_create` (u32).
@@ -581,6 +599,7 @@ impl Bootstrap {
             bytes: between(start, &raw const rewake_visitor_end),
             saved: at(&raw const rewake_bootstrap_saved),
             mask: at(&raw const rewake_bootstrap_mask),
+            quiet: at(&raw const rewake_bootstrap_quiet),
             size: at(&raw const rewake_bootstrap_size),
             memfd_flags: at(&raw const rewake_bootstrap_memfd_flags),
             signal: at(&raw const rewake_bootstrap_signal),
