@@ -259,7 +259,7 @@ fn is_gone(tid: i32, errno: rewake_sys::Errno) -> bool {
 /// Is a thread dead or gone?
 fn is_dead(tid: i32) -> bool {
     match ProcDir::open(tid).and_then(|dir| dir.stat(&mut Vec::new())) {
-        Ok(stat) => matches!(stat.state, TaskState::Zombie | TaskState::Dead),
+        Ok(stat) => stat.state.is_dead(),
         Err(_) => true,
     }
 }

@@ -279,7 +279,7 @@ impl Live {
         let leader = if self.signal != 0 {
             leader.resume()?;
             let told = tell::wait_told(tid, self.signal, self.mask, &mut owed)?.0;
-            tell::forget(told, self.signal, self.mask)?
+            tell::forget(told, self.signal, self.mask, &mut owed)?
         } else {
             // close in, out; munmap in, out. The kernel mends interrupted system calls only on the way out of a
             // get_signal stop.

@@ -110,11 +110,14 @@ pub(crate) fn wait_told(
 
 /// Has a thread that has told forget the signal by which it did, if it blocks that under its own `mask`: if we died while it
 /// stands in the stop for the delivery, the kernel would keep it for later, for good.
-pub(crate) fn forget(told: Stopped, signal: i32, mask: u64) -> Result<Stopped> {
+pub(crate) fn forget(told: Stopped, signal: i32, mask: u64, owed: &mut Owed) -> Result<Stopped> {
     if mask & bit(signal) == 0 {
         return Ok(told);
     }
-    told.to_event_stop()
+    let group_stop = told.group_stop();
+    let mut stopped = told.resume_to_event()?.wait_stop_noting(|signal| owed.add(signal))?;
+    stopped.set_group_stop(group_stop);
+    Ok(stopped)
 }
 
 const SI_TKILL: i32 = -6;

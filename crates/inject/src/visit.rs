@@ -140,7 +140,7 @@ impl Live {
         let (tid, group_stop) = (thread.tid(), thread.group_stop());
         let (mut stopped, answers) = if self.signal != 0 {
             let (stopped, at) = tell::wait_told(tid, self.signal, mask, owed)?;
-            (tell::forget(stopped, self.signal, mask)?, at)
+            (tell::forget(stopped, self.signal, mask, owed)?, at)
         } else {
             let stopped = tell::follow(thread, 2 * QUESTIONS, owed)?;
             let at = stopped.registers()?;

@@ -141,6 +141,14 @@ pub struct Bits {
     pub mask: u8,
 }
 
+/// Where a member is: its type, its first bit, and how many bits it has if it is a bit field (else 0).
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    kind: u32,
+    bit: u32,
+    width: u32,
+}
+
 impl Found<'_> {
     /// The number of a function, by its place among those asked for.
     #[must_use]
@@ -152,7 +160,12 @@ impl Found<'_> {
     /// Bit fields are not found.
     #[must_use]
     pub fn member(&self, which: usize, name: &str) -> Option<Member> {
-        self.search((*self.structs.get(which)?)?, name.as_bytes(), 0)
+        const POINTER: u32 = 2;
+        let found = self.search((*self.structs.get(which)?)?, name.as_bytes(), 0)?;
+        if found.width != 0 || !found.bit.is_multiple_of(8) {
+            return None;
+        }
+        Some(Member { offset: found.bit / 8, pointer: self.bare_kind(found.kind)? == POINTER })
     }
 
     /// The size of a structure (by its place among those asked for).
@@ -164,40 +177,18 @@ impl Found<'_> {
     /// Which bits a member of a structure has, be it a bit field (one that is within a byte).
     #[must_use]
     pub fn bits(&self, which: usize, name: &str) -> Option<Bits> {
-        self.search_bits((*self.structs.get(which)?)?, name.as_bytes(), 0)
-    }
-
-    fn search_bits(&self, id: u32, name: &[u8], depth: u32) -> Option<Bits> {
-        let at = self.place(id)?;
-        let info = word(self.btf.types, at + 4)?;
-        if !matches!(info >> 24 & 0x1f, KIND_STRUCT | KIND_UNION) || depth > 8 {
-            return None;
+        let Place { kind, bit, width } =
+            self.search((*self.structs.get(which)?)?, name.as_bytes(), 0)?;
+        let offset = bit / 8;
+        match width {
+            0 => Some(Bits { offset, len: self.size_of(kind, 0)?, mask: 0xff }),
+            // In the order of little-endian machines.
+            1..8 if bit % 8 + width <= 8 && cfg!(target_endian = "little") => {
+                let mask = ((1u32 << width) - 1) << (bit % 8);
+                Some(Bits { offset, len: 1, mask: mask as u8 })
+            }
+            _ => None,
         }
-        (0..(info & 0xffff) as usize).find_map(|n| {
-            let member = at + 12 + n * 12;
-            let called = word(self.btf.types, member)?;
-            let kind = word(self.btf.types, member + 4)?;
-            let place = word(self.btf.types, member + 8)?;
-            let (bits, place) =
-                if info >> 31 != 0 { (place >> 24, place & 0xff_ffff) } else { (0, place) };
-            let offset = place / 8;
-            if called != 0 && self.btf.is_called(called, name) {
-                return match bits {
-                    0 => Some(Bits { offset, len: self.size_of(kind, 0)?, mask: 0xff }),
-                    // In the order of little-endian machines.
-                    1..8 if place % 8 + bits <= 8 && cfg!(target_endian = "little") => {
-                        let mask = ((1u32 << bits) - 1) << (place % 8);
-                        Some(Bits { offset, len: 1, mask: mask as u8 })
-                    }
-                    _ => None,
-                };
-            }
-            if bits != 0 || called != 0 && !self.btf.is_called(called, b"") {
-                return None;
-            }
-            let inner = self.search_bits(kind, name, depth + 1)?;
-            Some(Bits { offset: offset.checked_add(inner.offset)?, ..inner })
-        })
     }
 
     /// The size of a type.
@@ -244,8 +235,7 @@ impl Found<'_> {
         None
     }
 
-    fn search(&self, id: u32, name: &[u8], depth: u32) -> Option<Member> {
-        const POINTER: u32 = 2;
+    fn search(&self, id: u32, name: &[u8], depth: u32) -> Option<Place> {
         let at = self.place(id)?;
         let info = word(self.btf.types, at + 4)?;
         if !matches!(info >> 24 & 0x1f, KIND_STRUCT | KIND_UNION) || depth > 8 {
@@ -256,22 +246,17 @@ impl Found<'_> {
             let member = at + 12 + n * 12;
             let called = word(self.btf.types, member)?;
             let kind = word(self.btf.types, member + 4)?;
-            let offset = word(self.btf.types, member + 8)?;
-            let (bits, offset) =
-                if bits_too { (offset >> 24, offset & 0xff_ffff) } else { (0, offset) };
-            if bits != 0 || !offset.is_multiple_of(8) {
-                return None;
-            }
-            let offset = offset / 8;
+            let bit = word(self.btf.types, member + 8)?;
+            let (width, bit) = if bits_too { (bit >> 24, bit & 0xff_ffff) } else { (0, bit) };
             if called != 0 && self.btf.is_called(called, name) {
-                return Some(Member { offset, pointer: self.bare_kind(kind)? == POINTER });
+                return Some(Place { kind, bit, width });
             }
             // Nameless, or all names begin at 0.
-            if called != 0 && !self.btf.is_called(called, b"") {
+            if width != 0 || called != 0 && !self.btf.is_called(called, b"") {
                 return None;
             }
             let inner = self.search(kind, name, depth + 1)?;
-            Some(Member { offset: offset.checked_add(inner.offset)?, ..inner })
+            Some(Place { bit: bit.checked_add(inner.bit)?, ..inner })
         })
     }
 }

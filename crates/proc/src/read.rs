@@ -8,7 +8,7 @@ use rustix::io::Errno;
 use rustix::path::DecInt;
 
 use crate::ParseError;
-use crate::stat::{Stat, TaskState};
+use crate::stat::Stat;
 use crate::status::Status;
 
 /// Room for a text that has no size: more than any single-record file but `status` with thousands of groups has.
@@ -176,13 +176,13 @@ impl ProcDir {
     pub fn open_living(pid: i32) -> Result<ProcDir, ReadError> {
         let mut buffer = Vec::new();
         let dir = ProcDir::open(pid)?;
-        let is_dead = |stat: &Stat| matches!(stat.state, TaskState::Zombie | TaskState::Dead);
         let stat = dir.stat(&mut buffer)?;
-        if !is_dead(&stat) || stat.has_ended() {
+        if !stat.state.is_dead() || stat.has_ended() {
             return Ok(dir);
         }
         let threads = dir.tids()?.into_iter().filter_map(|tid| ProcDir::open(tid).ok());
-        let mut alive = threads.filter(|dir| dir.stat(&mut buffer).is_ok_and(|s| !is_dead(&s)));
+        let mut alive =
+            threads.filter(|dir| dir.stat(&mut buffer).is_ok_and(|s| !s.state.is_dead()));
         Ok(alive.next().unwrap_or(dir))
     }
 

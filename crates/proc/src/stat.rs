@@ -30,6 +30,13 @@ pub enum TaskState {
     Other(u8),
 }
 
+impl TaskState {
+    /// Is the thread dead?
+    pub const fn is_dead(self) -> bool {
+        matches!(self, TaskState::Zombie | TaskState::Dead)
+    }
+}
+
 impl From<u8> for TaskState {
     fn from(letter: u8) -> Self {
         match letter {
@@ -155,7 +162,7 @@ pub struct Stat {
 impl Stat {
     /// Has the process ended, all of it? Its first thread may be a zombie while others go on.
     pub fn has_ended(&self) -> bool {
-        matches!(self.state, TaskState::Zombie | TaskState::Dead) && self.num_threads <= 1
+        self.state.is_dead() && self.num_threads <= 1
     }
 
     /// Device number (major, minor) of the controlling terminal.

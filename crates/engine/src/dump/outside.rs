@@ -160,12 +160,17 @@ pub fn survey(
             );
         }
     }
-    let told = told.and_then(|told| told.join().ok()).unwrap_or_else(|| Ok(Vec::new()));
-    let told = told.unwrap_or_else(|e| {
+    let told = answers(told).unwrap_or_else(|e| {
         log::debug!("process {pid}: its descriptors are looked at one by one: {e}");
         Vec::new()
     });
-    let threads = threads.map_or_else(HashMap::new, |told| told_threads(task, told));
+    let threads = answers(threads).unwrap_or_else(|e| {
+        log::debug!("process {pid}: its threads are visited one by one: {e}");
+        Vec::new()
+    });
+    let threads: HashMap<i32, Thread> = threads.into_iter().map(|t| (t.tid, t)).collect();
+    let all = task.tids.iter().all(|tid| threads.contains_key(tid));
+    let threads = if all { threads } else { HashMap::new() };
     let fds = match told.as_slice() {
         [] if owns.files => dir.fds().of(pid, comm)?,
         told => told.iter().map(|told| told.number).collect(),
@@ -211,20 +216,12 @@ pub fn survey(
     })
 }
 
-/// What a thread of ours was told of a task's threads: if of all of them.
-fn told_threads(
-    task: &Task,
-    told: thread::JoinHandle<std::result::Result<Vec<Thread>, String>>,
-) -> HashMap<i32, Thread> {
-    let told = told.join().unwrap_or_else(|_| Err("a thread of ours broke down".to_owned()));
-    let told: HashMap<_, _> = match told {
-        Ok(threads) => threads.into_iter().map(|thread| (thread.tid, thread)).collect(),
-        Err(e) => {
-            log::debug!("process {}: its threads are visited one by one: {e}", task.pid());
-            return HashMap::new();
-        }
-    };
-    if task.tids.iter().all(|tid| told.contains_key(tid)) { told } else { HashMap::new() }
+/// What a thread of ours was told, if one was begun.
+fn answers<T>(
+    asked: Option<thread::JoinHandle<std::result::Result<Vec<T>, String>>>,
+) -> std::result::Result<Vec<T>, String> {
+    let Some(asked) = asked else { return Ok(Vec::new()) };
+    asked.join().unwrap_or_else(|_| Err("a thread of ours broke down".to_owned()))
 }
 
 /// The task's vdso. If a killed dump left its entry in the unused end of it, that is not saved.

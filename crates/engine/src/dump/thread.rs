@@ -73,10 +73,13 @@ fn gather_all(task: &Task, outside: &Outside) -> Result<Vec<Facts>> {
     let ended = task.leader_ended.map(|_| task.pid());
     let tids = task.tids.iter().copied().chain(ended);
     let first = task.tid();
-    let all = tids.map(|tid| match told_status(outside, first, tid) {
-        _ if tid == first => gather(tid, None),
-        Some(status) => gather(tid, Some(status)),
-        None => gather(tid, Some(read_status(&task.dir, tid, &mut buffer)?)),
+    let mut status = |tid| match told_status(outside, first, tid) {
+        Some(status) => Ok(status),
+        None => read_status(&task.dir, tid, &mut buffer),
+    };
+    let all = tids.map(|tid| {
+        let status = if tid == first { None } else { Some(status(tid)?) };
+        gather(tid, status)
     });
     all.collect::<std::result::Result<Vec<_>, String>>().of(task.pid(), task.comm())
 }
@@ -88,9 +91,7 @@ fn gather_all(task: &Task, outside: &Outside) -> Result<Vec<Facts>> {
 pub fn any_filtered(task: &Task) -> Result<bool> {
     let mut buffer = Vec::new();
     for tid in &task.tids {
-        let path = format!("task/{tid}/status");
-        let text = task.dir.read_single(&path, &mut buffer).of(task.pid(), task.comm())?;
-        let status = rewake_proc::status::parse(text).of(task.pid(), task.comm())?;
+        let status = read_status(&task.dir, *tid, &mut buffer).of(task.pid(), task.comm())?;
         if status.seccomp.unwrap_or(0) != 0 {
             return Ok(true);
         }

@@ -207,7 +207,7 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks, huge: bool) -> Resul
     env.terminals = terminals;
     let tables = checkpoint.tasks.iter().enumerate().filter(|(at, t)| t.part.table == *at);
     let tasks = tables.filter_map(|(_, t)| Some((t.pid, t.alive.as_ref()?.fds.as_slice())));
-    let epolls = epoll::assign(&opener, tasks).map_err(Error::from)?;
+    let epolls = epoll::assign(&opener, tasks)?;
     env.gate = namespaces.pid && opener.has_unix_sockets();
     let several = options.copies.is_some_and(|n| n > 1);
     env.locks = locks::read(&images, &checkpoint, &opener, several)?;
@@ -351,7 +351,7 @@ fn lend(
         lent.push(build::Handed::Pages(store));
     }
     for file in files {
-        kept.push(keep(opener.open(file).map_err(Error::from)?)?);
+        kept.push(keep(opener.open(file)?)?);
         lent.push(build::Handed::File(file));
     }
     env.lent = lent.into_iter().zip(kept.iter().map(AsRawFd::as_raw_fd)).collect();
@@ -557,7 +557,7 @@ impl<'a> Run<'a> {
         if let Some(checking) = checking {
             checking.finish()?;
         }
-        opener.settle().map_err(Error::from)?;
+        opener.settle()?;
         self.lock_files(rings, opener)?;
         self.foreign_vdsos()?;
         self.proc_values(warnings);
@@ -611,7 +611,7 @@ impl<'a> Run<'a> {
         opener.pids = self.pids.clone();
         let network = self.env.namespaces.net.then(|| namespaces::Network::enter(first));
         let _network = network.transpose()?;
-        opener.prepare().map_err(Error::from)
+        Ok(opener.prepare()?)
     }
 
     /// Lets all trees go on.

@@ -187,7 +187,7 @@ pub fn read(images: &ImageDir, options: &RestoreOptions) -> Result<Checkpoint> {
         }
     }
     let filters = images.read_opt(kind::SECCOMP, ())?.unwrap_or_default();
-    extra.filters = Filters::read(&filters).map_err(Error::from)?;
+    extra.filters = Filters::read(&filters)?;
     let pstree = images.read_all(kind::PSTREE, ())?;
     check_tree(&pstree)?;
     let root_ids = inventory.root_ids.clone().unwrap_or_default();
@@ -447,7 +447,7 @@ fn read_thread(tid: u32, mut core: CoreEntry, extra: &Extra) -> Result<Thread> {
         return Err(Error::new(format!("core-{tid}.img has no registers")));
     }
     let mode = thread.seccomp_mode.unwrap_or(0) as u32;
-    let seccomp = extra.filters.state(tid, mode, thread.seccomp_filter).map_err(Error::from)?;
+    let seccomp = extra.filters.state(tid, mode, thread.seccomp_filter)?;
     Ok(Thread { tid: tid as i32, core, thread, extra: extra.threads.get(&tid).cloned(), seccomp })
 }
 

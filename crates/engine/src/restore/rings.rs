@@ -22,7 +22,7 @@ type Call = (Label, Option<i64>, Op);
 impl Run<'_> {
     /// Has all tasks that have rings fetch and map them; other files that they could not be sent, too.
     pub(super) fn map_rings(&self, rings: &[Ring], opener: &mut Opener<'_>) -> Result<()> {
-        opener.open_late().map_err(Error::from)?;
+        opener.open_late()?;
         if opener.fetched.is_empty() {
             return Ok(());
         }

@@ -6,7 +6,7 @@ use crate::iterators::files::File as Told;
 use rewake_image::messages::FdTypes;
 
 impl Collector {
-    /// As [`Collector::descriptor`], of a descriptor of process `pid`, if what was told is enough.
+    /// As [`Collector::descriptor`], of a descriptor that thread `tid` has, if what was told is enough.
     pub fn told(&mut self, tid: i32, told: &Told) -> Option<(u32, FdTypes)> {
         if told.locked || told.may_be_owned {
             return None;

@@ -203,18 +203,18 @@ fn loaded() -> Result<Loaded, String> {
     Ok(Loaded { program: program.map_err(|e| e.to_string())?, _map: map })
 }
 
-/// The descriptors of a process, ascending. It has to stand still.
+/// The descriptors of a thread's process, ascending. It has to stand still.
 ///
 /// # Errors
 /// Why this kernel does not tell them, or not us.
-pub fn of(pid: i32) -> Result<Vec<File>, String> {
+pub fn of(tid: i32) -> Result<Vec<File>, String> {
     // One at a time: all use one place for their records.
     static LOADED: Mutex<Option<Result<Loaded, String>>> = Mutex::new(None);
     let mut slot = LOADED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
     let program = slot.get_or_insert_with(loaded).as_ref().map_err(Clone::clone)?;
     let offsets = &kernel()?.files;
     let mut files = Vec::new();
-    read(&program.program, Whose::Thread(pid), |text| {
+    read(&program.program, Whose::Thread(tid), |text| {
         parse(text, offsets, &mut files).ok_or_else(|| "a record is not whole".to_owned())
     })?;
     Ok(files)

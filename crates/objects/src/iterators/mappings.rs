@@ -77,11 +77,11 @@ pub struct Area {
     pub alone: bool,
 }
 
-/// The mappings of a process, ascending, without that of the kernel's own (`[vsyscall]`).
+/// The mappings of a thread's process, ascending, without that of the kernel's own (`[vsyscall]`).
 ///
 /// # Errors
 /// Why this kernel does not tell them, or not us.
-pub fn of(pid: i32) -> Result<Vec<Area>, String> {
+pub fn of(tid: i32) -> Result<Vec<Area>, String> {
     static PROGRAM: OnceLock<Result<OwnedFd, String>> = OnceLock::new();
     let kernel = kernel()?;
     let program = PROGRAM.get_or_init(|| {
@@ -89,7 +89,7 @@ pub fn of(pid: i32) -> Result<Vec<Area>, String> {
         rewake_sys::bpf::iter::load(&program, function).map_err(|e| e.to_string())
     });
     let mut areas: Vec<Area> = Vec::new();
-    read(program.as_ref().map_err(Clone::clone)?, Whose::Thread(pid), |text| {
+    read(program.as_ref().map_err(Clone::clone)?, Whose::Thread(tid), |text| {
         let (records, rest) = text.as_chunks::<48>();
         if !rest.is_empty() {
             return Err("a record is not whole".to_owned());

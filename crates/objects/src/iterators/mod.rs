@@ -76,11 +76,16 @@ fn look_up() -> Result<Kernel, String> {
         let bits: Option<Bits> = which.and_then(|which| found.bits(which, name));
         bits.ok_or_else(|| format!("there is no {of}.{name}"))
     };
+    let size = |of: &str| {
+        let which = STRUCTS.iter().position(|s| *s == of);
+        which.and_then(|which| found.size(which)).ok_or_else(|| format!("there is no {of}"))
+    };
     Ok(Kernel {
         sockets: sockets::Offsets::new(function("bpf_iter_task_file")?, &member, &bits),
         mappings: mappings::Offsets::new(function("bpf_iter_task_vma")?, &member)?,
         files: files::Offsets::new(function("bpf_iter_task_file")?, &member)?,
-        threads: function("bpf_iter_task").and_then(|f| threads::Offsets::new(f, &member)),
+        threads: function("bpf_iter_task")
+            .and_then(|f| threads::Offsets::new(f, &member, size("upid")?)),
     })
 }
 

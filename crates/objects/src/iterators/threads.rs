@@ -27,7 +27,8 @@ pub(super) struct Offsets {
 }
 
 impl Offsets {
-    pub(super) fn new(function: u32, member: Members<'_>) -> Result<Offsets, String> {
+    /// `number` is the size of a number in its namespace.
+    pub(super) fn new(function: u32, member: Members<'_>, number: u32) -> Result<Offsets, String> {
         let of = |of, name| offset(member(of, name)?);
         let task = |name| of("task_struct", name);
         let comm = task("comm")?;
@@ -36,8 +37,7 @@ impl Offsets {
             pid: task("thread_pid")?,
             level: of("pid", "level")?,
             numbers: of("pid", "numbers")? + of("upid", "nr")?,
-            // It ends with a pointer to its namespace.
-            number: of("upid", "ns")? + 8,
+            number: i16::try_from(number).map_err(|e| e.to_string())?,
             cred: task("cred")?,
             securebits: of("cred", "securebits")?,
             of_thread: [

@@ -27,8 +27,7 @@ impl Process {
         stat(self.pid).filter(|s| s.starttime == self.start)?;
         // Its first thread may have ended while others go on.
         let living = ProcDir::open_living(self.pid).ok()?.stat(&mut Vec::new()).ok()?;
-        let dead = matches!(living.state, TaskState::Zombie | TaskState::Dead);
-        (!dead && !is_dying(&living)).then_some(living.state)
+        (!living.state.is_dead() && !is_dying(&living)).then_some(living.state)
     }
 }
 
