@@ -606,6 +606,7 @@ pub fn all() -> Vec<Program> {
             .env(&[("ZOO_PLAIN", "1")])
             .unless_criu_in(&[("to_criu", "it does not bind raw sockets to their addresses again")]),
         program!(multicast).private_net().unless_criu("it does not keep multicast memberships"),
+        program!(reuseport).private_net().unless_criu("it does not keep groups of SO_REUSEPORT"),
         program!(packet).private_net().unless_criu("it refuses memberships that were added twice"),
         program!(packet).named("packet_plain").private_net().env(&[("ZOO_PLAIN", "1")]),
         program!(packet_ring).private_net().env(&[("ZOO_VERSION", "1")]).unless_criu(RINGS),
@@ -735,6 +736,7 @@ pub fn by_name(name: &str) -> Result<Program, Fail> {
         program!(socket_case).named("socket_cork").env(&[("ZOO_KIND", "cork")]),
         program!(socket_case).named("socket_more").env(&[("ZOO_KIND", "more")]),
         program!(socket_case).named("socket_ebpf").env(&[("ZOO_KIND", "ebpf")]),
+        program!(socket_case).named("socket_reuseport").env(&[("ZOO_KIND", "reuseport")]),
         program!(socket_case).named("socket_ring").env(&[("ZOO_KIND", "ring")]),
         program!(socket_case).named("socket_answer").env(&[("ZOO_KIND", "answer")]),
         program!(socket_case).named("socket_xdp").env(&[("ZOO_KIND", "xdp")]),

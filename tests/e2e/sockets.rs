@@ -15,6 +15,10 @@ const REFUSED: &[(&str, &[&str])] = &[
     ("socket_cork", &["UDP_CORK", "try again once the program has sent it"]),
     ("socket_more", &["MSG_MORE", "try again once the program has sent it"]),
     ("socket_ebpf", &["eBPF filter", "SO_ATTACH_BPF"]),
+    (
+        "socket_reuseport",
+        &["UDP socket 127.0.0.1:", "an eBPF program decides", "SO_DETACH_REUSEPORT_BPF"],
+    ),
     ("socket_ring", &["of a socket", "a part only of its rings", "unmap it"]),
     ("socket_xdp", &["AF_XDP"]),
     ("socket_alg", &["kernel crypto sockets (AF_ALG)"]),

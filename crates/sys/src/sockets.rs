@@ -277,6 +277,19 @@ pub fn filter(fd: BorrowedFd<'_>) -> Result<Vec<u64>> {
 /// # Errors
 /// `EINVAL` if it is not a valid program.
 pub fn attach_filter(fd: BorrowedFd<'_>, program: &[u64]) -> Result<()> {
+    attach(fd, program, libc::SO_ATTACH_FILTER, "SO_ATTACH_FILTER")
+}
+
+/// Has a classic BPF program decide which member of the socket's `SO_REUSEPORT` group gets what arrives
+/// (`SO_ATTACH_REUSEPORT_CBPF`).
+///
+/// # Errors
+/// `EINVAL` if it is not a valid program, or the socket is in no group.
+pub fn attach_reuseport_filter(fd: BorrowedFd<'_>, program: &[u64]) -> Result<()> {
+    attach(fd, program, libc::SO_ATTACH_REUSEPORT_CBPF, "SO_ATTACH_REUSEPORT_CBPF")
+}
+
+fn attach(fd: BorrowedFd<'_>, program: &[u64], option: i32, name: &'static str) -> Result<()> {
     let mut instructions: Vec<libc::sock_filter> = program
         .iter()
         .map(|i| libc::sock_filter {
@@ -288,7 +301,7 @@ pub fn attach_filter(fd: BorrowedFd<'_>, program: &[u64]) -> Result<()> {
         .collect();
     let program = libc::sock_fprog {
         len: u16::try_from(instructions.len())
-            .map_err(|_| SyscallError::new("SO_ATTACH_FILTER", crate::Errno::INVAL))?,
+            .map_err(|_| SyscallError::new(name, crate::Errno::INVAL))?,
         filter: instructions.as_mut_ptr(),
     };
     // SAFETY: the program and its instructions are live; the kernel only reads them.
@@ -296,13 +309,13 @@ pub fn attach_filter(fd: BorrowedFd<'_>, program: &[u64]) -> Result<()> {
         libc::setsockopt(
             fd.as_raw_fd(),
             libc::SOL_SOCKET,
-            libc::SO_ATTACH_FILTER,
+            option,
             (&raw const program).cast(),
             size_of::<libc::sock_fprog>() as libc::socklen_t,
         )
     };
     if result < 0 {
-        return Err(SyscallError::new("SO_ATTACH_FILTER", last_errno()));
+        return Err(SyscallError::new(name, last_errno()));
     }
     Ok(())
 }

@@ -73,9 +73,8 @@ pub fn rewrite_extra<'f>(
                 }
             }
         }
-        let of_interface = |option: &&mut RewakeSocketOptionEntry| {
-            (option.level, option.number) == MULTICAST_IF && option.interface.is_none()
-        };
+        let of_interface =
+            |option: &&mut RewakeSocketOptionEntry| (option.level, option.number) == MULTICAST_IF;
         for option in file.socket_options.iter_mut().filter(of_interface) {
             if let Some(ip) = address(&option.value).filter(|ip| !ip.is_unspecified()) {
                 option.value = octets(apply(ip, None, true).0);

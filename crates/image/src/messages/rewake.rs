@@ -145,6 +145,19 @@ messages! {
         optional bool foreign_address = 50;
         /// Of a packet socket.
         optional message RewakePacketRingsEntry packet_rings = 51;
+        /// Of an internet socket: its place in a `SO_REUSEPORT` group.
+        optional message RewakeReuseportEntry reuseport = 52;
+    }
+
+    /// The place of a socket in a `SO_REUSEPORT` group.
+    message RewakeReuseportEntry "rewake_reuseport_entry" {
+        /// Which group: a number that all its members have.
+        required uint32 group = 1;
+        /// Which member.
+        required uint32 index = 2;
+        /// In one of the members, the classic BPF program that decides which of them gets what arrives
+        /// (`SO_ATTACH_REUSEPORT_CBPF`): an instruction each, as in `SkOptsEntry::so_filter`.
+        repeated uint64 program = 3 [hex];
     }
 
     /// The rings of a packet socket.
@@ -224,9 +237,9 @@ messages! {
         required uint32 level = 1;
         /// `SO_…`, `IP_…`, …
         required uint32 number = 2;
-        /// As getsockopt(2) gives it; empty if `interface` is there.
+        /// As getsockopt(2) gives it; empty if `interface` is there, but for `IP_MULTICAST_IF`.
         required bytes value = 3;
-        /// The network interface whose number is the value.
+        /// The network interface whose number is the value; of `IP_MULTICAST_IF` the one that was given besides the address.
         optional string interface = 4;
     }
 

@@ -270,6 +270,17 @@ impl<'a> Opener<'a> {
             let connections = sockets::open_connections(self)?;
             self.opened.extend(connections);
         }
+        let members = sockets::reuseport::with(self, id);
+        for member in &members {
+            self.open_one(*member)?;
+        }
+        sockets::reuseport::attach(self, &members)?;
+        self.open_one(id)?;
+        Ok(self.opened[&id].as_fd())
+    }
+
+    /// Opens file `id` if it is not yet, whatever comes with it.
+    fn open_one(&mut self, id: u32) -> Result<(), Problem> {
         if !self.opened.contains_key(&id) {
             if self.portions.as_ref().is_some_and(|p| p.is_closed(id)) {
                 return Err(Problem::new(
@@ -287,7 +298,7 @@ impl<'a> Opener<'a> {
             let fd = opened.map_err(|problem| self.explain(problem))?;
             if self.late.0.contains(&id) {
                 self.opened.insert(id, fd);
-                return Ok(self.opened[&id].as_fd());
+                return Ok(());
             }
             apply_common(&entry, fd.as_fd())?;
             if let Some(fifo) = &entry.fifo {
@@ -296,7 +307,7 @@ impl<'a> Opener<'a> {
             }
             self.opened.insert(id, fd);
         }
-        Ok(self.opened[&id].as_fd())
+        Ok(())
     }
 
     /// Did file `id` have no name that leads to it, at the dump?

@@ -7,6 +7,7 @@
 
 mod asm;
 pub mod files;
+pub mod hidden;
 pub mod mappings;
 pub mod sockets;
 pub mod threads;
@@ -25,6 +26,7 @@ struct Kernel {
     /// A kernel that tells less of these may tell the rest.
     sockets: Result<sockets::Offsets, String>,
     threads: Result<threads::Offsets, String>,
+    hidden: Result<hidden::Offsets, String>,
 }
 
 /// As it is here; looked up by the first who asks.
@@ -52,6 +54,9 @@ fn look_up() -> Result<Kernel, String> {
         "tcp_sock",
         "ipv6_pinfo",
         "tcp6_sock",
+        "sock_reuseport",
+        "bpf_prog",
+        "sock_fprog_kern",
         "task_struct",
         "pid",
         "upid",
@@ -86,6 +91,7 @@ fn look_up() -> Result<Kernel, String> {
         files: files::Offsets::new(function("bpf_iter_task_file")?, &member)?,
         threads: function("bpf_iter_task")
             .and_then(|f| threads::Offsets::new(f, &member, size("upid")?)),
+        hidden: hidden::Offsets::new(function("bpf_iter_task_file")?, &member),
     })
 }
 

@@ -6,7 +6,7 @@ use super::option_table::When;
 use super::options::{self, Making};
 use super::reading::Reading;
 use super::repair::Pending;
-use super::{SOCKETS_NETNS, accept_queue, datagram, ip, membership, raw, stream, udp};
+use super::{SOCKETS_NETNS, accept_queue, datagram, ip, membership, raw, reuseport, stream, udp};
 use crate::Problem;
 use crate::files::collect::{Collector, View};
 use crate::files::open::Opener;
@@ -136,6 +136,9 @@ pub fn survey(
     if !connection && !freely && !collector.sockets.is_local(source.ip()) {
         collector.extra_of(id).foreign_address = Some(true);
     }
+    if !connection {
+        reuseport::survey(collector, view, &entry)?;
+    }
     if !datagrams.is_empty() || !memberships.is_empty() {
         let extra = collector.extra_of(id);
         (extra.datagrams, extra.memberships) = (datagrams, memberships);
@@ -261,6 +264,8 @@ pub fn open(
     if opener.sockets.sharing.as_ref().is_some_and(|ids| ids.contains(&entry.id)) {
         making.set(libc::SOL_SOCKET, libc::SO_REUSEPORT, "SO_REUSEPORT", 1)?;
     }
+    // Those who share a port have to have the same owner.
+    super::set_owner(opener, entry.id, making);
     let mut bound = Bound::Usual;
     if port || !source.ip().is_unspecified() {
         let extra = opener.extra.get(&entry.id);

@@ -11,6 +11,7 @@ mod alike;
 mod bind;
 mod datagram;
 mod handshake;
+mod hidden;
 mod holder;
 pub mod host;
 pub mod inet;
@@ -29,6 +30,7 @@ mod queue;
 mod raw;
 mod reading;
 pub mod repair;
+pub(crate) mod reuseport;
 pub mod stream;
 mod stream_options;
 mod udp;
@@ -98,6 +100,10 @@ pub struct Survey {
     tcp_tables: HashMap<u32, HashMap<u32, Arc<diag::Tcp>>>,
     unix_table: Option<unix::Table>,
     packet_table: Option<HashMap<u32, diag::Packet>>,
+    /// What no call tells of them.
+    hidden: hidden::Hidden,
+    /// `SO_REUSEPORT` groups.
+    groups_of_ports: reuseport::Groups,
     /// The options of new sockets.
     usuals: option_own::Usuals,
     /// Threads that read the options of connections meanwhile.
@@ -466,6 +472,8 @@ pub struct Restore {
     packets: HashMap<u32, Vec<unix_fill::Packet>>,
     /// Source and destination of each connection in the image: who finds itself reversed has its peer in the tree.
     ends: HashSet<repair::Ends>,
+    /// `SO_REUSEPORT` groups that have been made.
+    port_groups: HashSet<u32>,
     /// Whether all connections are made.
     connections_made: bool,
     /// Inet sockets that share their ports without `SO_REUSEPORT`, which they have until the tasks go on; found with the

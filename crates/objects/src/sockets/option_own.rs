@@ -6,7 +6,7 @@
 use super::option_table::{Kinds, OPTIONS, Place, Shape, SocketOption, When};
 use super::options::Making;
 use super::reading::Reading;
-use super::{Survey, interface_index};
+use super::{Survey, hidden, interface_index};
 use crate::Problem;
 use crate::files::collect::{Collector, View};
 use crate::problem::text;
@@ -73,7 +73,10 @@ pub(super) fn survey(
 ) -> Result<(), Problem> {
     let object = view.object();
     let usual = collector.sockets.usual(family, kind, protocol);
-    let found = unusual(Making { fd: view.as_fd(), object: &object }.into(), &usual)?;
+    let mut found = unusual(Making { fd: view.as_fd(), object: &object }.into(), &usual)?;
+    if let Some((row, _)) = usual.iter().find(|(row, _)| row.shape == Shape::Multicast) {
+        hidden::add_interface(&mut collector.sockets.hidden, view, row, &mut found)?;
+    }
     if !found.is_empty() {
         collector.extra_of(id).socket_options = found;
     }
@@ -100,7 +103,7 @@ pub(super) fn unusual(
         }
         let value = match row.shape {
             // Nothing is kept of those that are as usual, which nearly all are.
-            Shape::Int | Shape::Interface | Shape::NetworkInterface => {
+            Shape::Int | Shape::Interface | Shape::NetworkInterface | Shape::Multicast => {
                 option::<4>(fd, row.level, row.number)
                     .map(|(value, len)| (!as_usual(&value[..len])).then(|| value[..len].to_vec()))
             }
@@ -171,10 +174,15 @@ pub(super) fn apply(
                 let index = interface_index(making.fd, name)
                     .map_err(|e| making.problem(format!("{}: {e}", row.name)))?;
                 let value = match row.shape {
-                    Shape::NetworkInterface => index.to_be_bytes(),
-                    _ => index.to_ne_bytes(),
+                    Shape::NetworkInterface => index.to_be_bytes().to_vec(),
+                    // A `struct ip_mreqn`.
+                    Shape::Multicast => {
+                        let address = option.value.first_chunk().copied().unwrap_or_default();
+                        [[0; 4], address, index.to_ne_bytes()].concat()
+                    }
+                    _ => index.to_ne_bytes().to_vec(),
                 };
-                (value.to_vec(), text(name))
+                (value, text(name))
             }
         };
         let set = set_option(making.fd, row.level, row.number, &value);

@@ -5,8 +5,7 @@
 //! in [`inet`](super::inet).
 //!
 //! Not in the table, because getsockopt(2) does not give them: `SO_BUSY_POLL_BUDGET`, `SO_ATTACH_REUSEPORT_CBPF` and
-//! `…_EBPF`, `IPV6_MTU`, `IPV6_PKTINFO`, the interface of `IP_MULTICAST_IF` (its address is given), `IP_IPSEC_POLICY`. Not
-//! either, because the kernel alone decides them: `SO_INCOMING_NAPI_ID`, `SO_COOKIE`, `SO_ERROR`.
+//! `…_EBPF` (see [`reuseport`](super::reuseport)), `IPV6_MTU`, `IPV6_PKTINFO`, `IP_IPSEC_POLICY`. Not either, because the kernel alone decides them: `SO_INCOMING_NAPI_ID`, `SO_COOKIE`, `SO_ERROR`.
 
 use super::reading::Reading;
 use rewake_image::messages::{IpOptsEntry, SkOptsEntry};
@@ -104,6 +103,8 @@ pub enum Shape {
     Interface,
     /// The same in network order.
     NetworkInterface,
+    /// An address of IPv4, and a network interface of which getsockopt(2) does not tell.
+    Multicast,
 }
 
 /// A field of an image's message that holds an option.
@@ -312,7 +313,7 @@ pub static OPTIONS: &[SocketOption] = &[
     ip(IP, 24, "IP_BIND_ADDRESS_NO_PORT").when(BeforeBind),
     ip(TCP.and(UDP), 51, "IP_LOCAL_PORT_RANGE").when(BeforeBind),
     ip(IP, 50, "IP_UNICAST_IF").shape(NetworkInterface).when(BeforeBind),
-    ip(IP_LOOSE, libc::IP_MULTICAST_IF, "IP_MULTICAST_IF").when(BeforeBind),
+    ip(IP_LOOSE, libc::IP_MULTICAST_IF, "IP_MULTICAST_IF").shape(Shape::Multicast).when(BeforeBind),
     ip(IP, libc::IP_OPTIONS, "IP_OPTIONS").shape(Bytes),
     ip(V4, libc::IP_PKTINFO, "IP_PKTINFO").ip(flag!(IpOptsEntry, pktinfo).unless_zero()),
     ip(TCP6.and(UDP6).and(PING6), libc::IP_PKTINFO, "IP_PKTINFO"),

@@ -1,5 +1,6 @@
 //! Kernel state: multicast groups that UDP sockets of both families have joined: any source, all but some, only some. Who
-//! sends to the groups of IPv4 afterwards is heard or not accordingly; the loopback has no routes for those of IPv6.
+//! sends to the groups of IPv4 afterwards is heard or not accordingly; the loopback has no routes for those of IPv6. And senders
+//! that have chosen an interface by its number, which nothing reads back (`IP_MULTICAST_IF`).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
@@ -109,6 +110,44 @@ fn filters(fds: &[OwnedFd], groups: &[&str]) -> Result<Vec<String>, String> {
     Ok(all)
 }
 
+/// Sockets that send by way of the loopback, chosen by its number, and an address besides.
+fn senders() -> Result<Vec<(OwnedFd, [u8; 4])>, String> {
+    let mut all = Vec::new();
+    for (v6, address) in [(false, [0; 4]), (false, [10, 78, 9, 9]), (true, [0; 4])] {
+        if v6 && !std::path::Path::new("/proc/net/if_inet6").exists() {
+            continue;
+        }
+        let (family, own) =
+            if v6 { (libc::AF_INET6, "::ffff:127.0.0.1") } else { (libc::AF_INET, "127.0.0.1") };
+        let fd = socket(family, libc::SOCK_DGRAM)?;
+        bind(&fd, SocketAddr::new(own.parse::<IpAddr>().map_err(|e| e.to_string())?, 0))?;
+        let request = [[0; 4], address, LO.to_ne_bytes()].concat();
+        set(&fd, libc::IPPROTO_IP, libc::IP_MULTICAST_IF, &request)?;
+        all.push((fd, address));
+    }
+    Ok(all)
+}
+
+/// What they send is heard.
+fn are_heard(senders: &[(OwnedFd, [u8; 4])], fds: &[OwnedFd], port: u16) -> zoo::Check {
+    for (sender, address) in senders {
+        let fd = sender.try_clone().map_err(|e| e.to_string())?;
+        let socket = UdpSocket::from(fd);
+        let v6 = socket.local_addr().map_err(|e| e.to_string())?.is_ipv6();
+        let group = if v6 { "::ffff:239.7.7.7" } else { "239.7.7.7" };
+        let to = SocketAddr::new(group.parse::<IpAddr>().map_err(|e| e.to_string())?, port);
+        socket.send_to(b"all", to).map_err(|e| format!("to {to}: {e}"))?;
+        ensure_eq!(heard(&fds[0])?, true, "whether a sender is heard");
+        for fd in &fds[1..] {
+            heard(fd)?;
+        }
+        let mut now = [0; 4];
+        ensure_eq!(get(sender, libc::IPPROTO_IP, libc::IP_MULTICAST_IF, &mut now), Ok(4), "length");
+        ensure_eq!(&now, address, "IP_MULTICAST_IF");
+    }
+    Ok(())
+}
+
 fn main() {
     zoo::run(|z| {
         let mut sets = Vec::new();
@@ -143,8 +182,11 @@ fn main() {
             ensure_eq!(heard.len(), if v6 { 0 } else { 6 }, "who is heard before the checkpoint");
             sets.push((v6, port, fds, groups, heard, joined));
         }
+        let senders = senders()?;
+        are_heard(&senders, &sets[0].2, sets[0].1)?;
         z.ready()?;
         z.wait_for_check();
+        are_heard(&senders, &sets[0].2, sets[0].1)?;
         for (v6, port, fds, groups, heard, joined) in &sets {
             ensure_eq!(&filters(fds, groups)?, joined, "filters");
             if !v6 {

@@ -1,4 +1,4 @@
-//! Kernel state: one socket that a dump must refuse (`ZOO_KIND`: cork, more, ebpf, ring, xdp, alg, can, tipc, sctp, bluetooth, answer), or that a restore must refuse
+//! Kernel state: one socket that a dump must refuse (`ZOO_KIND`: cork, more, ebpf, reuseport, ring, xdp, alg, can, tipc, sctp, bluetooth, answer), or that a restore must refuse
 //! where its address or interface is not there (udp, address, netlink, group, device, packet). Its port is in `DIR/port`.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
@@ -16,8 +16,8 @@ fn pair() -> Result<(OwnedFd, UdpSocket), String> {
     Ok((fd, other))
 }
 
-/// An eBPF program that drops everything, as a socket filter.
-fn ebpf(fd: &OwnedFd, z: &zoo::Zoo) -> zoo::Check {
+/// An eBPF program that drops everything, as a socket filter; or that chooses the first of a `SO_REUSEPORT` group.
+fn ebpf(fd: &OwnedFd, z: &zoo::Zoo, option: i32) -> zoo::Check {
     // mov r0, 0; exit
     let code: [u64; 2] = [0xb7, 0x95];
     let license = c"GPL";
@@ -31,7 +31,7 @@ fn ebpf(fd: &OwnedFd, z: &zoo::Zoo) -> zoo::Check {
     if program < 0 {
         z.skip(&format!("bpf(BPF_PROG_LOAD): {}", std::io::Error::last_os_error()));
     }
-    set_int(fd, libc::SOL_SOCKET, 50, program as i32)?;
+    set_int(fd, libc::SOL_SOCKET, option, program as i32)?;
     // SAFETY: the descriptor is ours and of no further use.
     check(unsafe { libc::close(program as i32) }, "close")
 }
@@ -77,7 +77,14 @@ fn make(z: &zoo::Zoo, kind: &str) -> Result<Vec<OwnedFd>, String> {
         }
         "ebpf" => {
             let fd = socket(libc::AF_INET, UDP)?;
-            ebpf(&fd, z)?;
+            ebpf(&fd, z, libc::SO_ATTACH_BPF)?;
+            vec![fd]
+        }
+        "reuseport" => {
+            let fd = socket(libc::AF_INET, UDP)?;
+            set_int(&fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
+            bind(&fd, SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0))?;
+            ebpf(&fd, z, libc::SO_ATTACH_REUSEPORT_EBPF)?;
             vec![fd]
         }
         "ring" => {
