@@ -19,6 +19,10 @@ const KIND_ENUM64: u32 = 19;
 /// The last kind there was when this was written.
 const KIND_LAST: u32 = KIND_ENUM64;
 
+/// So many types are walked through at most to find one by its number: a place for each would take as long to write down as all
+/// the rest.
+const STEP: usize = 32;
+
 /// A text of type information.
 #[derive(Debug, Clone, Copy)]
 pub struct Btf<'a> {
@@ -30,10 +34,30 @@ pub struct Btf<'a> {
 #[derive(Debug)]
 pub struct Found<'a> {
     btf: Btf<'a>,
-    /// Where each type is, by number; the first is number 1.
+    /// Where every [`STEP`]th type is; the first is number 1.
     places: Vec<u32>,
     structs: Vec<Option<u32>>,
     functions: Vec<Option<u32>>,
+}
+
+/// Names of three letters or more that are looked for, each with its first four bytes (or its end among them), by which nearly
+/// all others are told apart at once.
+struct Wanted<'n>(Vec<(u32, &'n [u8])>);
+
+impl<'n> Wanted<'n> {
+    fn new(names: &[&'n str]) -> Wanted<'n> {
+        let first = |name: &[u8]| {
+            let mut bytes = name.iter().copied();
+            u32::from_ne_bytes(std::array::from_fn(|_| bytes.next().unwrap_or(0)))
+        };
+        Wanted(names.iter().map(|name| (first(name.as_bytes()), name.as_bytes())).collect())
+    }
+
+    /// Which of them a name is.
+    fn find(&self, btf: Btf<'_>, name: u32) -> Option<usize> {
+        let begin = word(btf.strings, name as usize)?;
+        self.0.iter().position(|(first, wanted)| *first == begin && btf.is_called(name, wanted))
+    }
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u32> {
@@ -74,46 +98,49 @@ impl<'a> Btf<'a> {
         parts().ok_or_else(|| ParseError::malformed(FILE, "header", 1, start))
     }
 
+    /// The name, the kind with its number of parts, and the size of a type.
+    fn head(&self, at: usize) -> Option<(u32, u32, usize)> {
+        let (name, info) = (word(self.types, at)?, word(self.types, at + 4)?);
+        Some((name, info, 12 + more(info >> 24 & 0x1f, (info & 0xffff) as usize)?))
+    }
+
     fn is_called(&self, name: u32, wanted: &[u8]) -> bool {
         let rest = self.strings.get(name as usize..).unwrap_or_default();
         rest.starts_with(wanted) && rest.get(wanted.len()) == Some(&0)
     }
 
-    /// Looks for structures and functions.
+    /// Looks for structures and functions, whose names have three letters at least.
     ///
     /// # Errors
     /// A type is of a kind that is not known, so that what follows cannot be found.
     pub fn find(self, structs: &[&str], functions: &[&str]) -> Result<Found<'a>, ParseError> {
         let mut found = Found {
             btf: self,
-            places: Vec::with_capacity(self.types.len() / 40),
+            places: Vec::with_capacity(self.types.len() / (20 * STEP)),
             structs: vec![None; structs.len()],
             functions: vec![None; functions.len()],
         };
-        let mut at = 0;
+        let (structs, functions) = (Wanted::new(structs), Wanted::new(functions));
+        let (mut at, mut number) = (0, 0u32);
         while at < self.types.len() {
-            let head = || Some((word(self.types, at)?, word(self.types, at + 4)?));
-            let size = head().and_then(|(_, info)| {
-                let kind = info >> 24 & 0x1f;
-                Some(12 + more(kind, (info & 0xffff) as usize)?)
-            });
-            let (Some((name, info)), Some(size)) = (head(), size) else {
+            number += 1;
+            let Some((name, info, size)) = self.head(at) else {
                 let rest = &self.types[at..];
-                return Err(ParseError::malformed(
-                    FILE,
-                    "type",
-                    found.places.len() + 1,
-                    &rest[..rest.len().min(12)],
-                ));
+                let start = &rest[..rest.len().min(12)];
+                return Err(ParseError::malformed(FILE, "type", number as usize, start));
             };
-            found.places.push(at as u32);
-            let (wanted, places) = match info >> 24 & 0x1f {
-                KIND_STRUCT => (structs, &mut found.structs),
-                KIND_FUNC => (functions, &mut found.functions),
-                _ => (&[][..], &mut found.structs),
+            if (number as usize - 1).is_multiple_of(STEP) {
+                found.places.push(at as u32);
+            }
+            let of_kind = match info >> 24 & 0x1f {
+                KIND_STRUCT => Some((&structs, &mut found.structs)),
+                KIND_FUNC => Some((&functions, &mut found.functions)),
+                _ => None,
             };
-            if let Some(which) = wanted.iter().position(|w| self.is_called(name, w.as_bytes())) {
-                places[which].get_or_insert(found.places.len() as u32);
+            if let Some((wanted, places)) = of_kind
+                && let Some(which) = wanted.find(self, name)
+            {
+                places[which].get_or_insert(number);
             }
             at += size;
         }
@@ -215,7 +242,13 @@ impl Found<'_> {
     }
 
     fn place(&self, id: u32) -> Option<usize> {
-        self.places.get(id.checked_sub(1)? as usize).map(|at| *at as usize)
+        let index = id.checked_sub(1)? as usize;
+        let mut at = *self.places.get(index / STEP)? as usize;
+        for _ in 0..index % STEP {
+            let (_, _, size) = self.btf.head(at)?;
+            at += size;
+        }
+        Some(at)
     }
 
     fn kind(&self, id: u32) -> Option<u32> {
@@ -306,6 +339,26 @@ mod tests {
         bits("c", 16, 4, 0xff);
         bits("d", 24, 1, 7);
         assert_eq!((found.bits(1, "e"), found.size(1), found.size(0)), (None, Some(32), None));
+    }
+
+    #[test]
+    fn types_are_found_by_number_among_many() {
+        let mut text = text();
+        let types = word(&text, 12).unwrap() as usize;
+        // Integers, then another structure whose only member is of the last of them.
+        const MANY: u32 = 3 * STEP as u32 + 5;
+        let integer = |n: u32| [0, 1 << 24, n, 32];
+        let mut more: Vec<u32> = (1..=MANY).flat_map(integer).collect();
+        // Their names are those of the first text: "outer" is at 1, "act" at 15.
+        more.extend([15, 4 << 24 | 1, 4, 15, 7 + MANY, 64]);
+        let more: Vec<u8> = more.iter().flat_map(|w| w.to_ne_bytes()).collect();
+        let len = (types + more.len()) as u32;
+        text.splice(24 + types..24 + types, more);
+        text[12..16].copy_from_slice(&len.to_ne_bytes());
+        text[16..20].copy_from_slice(&len.to_ne_bytes());
+        let found = Btf::new(&text).unwrap().find(&["act"], &[]).unwrap();
+        let bits = Bits { offset: 8, len: MANY, mask: 0xff };
+        assert_eq!(found.bits(0, "act"), Some(bits));
     }
 
     #[test]

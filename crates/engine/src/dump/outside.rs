@@ -94,9 +94,9 @@ pub struct Values {
 }
 
 /// With room for so many descriptors, it pays to ask the kernel for all of them.
-const MANY_DESCRIPTORS: u64 = 512;
+const MANY_DESCRIPTORS: u64 = 256;
 /// To visit so many threads takes longer than to have the kernel tell of them all.
-const MANY_THREADS: usize = 100;
+const MANY_THREADS: usize = 50;
 
 /// The namespaces a task must share with us so far; time namespaces may differ.
 const NAMESPACES: &[&str] = &["pid", "mnt", "net", "user", "uts", "ipc", "cgroup"];

@@ -89,6 +89,20 @@ impl Program {
         self.push(0x85, Reg(0), Reg(0), 0, helper as i32);
     }
 
+    /// Reads `len` bytes of the kernel's memory at `from + at` to `to + offset`; forgets the arguments. Where there is nothing
+    /// to be read it writes zeros.
+    ///
+    /// For pointers, too: to load one, the kernel looks through the names of all its types, several times, whether it may be
+    /// trusted (a millisecond each).
+    pub(super) fn read(&mut self, (to, offset): (Reg, i16), len: i32, (from, at): (Reg, i16)) {
+        self.copy(R3, from);
+        self.add(R3, at.into());
+        self.copy(R1, to);
+        self.add(R1, offset.into());
+        self.set(R2, len);
+        self.call(Helper::ProbeReadKernel);
+    }
+
     /// Ends the program if `of` is 0.
     pub(super) fn end_if_null(&mut self, of: Reg) {
         self.exits.push(self.instructions.len());

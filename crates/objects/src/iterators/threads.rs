@@ -21,9 +21,10 @@ pub(super) struct Offsets {
     /// Size of a number in its namespace.
     number: i16,
     cred: i16,
+    real_cred: i16,
     securebits: i16,
     /// Of a thread itself, in the order of [`Thread`]'s words.
-    of_thread: [(Size, i16); 12],
+    of_thread: [(Size, i16); 11],
 }
 
 impl Offsets {
@@ -39,6 +40,7 @@ impl Offsets {
             numbers: of("pid", "numbers")? + of("upid", "nr")?,
             number: i16::try_from(number).map_err(|e| e.to_string())?,
             cred: task("cred")?,
+            real_cred: task("real_cred")?,
             securebits: of("cred", "securebits")?,
             of_thread: [
                 (Size::Double, task("clear_child_tid")?),
@@ -48,7 +50,6 @@ impl Offsets {
                 (Size::Word, task("pdeath_signal")?),
                 (Size::Double, task("timer_slack_ns")?),
                 (Size::Double, task("default_timer_slack_ns")?),
-                (Size::Double, task("real_cred")?),
                 (Size::Double, task("atomic_flags")?),
                 (Size::Word, task("seccomp")? + of("seccomp", "mode")?),
                 (Size::Double, comm),
@@ -63,18 +64,20 @@ impl Offsets {
         p.load(Size::Double, R6, R1, 0);
         p.load(Size::Double, R7, R1, 8);
         p.end_if_null(R7);
-        p.load(Size::Double, R8, R7, self.pid);
+        p.read((STACK, place(0)), 8, (R7, self.pid));
+        p.load(Size::Double, R8, STACK, place(0));
         for level in 0..LEVELS {
-            p.load(Size::Word, R2, R8, self.numbers + level * self.number);
-            p.store(STACK, place(level), R2);
+            p.store_value(STACK, place(level), 0);
+            p.read((STACK, place(level)), 4, (R8, self.numbers + level * self.number));
         }
-        p.load(Size::Word, R2, R8, self.level);
-        p.store(STACK, place(LEVELS), R2);
-        p.load(Size::Double, R8, R7, self.cred);
-        p.store(STACK, place(LEVELS + 1), R8);
-        p.load(Size::Word, R2, R8, self.securebits);
-        p.store(STACK, place(LEVELS + 2), R2);
-        for (n, (size, at)) in (LEVELS + 3..).zip(self.of_thread) {
+        p.store_value(STACK, place(LEVELS), 0);
+        p.read((STACK, place(LEVELS)), 4, (R8, self.level));
+        p.read((STACK, place(LEVELS + 1)), 8, (R7, self.cred));
+        p.load(Size::Double, R8, STACK, place(LEVELS + 1));
+        p.store_value(STACK, place(LEVELS + 2), 0);
+        p.read((STACK, place(LEVELS + 2)), 4, (R8, self.securebits));
+        p.read((STACK, place(LEVELS + 3)), 8, (R7, self.real_cred));
+        for (n, (size, at)) in (LEVELS + 4..).zip(self.of_thread) {
             p.load(size, R2, R7, at);
             p.store(STACK, place(n), R2);
         }
@@ -168,6 +171,7 @@ pub fn of(pid: i32) -> Result<Vec<Thread>, String> {
             _,
             cred,
             securebits,
+            real,
             address,
             sp,
             size,
@@ -175,7 +179,6 @@ pub fn of(pid: i32) -> Result<Vec<Thread>, String> {
             pdeath,
             slack,
             default,
-            real,
             atomic,
             seccomp,
             a,
