@@ -558,6 +558,11 @@ pub fn all() -> Vec<Program> {
         program!(tcp_pair)
             .options(&["--tcp-established"], &["--tcp-established"])
             .unless_criu_in(&[("stopped", STOPPED_TCP)]),
+        program!(tcp_ended).unless_criu("it loses what was not read and errors"),
+        program!(tcp_ended)
+            .named("tcp_ended_6")
+            .env(&[("ZOO_V6", "1")])
+            .unless_criu("it loses what was not read and errors"),
         program!(tcp_linger)
             .options(&["--tcp-established"], &["--tcp-established"])
             .unless_criu("it cannot bind where connections linger"),
@@ -728,7 +733,7 @@ pub fn by_name(name: &str) -> Result<Program, Fail> {
         program!(tcp_refused).named("tcp_refused_mptcp").env(&[("ZOO_KIND", "mptcp")]),
         program!(tcp_refused).named("tcp_refused_md5").env(&[("ZOO_KIND", "md5")]),
         program!(tcp_refused).named("tcp_refused_urgent").env(&[("ZOO_KIND", "urgent")]),
-        program!(tcp_refused).named("tcp_refused_unread").env(&[("ZOO_KIND", "unread")]),
+        program!(tcp_refused).named("tcp_refused_ended").env(&[("ZOO_KIND", "ended")]),
         program!(tcp_listen).named("tcp_listen_still").env(&[("ZOO_STILL", "1")]),
         program!(tcp_chaos),
         program!(live).named("live_churn").env(&[("ZOO_CHURN", "1")]),

@@ -63,8 +63,8 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("refused_urgent", |tool| {
         is_refused(tool, "tcp_refused_urgent", &["urgent", "--tcp-close"])
     });
-    add("refused_unread", |tool| {
-        is_refused(tool, "tcp_refused_unread", &["4 bytes of it are not read yet", "--tcp-close"])
+    add("refused_ended", |tool| {
+        is_refused(tool, "tcp_refused_ended", &["has ended", "urgent", "--tcp-close"])
     });
     add("chaos_established", |tool| chaos(tool, "tcp_chaos", ESTABLISHED));
     add("chaos_close", |tool| chaos(tool, "tcp_chaos_close", CLOSE));

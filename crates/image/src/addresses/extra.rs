@@ -1,4 +1,5 @@
-//! Rules applied to what `rewake.img` says of internet sockets: datagrams that wait, multicast groups, options.
+//! Rules applied to what `rewake.img` says of internet sockets: datagrams that wait, multicast groups, options, connections that
+//! have ended.
 
 use super::rewrite::Outcome;
 use super::rule::Rule;
@@ -72,6 +73,12 @@ pub fn rewrite_extra<'f>(
                     *place = octets(apply(ip, None, true).0);
                 }
             }
+        }
+        if let Some(ended) = &mut file.ended
+            && let (Some(ip), Ok(port)) = (address(&ended.address), u16::try_from(ended.port))
+        {
+            let (ip, port) = apply(ip, Some(port), false);
+            (ended.address, ended.port) = (octets(ip), port.into());
         }
         let of_interface =
             |option: &&mut RewakeSocketOptionEntry| (option.level, option.number) == MULTICAST_IF;

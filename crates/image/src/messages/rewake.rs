@@ -147,6 +147,21 @@ messages! {
         optional message RewakePacketRingsEntry packet_rings = 51;
         /// Of an internet socket: its place in a `SO_REUSEPORT` group.
         optional message RewakeReuseportEntry reuseport = 52;
+        /// Of a TCP socket whose connection has ended.
+        optional message RewakeEndedEntry ended = 53;
+    }
+
+    /// What is left of a TCP connection that has ended.
+    message RewakeEndedEntry "rewake_ended_entry" {
+        /// Its own address, four or sixteen bytes.
+        required bytes address = 1;
+        required uint32 port = 2;
+        /// The error that waits for the program (`SO_ERROR`).
+        optional uint32 error = 3;
+        /// The stream was at its end already when that came.
+        optional bool done = 4;
+        /// What has not been read yet.
+        required bytes received = 5;
     }
 
     /// The place of a socket in a `SO_REUSEPORT` group.

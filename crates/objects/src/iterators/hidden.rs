@@ -1,5 +1,5 @@
-//! What no call tells of internet sockets: the programs of their `SO_REUSEPORT` groups, who is in these in which order, and
-//! by which network interface they send to multicast groups.
+//! What no call tells of internet sockets: the programs of their `SO_REUSEPORT` groups, who is in these in which order, by
+//! which network interface they send to multicast groups, and the error that waits, which asking for it takes away.
 
 use super::asm::{Helper, Program, R0, R1, R2, R3, R6, R7, R8, R9, Size};
 use super::{Members, kernel, offset, read, words};
@@ -10,9 +10,12 @@ use rustix::fd::{AsRawFd, OwnedFd};
 use std::collections::HashMap;
 
 /// Words of a record: descriptor, `struct sock`, its group, members of that, its program, the classic one that was made of,
-/// instructions of it, interface.
-const WORDS: usize = 8;
+/// instructions of it, interface, error, flags.
+const WORDS: usize = 10;
 const LEN: i32 = WORDS as i32 * 8;
+
+/// The second of `enum sock_flags`.
+const SOCK_DONE: u64 = 1 << 1;
 
 /// As much as is copied by one program.
 const PIECE: usize = 4096;
@@ -33,6 +36,8 @@ pub(super) struct Offsets {
     len: i32,
     instructions: i32,
     interface: i32,
+    error: i32,
+    flags: i32,
 }
 
 impl Offsets {
@@ -53,6 +58,8 @@ impl Offsets {
             len: at("sock_fprog_kern", "len")?,
             instructions: at("sock_fprog_kern", "filter")?,
             interface: at("inet_sock", "mc_index")?,
+            error: at("sock", "sk_err")?,
+            flags: at("sock_common", "skc_flags")?,
         })
     }
 
@@ -100,6 +107,8 @@ impl Offsets {
                 (5, 4, self.original, 8),
                 (6, 5, self.len, 2),
                 (7, 1, self.interface, 4),
+                (8, 1, self.error, 4),
+                (9, 1, self.flags, 8),
             ] {
                 get(p, to * 8, from * 8, at, len);
             }
@@ -183,6 +192,10 @@ pub struct Hidden {
     pub group: Option<Group>,
     /// The interface by which it sends to multicast groups; of what is no internet socket anything.
     pub interface: u32,
+    /// The error that waits for the program.
+    pub error: i32,
+    /// Of a connection: its stream is at its end.
+    pub done: bool,
 }
 
 /// Tells of the sockets among the descriptors of a thread, by number.
@@ -199,8 +212,8 @@ pub fn of(tid: i32) -> Result<HashMap<i32, Hidden>, String> {
         let records = text.chunks_exact(LEN as usize);
         let whole = records.remainder().is_empty();
         for record in records {
-            let [fd, address, group, count, program, original, len, interface]: [u64; WORDS] =
-                words(record);
+            let [fd, address, group, count, program, original, len, interface, error, flags]: [u64;
+                WORDS] = words(record);
             let classic = Decider::Classic(len as usize);
             let decider = if original == 0 { Decider::Extended } else { classic };
             let group = Group {
@@ -212,6 +225,8 @@ pub fn of(tid: i32) -> Result<HashMap<i32, Hidden>, String> {
                 address,
                 group: (group.address != 0).then_some(group),
                 interface: interface as u32,
+                error: error as i32,
+                done: flags & SOCK_DONE != 0,
             };
             all.insert(fd as i32, hidden);
         }

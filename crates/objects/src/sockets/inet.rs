@@ -6,7 +6,9 @@ use super::option_table::When;
 use super::options::{self, Making};
 use super::reading::Reading;
 use super::repair::Pending;
-use super::{SOCKETS_NETNS, accept_queue, datagram, ip, membership, raw, reuseport, stream, udp};
+use super::{
+    SOCKETS_NETNS, accept_queue, datagram, ended, ip, membership, raw, reuseport, stream, udp,
+};
 use crate::Problem;
 use crate::files::collect::{Collector, View};
 use crate::files::open::Opener;
@@ -108,8 +110,11 @@ pub fn survey(
     }
     let mut datagrams = Vec::new();
     let mut memberships = Vec::new();
+    let mut ended = None;
     let connection = if kind == libc::SOCK_STREAM {
-        stream::survey(collector, view, &mut entry)?
+        let connection;
+        (connection, ended) = stream::survey(collector, view, &mut entry, source)?;
+        connection
     } else {
         memberships = membership::survey(&mut collector.sockets, view, family)?;
         if raw::is_one(&entry) {
@@ -135,6 +140,9 @@ pub fn survey(
     let freely = entry.ip_opts.as_ref().and_then(|o| o.freebind) == Some(true);
     if !connection && !freely && !collector.sockets.is_local(source.ip()) {
         collector.extra_of(id).foreign_address = Some(true);
+    }
+    if ended.is_some() {
+        collector.extra_of(id).ended = ended;
     }
     if !connection {
         reuseport::survey(collector, view, &entry)?;
@@ -256,6 +264,10 @@ pub fn open(
         let pending = super::repair::open(opener, entry, making, source, destination)?;
         return Ok((fd, pending));
     }
+    if opener.extra.get(&entry.id).is_some_and(|extra| extra.ended.is_some()) {
+        ended::prepare(making, entry)?;
+        return Ok((fd, None));
+    }
     ip::apply_before_bind(making, entry)?;
     // A server's port is not free while connections of its last run linger (TIME_WAIT); UDP has none.
     options::apply_before_bind(making, &entry.opts, stream)?;
@@ -374,6 +386,21 @@ fn endpoint(
         IpAddr::V4(_) => SocketAddr::new(ip, port),
         IpAddr::V6(ip) => SocketAddrV6::new(ip, port, 0, scope).into(),
     }))
+}
+
+/// The address of a socket as `rewake.img` has it; `None` if it has no valid one.
+pub(super) fn local_address(
+    entry: &InetSkEntry,
+    making: Making<'_>,
+    octets: &[u8],
+    port: u32,
+) -> Option<Result<SocketAddr, Problem>> {
+    let ip: IpAddr = match (entry.family as i32, octets.len()) {
+        (libc::AF_INET, 4) => <[u8; 4]>::try_from(octets).ok()?.into(),
+        (libc::AF_INET6, 16) => <[u8; 16]>::try_from(octets).ok()?.into(),
+        _ => return None,
+    };
+    endpoint(entry, making.fd, &words(ip, entry.family as i32), port)
 }
 
 /// An address of the image.

@@ -10,6 +10,7 @@ mod accept_queue;
 mod alike;
 mod bind;
 mod datagram;
+mod ended;
 mod handshake;
 mod hidden;
 mod holder;
@@ -416,6 +417,7 @@ fn apply_own(opener: &Opener<'_>, id: u32, making: Making<'_>, when: When) -> Re
 /// A connection refuses; others may go on already.
 pub(crate) fn set_going(opener: &mut Opener<'_>) -> Result<(), Problem> {
     repair::leave_repair(opener)?;
+    ended::end(opener)?;
     for id in opener.sockets.sharing.take().unwrap_or_default() {
         let (Ok(fd), Some(entry)) = (opener.opened(id), opener.files.get(&id)) else { continue };
         if entry.isk.as_ref().is_some_and(|s| s.opts.so_reuseport != Some(true)) {

@@ -11,6 +11,8 @@ const TCP_HEADER: usize = 20;
 pub const FIN: u8 = 0x01;
 /// `SYN`
 pub const SYN: u8 = 0x02;
+/// `RST`
+pub const RST: u8 = 0x04;
 /// `PSH`
 pub const PUSH: u8 = 0x08;
 /// `ACK`

@@ -228,7 +228,7 @@ fn window(stream: &TcpStreamEntry, receive_end: u32) -> Option<Window> {
 }
 
 /// Puts `data` into the chosen queue, or sends it if the socket is not in repair mode.
-fn fill(fd: BorrowedFd<'_>, mut data: &[u8]) -> Result<(), Errno> {
+pub(super) fn fill(fd: BorrowedFd<'_>, mut data: &[u8]) -> Result<(), Errno> {
     let mut piece = PIECE;
     while !data.is_empty() {
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;

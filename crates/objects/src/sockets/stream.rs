@@ -14,12 +14,15 @@
 
 use super::Survey;
 use super::accept_queue;
+use super::ended;
 use super::inet::{self, CLOSE, CLOSE_WAIT, CLOSING, ESTABLISHED, FIN_WAIT1, FIN_WAIT2};
 use super::inet::{LAST_ACK, LISTEN, SYN_SENT};
 use super::stream_options::Job;
 use crate::Problem;
 use crate::files::collect::{Collector, View};
-use rewake_image::messages::{InetSkEntry, RewakeSocketOptionEntry, SkShutdown, TcpStreamEntry};
+use rewake_image::messages::{
+    InetSkEntry, RewakeEndedEntry, RewakeSocketOptionEntry, SkShutdown, TcpStreamEntry,
+};
 use rewake_image::{ImageError, ImageWriter, kind};
 use rewake_inject::guard::{self, SocketOption};
 use rewake_netlink::diag;
@@ -58,12 +61,13 @@ pub fn fin_received(state: u32) -> bool {
     matches!(state, CLOSE_WAIT | LAST_ACK | CLOSING | CLOSE)
 }
 
-/// Surveys what is particular to TCP: whether it is a connection.
+/// Surveys what is particular to TCP: whether it is a connection, and what is left of one that has ended.
 pub(super) fn survey(
     collector: &mut Collector,
     view: &View<'_>,
     entry: &mut InetSkEntry,
-) -> Result<bool, Problem> {
+    source: SocketAddr,
+) -> Result<(bool, Option<RewakeEndedEntry>), Problem> {
     let fd = view.as_fd();
     let failed = |e: SyscallError| view.problem(format!("its state cannot be read: {e}"));
     let known = collector
@@ -83,12 +87,9 @@ pub(super) fn survey(
             if info.unacked != 0 && !collector.options.skip_in_flight {
                 accept_queue::refuse(collector, view, entry, known.as_deref(), info.unacked)?;
             }
-            Ok(false)
+            Ok((false, None))
         }
-        CLOSE => {
-            survey_closed(collector, view, entry)?;
-            Ok(false)
-        }
+        CLOSE => Ok((false, survey_closed(collector, view, entry, source)?)),
         SYN_SENT | ESTABLISHED | FIN_WAIT1 | FIN_WAIT2 | CLOSE_WAIT | LAST_ACK | CLOSING => {
             survey_connected(collector, view, entry)?;
             entry.shutdown = match (fin_received(entry.state), fin_sent(entry.state)) {
@@ -97,7 +98,7 @@ pub(super) fn survey(
                 (false, true) => Some(SkShutdown::Write as i32),
                 (true, true) => Some(SkShutdown::Both as i32),
             };
-            Ok(true)
+            Ok((true, None))
         }
         other => Err(view.problem(format!("it is in TCP state {other}, which cannot be saved"))),
     }
@@ -143,30 +144,39 @@ fn refuse_signing(
 
 /// A socket that never was connected, or no longer is.
 fn survey_closed(
-    collector: &Collector,
+    collector: &mut Collector,
     view: &View<'_>,
     entry: &mut InetSkEntry,
-) -> Result<(), Problem> {
+    source: SocketAddr,
+) -> Result<Option<RewakeEndedEntry>, Problem> {
     let events = ready(view.as_fd());
     if !events.contains(PollFlags::RDHUP) {
-        return Ok(());
+        return Ok(None);
     }
     // Both sides have closed the connection, or one has reset it. Its port is not its own any more.
     entry.shutdown = Some(SkShutdown::Both as i32);
     entry.src_port = 0;
     entry.src_addr.fill(0);
-    if events.contains(PollFlags::ERR) {
-        log::warn!("{}: the error that ended its connection is not saved", view.object());
+    if collector.options.tcp_close {
+        return Ok(None);
     }
-    let waiting = queue_length(view.as_fd(), SIOCINQ).unwrap_or(0);
-    if waiting != 0 && !collector.options.tcp_close {
+    if events.contains(PollFlags::PRI) {
         return Err(view
-            .problem(format!(
-                "its TCP connection is closed by both sides, but {waiting} bytes of it are not read yet; they cannot be saved"
-            ))
-            .remedy("--tcp-close drops them; or try again once the program has read them"));
+            .problem("its TCP connection has ended, but holds urgent (out-of-band) data, which cannot be saved")
+            .remedy("--tcp-close drops it; or try again once the program has read it"));
     }
-    Ok(())
+    let failed = events.contains(PollFlags::ERR);
+    let waiting = queue_length(view.as_fd(), SIOCINQ).unwrap_or(0);
+    ended::survey(&mut collector.sockets, view, source, failed, waiting)
+}
+
+/// The bytes in the receive queue of a socket; they stay there.
+pub(super) fn peek_all(fd: BorrowedFd<'_>, waiting: usize) -> Result<Vec<u8>, SyscallError> {
+    let peeks_at = option_int(fd, libc::SOL_SOCKET, SO_PEEK_OFF).ok().filter(|at| *at >= 0);
+    let mut bytes = Vec::new();
+    let got = peek(fd, peeks_at, &mut bytes, waiting)?;
+    bytes.truncate(got);
+    if got == waiting { Ok(bytes) } else { Err(SyscallError::new("recv", Errno::AGAIN)) }
 }
 
 fn survey_connected(

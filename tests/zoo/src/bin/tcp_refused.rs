@@ -1,9 +1,9 @@
 //! Kernel state that cannot be saved, by `ZOO_KIND`: `mptcp` (a multipath TCP listener), `md5` (a listener that signs its
-//! segments), `urgent` (a connection that holds an out-of-band byte), `unread` (a connection that both sides have closed,
-//! with data that nobody has read). It is unharmed by the refusal.
+//! segments), `urgent` (a connection that holds an out-of-band byte), `ended` (the same of a connection that both
+//! sides have closed). It is unharmed by the refusal.
 #![allow(unsafe_code, reason = "a protocol that the standard library does not have")]
 
-use std::io::{Read, Write};
+use std::io::Read;
 use std::net::Shutdown;
 use zoo::net::{self, err, state};
 use zoo::{ensure_eq, ok};
@@ -42,14 +42,16 @@ fn main() {
                 ensure_eq!(net::recv(&far, &mut byte, libc::MSG_OOB), 1, "urgent byte");
                 return Ok(());
             }
-            "unread" => {
-                (&near).write_all(b"last").map_err(err)?;
+            "ended" => {
+                ensure_eq!(net::send(&near, b"last!", libc::MSG_OOB), 5, "send");
                 near.shutdown(Shutdown::Write).map_err(err)?;
                 net::await_state(&far, state::CLOSE_WAIT, "peer")?;
                 far.shutdown(Shutdown::Write).map_err(err)?;
                 net::await_state(&far, state::CLOSE, "both")?;
                 z.ready()?;
                 z.wait_for_check();
+                let mut byte = [0];
+                ensure_eq!(net::recv(&far, &mut byte, libc::MSG_OOB), 1, "urgent byte");
                 let mut text = [0; 4];
                 far.read_exact(&mut text).map_err(err)?;
                 ensure_eq!(&text, b"last", "what was not read");
