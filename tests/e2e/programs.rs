@@ -735,6 +735,7 @@ pub fn by_name(name: &str) -> Result<Program, Fail> {
         program!(tcp_refused).named("tcp_refused_urgent").env(&[("ZOO_KIND", "urgent")]),
         program!(tcp_refused).named("tcp_refused_ended").env(&[("ZOO_KIND", "ended")]),
         program!(tcp_listen).named("tcp_listen_still").env(&[("ZOO_STILL", "1")]),
+        program!(churn),
         program!(tcp_chaos),
         program!(live).named("live_churn").env(&[("ZOO_CHURN", "1")]),
         program!(memory_written),

@@ -24,6 +24,7 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("dump_unsupported_object", unsupported);
     add("dump_vfork_waiter", vfork_waiter);
     add("dump_vfork_child", vfork_child);
+    add("dumps_of_a_churn", churn);
     add("dump_tracer", |tool| tracer(tool, "tracer"));
     add("dump_tracer_of_thread", |tool| tracer(tool, "tracer_of_thread"));
     add("dump_tracer_by_clone", |tool| tracer(tool, "tracer_by_clone"));
@@ -574,4 +575,30 @@ fn damages(good: &[u8], how: Damage) -> Vec<(Option<Vec<u8>>, String)> {
             at.into_iter().map(flip).collect()
         }
     }
+}
+
+/// What is not refused: a tree whose processes and threads come and go all the time, many of them while they are being
+/// stopped.
+fn churn(tool: &Tool) -> Result<(), NotReady> {
+    let program = by_name("churn")?;
+    let mut run = Run::ready(program.name, &program.start(), Fs::Memory)?;
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
+    for n in 0..120 {
+        let images = run.images(0)?;
+        run.dump(tool, &images, &["--leave-running"])?;
+        fs::remove_dir_all(&images).map_err(|e| e.to_string())?;
+        // A slow machine: what was done counts.
+        if n > 40 && std::time::Instant::now() > until {
+            break;
+        }
+    }
+    for n in 1..4 {
+        let images = run.images(n)?;
+        run.dump(tool, &images, &[])?;
+        run.gone(&[run.root], "after dump")?;
+        run.restore(tool, &images, &[])?;
+    }
+    // Nobody can look at all of it at the same time.
+    run.check(&View::default())?;
+    Ok(())
 }

@@ -7,9 +7,12 @@ use rewake_inject::tracee::{Running, Stopped, wait_all};
 use rewake_objects::problem::text;
 use rewake_proc::read::ProcDir;
 use rewake_proc::stat::{Stat, TaskState};
-use rewake_sys::{kcmp, ptrace};
+use rewake_sys::{kcmp, ptrace, wait};
 use std::collections::{HashMap, HashSet};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long those that are ending may take for it, if no time is set.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A process that is being stopped. Dropping it lets those of its threads run on that stand still.
 #[derive(Debug)]
@@ -18,6 +21,8 @@ pub struct Stopping {
     stat: Stat,
     known: HashSet<i32>,
     stopped: Threads,
+    /// Has any of its threads ended meanwhile?
+    thinned: bool,
     /// Has its leader ended?
     leader_ended: bool,
     gone: bool,
@@ -43,7 +48,8 @@ impl Stopping {
     #[must_use]
     pub fn new(dir: ProcDir, stat: Stat) -> Stopping {
         let (known, stopped) = (HashSet::new(), Threads::default());
-        Stopping { dir, stat, known, stopped, leader_ended: false, gone: false, settled: false }
+        let (thinned, leader_ended, gone, settled) = (false, false, false, false);
+        Stopping { dir, stat, known, stopped, thinned, leader_ended, gone, settled }
     }
 
     /// Process id.
@@ -116,11 +122,50 @@ impl Stopping {
                     self.known.insert(tid);
                     pending.push(running);
                 }
-                Err(e) if is_gone(tid, e.errno) => self.leader_ended |= tid == pid,
+                Err(e) if is_gone(tid, e.errno) => self.lose(tid),
                 Err(e) => return Err(cannot_trace(&self.dir, &self.stat, tid, e)),
             }
         }
         Ok(())
+    }
+
+    /// A thread has ended.
+    fn lose(&mut self, tid: i32) {
+        self.thinned = true;
+        self.leader_ended |= tid == self.stat.pid;
+    }
+
+    /// If a thread has ended by exit_group(2), those that stood still already are dying, too. Whoever traces them has to see them off
+    /// before anybody hears of it.
+    ///
+    /// # Errors
+    /// One does not die before `deadline`.
+    fn see_off(&mut self, deadline: Option<Instant>) -> Result<()> {
+        // The kernel answers nothing about a thread that it has begun to kill.
+        let is_dying = |thread: &Stopped| thread.registers().is_err();
+        // Of one that was made and ended the process between two looks nobody knows.
+        if !self.thinned && !self.stopped.0.first().is_some_and(is_dying) {
+            return Ok(());
+        }
+        let pid = self.stat.pid;
+        let dying = self.stopped.0.extract_if(.., |thread| is_dying(thread));
+        let mut dying: Vec<i32> = dying.map(|thread| thread.tid()).collect();
+        // It may have ended while we traced it. The leader's death is told last, when all other threads are reaped.
+        if self.stopped.0.is_empty() && !dying.contains(&pid) && is_dead(pid) {
+            dying.push(pid);
+        }
+        dying.sort_unstable_by_key(|tid| *tid == pid);
+        let deadline = deadline.unwrap_or_else(|| Instant::now() + PATIENCE);
+        match dying.into_iter().find(|tid| !wait::until_dead_before(*tid, deadline)) {
+            None => Ok(()),
+            Some(tid) => {
+                let name = format!("process {pid} ({})", text(&self.stat.comm));
+                let what = format!("{name}: it is ending, but its thread {tid} does not");
+                Err(Error::new(what).hint(
+                    "the thread waits for something in the kernel: try again when it is gone",
+                ))
+            }
+        }
     }
 
     /// Do we have the only thread it has? It may have made another since its stat was read; now that this one stands
@@ -180,7 +225,7 @@ pub fn stop_all(all: &mut [Stopping], deadline: Option<Instant>) -> Result<()> {
                 }
                 Err(rewake_inject::Error::Gone { tid, .. }) => {
                     if let Some(at) = owners.get(&tid) {
-                        all[*at].leader_ended |= tid == all[*at].pid();
+                        all[*at].lose(tid);
                     }
                 }
                 Err(e) => return Err(e),
@@ -208,7 +253,7 @@ pub fn stop_all(all: &mut [Stopping], deadline: Option<Instant>) -> Result<()> {
             }
         }
     }
-    Ok(())
+    all.iter_mut().try_for_each(|stopping| stopping.see_off(deadline))
 }
 
 /// A system call that our stop cut short with `EINTR` is made again. Done at once, so that it holds even if we are

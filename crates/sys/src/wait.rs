@@ -1,6 +1,7 @@
 //! wait4(2) on tracees and children, with its status as a value.
 
 use crate::call::{Result, pid_arg, syscall};
+use std::time::{Duration, Instant};
 
 /// What waiting reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -96,6 +97,26 @@ pub fn until_dead(tid: i32) {
             Err(_) => failures += 1,
         }
     }
+}
+
+/// As [`until_dead`], but no longer than until `deadline`: whether it is dead, or nobody that can be waited for.
+#[must_use]
+pub fn until_dead_before(tid: i32, deadline: Instant) -> bool {
+    const NAP: Duration = Duration::from_millis(1);
+    for looks in 0.. {
+        match try_wait(tid) {
+            Ok(Some(Status::Exited(_) | Status::Killed(_))) => return true,
+            Err(e) if e.errno == crate::Errno::CHILD => return true,
+            Ok(Some(_)) => continue,
+            Ok(None) | Err(_) => {}
+        }
+        if Instant::now() > deadline {
+            return false;
+        }
+        // Most die at once.
+        if looks < 100 { std::thread::yield_now() } else { std::thread::sleep(NAP) }
+    }
+    false
 }
 
 /// As [`wait`], for a thread that is about to stop: looks again and again for a while, letting others run in between,
