@@ -14,6 +14,7 @@ mod batches;
 mod births;
 mod build;
 mod copies;
+mod core_flag;
 mod environment;
 mod finish;
 mod heritage;
@@ -58,7 +59,6 @@ use rewake_objects::memory::hugetlb::Needs;
 use rewake_objects::memory::vma::status;
 use rewake_objects::memory::{shared, sysv};
 use rewake_objects::pids::Pids;
-use rewake_objects::problem::text;
 use rewake_objects::task::sharing::Objects;
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ops::Range;
@@ -384,21 +384,6 @@ fn used_numbers(checkpoint: &Checkpoint) -> std::collections::HashSet<i32> {
     tasks.flat_map(of).collect()
 }
 
-/// A zombie dies as it died, but without a core file, whose name and place are the system's business.
-fn lost_core_flag(task: &Task) -> Option<String> {
-    /// `WCOREFLAG`, beside the signal.
-    const FLAG: u32 = 0x80;
-    let lost =
-        task.alive.is_none() && task.tc.exit_code & 0x7f != 0 && task.tc.exit_code & FLAG != 0;
-    lost.then(|| {
-        format!(
-            "process {} ({}), a zombie: its wait status does not tell any more that it left a core file",
-            task.pid,
-            text(&task.comm)
-        )
-    })
-}
-
 /// Could any of its memory be filled in huge pages?
 fn has_dense_memory(alive: &Alive) -> bool {
     let runs = alive.pages.iter().flat_map(|pages| &pages.runs);
@@ -520,7 +505,6 @@ impl<'a> Run<'a> {
             self.pids = Pids::inside(first)
                 .map_err(|e| Error::new(format!("the PID namespace of process {first}: {e}")))?;
         }
-        warnings.extend(self.checkpoint.tasks.iter().filter_map(lost_core_flag));
         let namespaces = self.env.namespaces;
         if namespaces.any() {
             hooks.run(Action::SetupNamespaces, Some(first)).map_err(Error::new)?;
@@ -561,6 +545,7 @@ impl<'a> Run<'a> {
         self.lock_files(rings, opener)?;
         self.foreign_vdsos()?;
         self.proc_values(warnings);
+        warnings.extend(core_flag::lost(&self.checkpoint.tasks, &self.pids));
         log::info!("built after {:?}", self.start.elapsed());
         hooks.run(Action::PostRestore, Some(root)).map_err(Error::new)?;
         let pidfile = match self.options.copies {

@@ -1,5 +1,6 @@
 //! From birth to the moment when all are there: sessions, groups, children; and what a process gives up of what it came by.
 
+use super::super::core_flag;
 use super::super::heritage::Act;
 use super::super::lineage::{Lineage, Node, Role};
 use super::super::read::Task;
@@ -261,9 +262,8 @@ pub fn zombie_steps(steps: &mut Steps, task: &Task) {
         steps.may(Label::Text("ending a zombie"), op(libc::SYS_exit_group, &[code]));
         return;
     }
-    // The default action, unblocked, without a core file.
-    let limit = steps.words(&[0, 0]);
-    steps.may(Label::Text("ending a zombie"), op(libc::SYS_prlimit64, &[0, 4, limit.address, 0]));
+    // The default action, unblocked.
+    core_flag::prepare(steps, task);
     let action = steps.words(&[0; 4]);
     let number = u64::from(signal);
     steps.may(
