@@ -533,6 +533,47 @@ pub fn all() -> Vec<Program> {
             .named("io_uring_no_array")
             .env(&[("ZOO_NO_ARRAY", "1")])
             .unless_criu("it refuses io_uring"),
+        program!(io_uring)
+            .named("io_uring_cooperative")
+            .env(&[("ZOO_FLAGS", "896")])
+            .unless_criu("it refuses io_uring"),
+        program!(io_uring)
+            .named("io_uring_large_entries")
+            .env(&[("ZOO_FLAGS", "3072")])
+            .unless_criu("it refuses io_uring"),
+        program!(io_uring)
+            .named("io_uring_single_issuer")
+            .env(&[("ZOO_FLAGS", "4096"), ("ZOO_MORE", "11")])
+            .unless_criu("it refuses io_uring"),
+        program!(io_uring)
+            .named("io_uring_deferred")
+            .env(&[("ZOO_FLAGS", "12416"), ("ZOO_MORE", "11")])
+            .unless_criu("it refuses io_uring"),
+        program!(io_uring)
+            .named("io_uring_more_completions")
+            .env(&[("ZOO_MORE", "11")])
+            .unless_criu("it refuses io_uring"),
+        program!(io_uring)
+            .named("io_uring_fewer_completions")
+            .env(&[("ZOO_SILENT", "100"), ("ZOO_FLAGS", "12288")])
+            .unless_criu("it refuses io_uring"),
+        program!(io_uring)
+            .named("io_uring_in_flight")
+            .env(&[("ZOO_SOON", "300")])
+            .unless_criu("it refuses io_uring"),
+        program!(io_uring)
+            .named("io_uring_tiny")
+            .env(&[("ZOO_LARGE", "1")])
+            .unless_criu("it refuses io_uring"),
+        program!(uring_register).unless_criu("it refuses io_uring"),
+        program!(uring_register)
+            .named("uring_register_async")
+            .env(&[("ZOO_ASYNC", "1"), ("ZOO_FLAGS", "4096")])
+            .unless_criu("it refuses io_uring"),
+        program!(uring_register)
+            .named("uring_register_by_thread")
+            .env(&[("ZOO_FLAGS", "12288"), ("ZOO_THREAD", "1"), ("ZOO_NOBODY", "1")])
+            .unless_criu("it refuses io_uring"),
         program!(bpf_maps).unless_criu(NO_BPF),
         program!(bpf_maps).named("bpf_maps_plain").env(&[("ZOO_PLAIN", "1")]).unless_criu(NO_BPF),
         program!(mix).unless_criu(MIXES),

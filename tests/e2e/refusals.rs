@@ -28,11 +28,11 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
     add("dump_tracer", |tool| tracer(tool, "tracer"));
     add("dump_tracer_of_thread", |tool| tracer(tool, "tracer_of_thread"));
     add("dump_tracer_by_clone", |tool| tracer(tool, "tracer_by_clone"));
-    for (what, words) in RINGS {
+    for (program, what, words) in RINGS {
         let tool = tool.clone();
         let name =
             format!("refusals::dump_io_uring_{}", what.trim_start_matches("ZOO_").to_lowercase());
-        all.push(trial(name, move || finish(refused_with(&tool, "io_uring", (what, "1"), words))));
+        all.push(trial(name, move || finish(refused_with(&tool, program, (what, "1"), words))));
     }
     {
         let tool = tool.clone();
@@ -129,11 +129,13 @@ const KINDS: &[(&str, &[&str])] = &[
     ("broken_lease", &["leased", "being broken"]),
 ];
 
-/// What `io_uring` is told to have, and what the refusal says.
-const RINGS: &[(&str, &[&str])] = &[
-    ("ZOO_BUSY", &["requests in flight"]),
-    ("ZOO_FILES", &["registered files"]),
-    ("ZOO_SINGLE", &["single_issuer"]),
+/// Programs with io_uring instances, what they are told to have, and what the refusal says.
+const RINGS: &[(&str, &str, &[&str])] = &[
+    ("io_uring", "ZOO_BUSY", &["requests in flight", "--timeout"]),
+    ("uring_register", "ZOO_ONLY", &["slot 0", "/dev/null", "no process has open", "descriptor"]),
+    ("uring_register", "ZOO_MOVED", &["registered buffers", "not mapped any more"]),
+    ("uring_register", "ZOO_GROUP", &["groups of buffers"]),
+    ("uring_register", "ZOO_POLL", &["poll network devices"]),
 ];
 
 fn kind_refused(tool: &Tool, kind: &'static str, words: &[&str]) -> Result<(), NotReady> {

@@ -17,6 +17,8 @@ pub struct Obstacle {
     pub reason: String,
     /// The option or change that removes the obstacle, if there is one.
     pub remedy: Option<String>,
+    /// It may be gone soon if the process runs on.
+    pub passing: bool,
 }
 
 impl std::fmt::Display for Obstacle {
@@ -66,12 +68,20 @@ pub struct Problem {
     pub remedy: Option<String>,
     /// Somebody else has a file, or a part of it, that only one can have.
     pub contested: bool,
+    /// It may be gone soon if the process runs on.
+    pub passing: bool,
 }
 
 impl Problem {
     /// A problem without a known way out.
     pub fn new(object: impl Into<String>, reason: impl Into<String>) -> Problem {
-        Problem { object: object.into(), reason: reason.into(), remedy: None, contested: false }
+        Problem {
+            object: object.into(),
+            reason: reason.into(),
+            remedy: None,
+            contested: false,
+            passing: false,
+        }
     }
 
     /// Adds the way out.
@@ -88,6 +98,13 @@ impl Problem {
         self
     }
 
+    /// It may be gone soon if the process runs on.
+    #[must_use]
+    pub fn passing(mut self) -> Problem {
+        self.passing = true;
+        self
+    }
+
     /// Names the process.
     #[must_use]
     pub fn of(self, pid: i32, comm: &[u8]) -> Obstacle {
@@ -98,6 +115,7 @@ impl Problem {
             object: self.object,
             reason: self.reason,
             remedy: self.remedy,
+            passing: self.passing,
         }
     }
 }

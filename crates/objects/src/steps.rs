@@ -32,6 +32,8 @@ pub enum Label {
     Lock(u32),
     /// A context of asynchronous I/O, by its address.
     Aio(u64),
+    /// Registering buffers with an io_uring instance.
+    Buffers(u32),
 }
 
 impl std::fmt::Display for Label {
@@ -48,6 +50,9 @@ impl std::fmt::Display for Label {
             Label::Timer(id) => write!(f, "POSIX timer {id}"),
             Label::Limit(which) => write!(f, "resource limit {which}"),
             Label::Aio(address) => write!(f, "asynchronous I/O context {address:#x}"),
+            Label::Buffers(fd) => {
+                write!(f, "registering buffers with the io_uring instance of descriptor {fd}")
+            }
             Label::Watch(epoll, fd) => {
                 write!(f, "watching descriptor {fd} by epoll descriptor {epoll}")
             }

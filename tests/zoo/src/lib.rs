@@ -25,6 +25,7 @@
 pub mod kin;
 pub mod net;
 pub mod unix;
+pub mod uring;
 
 use std::ffi::CString;
 use std::io::{self, Read};

@@ -67,6 +67,8 @@ pub fn survey(
             let id = collector.ring_of(vma.inode);
             match id.filter(|id| fds.iter().any(|fd| fd.id == *id)) {
                 Some(id) => entry.shmid = u64::from(id),
+                // One that is waited for.
+                None if problems.iter().any(|problem| problem.passing) => {}
                 None => problems.push(Problem::new(
                     format!("mapping {:#x}-{:#x}", entry.start, entry.end),
                     "it is of an io_uring instance that the process has no descriptor of, or that cannot be saved",

@@ -134,11 +134,26 @@ fn freeze_in_time(
     live: Option<&Arc<Live>>,
 ) -> Result<(Tree, Surveyed, Instant)> {
     const TRIES: u32 = 10;
+    /// What passes is waited for so long, where no time is given.
+    const PATIENCE: Duration = Duration::from_secs(10);
+    let give_up = Instant::now() + options.timeout.unwrap_or(PATIENCE);
+    let mut rest = Duration::from_millis(5);
     let dies = options.final_state == FinalState::Dead;
     let mut tries = 0;
     loop {
         let begun = Instant::now();
         let (tree, surveyed, frozen) = freeze_and_survey(options, !dies, tracks, live)?;
+        // The tree runs on meanwhile: requests in flight end only then.
+        let passes = !surveyed.obstacles.is_empty()
+            && surveyed.obstacles.iter().all(|obstacle| obstacle.passing);
+        if passes && Instant::now() + rest < give_up {
+            log::debug!("{}; waiting for that to pass", surveyed.obstacles[0]);
+            drop(surveyed);
+            drop(tree);
+            std::thread::sleep(rest);
+            rest = (rest * 2).min(Duration::from_millis(200));
+            continue;
+        }
         let Some(most) = options.max_pause else { return Ok((tree, surveyed, frozen)) };
         let bytes = surveyed.bytes_to_copy(live.is_some());
         let so_far = begun.elapsed();

@@ -8,12 +8,13 @@ use super::sharing::{self, Sharing};
 use super::wave::{Own, Seen, survey_wave, waves};
 use super::{deadline, late, leader, refuse_ourselves};
 use crate::error::{Error, Result};
-use crate::freeze::{Life, Shard, Tree};
+use crate::freeze::{Life, Shard, Task, Tree};
 use crate::options::{DumpOptions, FinalState};
 use crate::report::Obstacle;
 use crate::restore::lineage::{Lineage, Member};
 use crate::track::{Tracked, Tracks};
 use rewake_objects::files::collect::{Collector, Contents, Options};
+use rewake_objects::files::io_uring::registered::{self, Holder};
 use rewake_objects::files::locks;
 use rewake_objects::memory::sysv;
 use rewake_objects::task::seccomp::Chains;
@@ -210,6 +211,7 @@ pub(super) fn survey(
     late.extend(collector.terminal_queues());
     late.extend(collector.deleted_watches());
     late.extend(sysv::judge(&mut collector));
+    late.extend(registered(&mut collector, tree, &tasks));
     obstacles.extend(late::named(late, &tasks));
     let ended = tree.tasks.iter().filter(|task| task.leader_ended.is_some());
     obstacles.extend(leader::signalled(&tasks, &ended.map(|task| task.pid()).collect::<Vec<_>>()));
@@ -217,6 +219,22 @@ pub(super) fn survey(
     let segments = collector.contents.iter().filter(|c| matches!(c, Contents::Shared(_)));
     let segments = (segments.count() + collector.sysv.len()) as u32;
     Ok(Surveyed { tasks, files: collector, filters, sharing, obstacles, tracked, segments })
+}
+
+/// Finds what is registered with io_uring instances.
+fn registered(
+    collector: &mut Collector,
+    tree: &Tree,
+    tasks: &[TaskSurvey],
+) -> Vec<(i32, rewake_objects::Problem)> {
+    let holder = |(task, surveyed)| {
+        let (task, surveyed): (&Arc<Task>, &TaskSurvey) = (task, surveyed);
+        let alive = surveyed.alive.as_ref()?;
+        let fds = alive.files.fds.as_slice();
+        Some(Holder { pid: surveyed.pid, tid: task.tid(), tids: &task.tids, fds })
+    };
+    let holders: Vec<Holder<'_>> = tree.tasks.iter().zip(tasks).filter_map(holder).collect();
+    registered::settle(collector, &holders)
 }
 
 /// Sessions and groups must be led from inside the tree, unless it is a shell's job.

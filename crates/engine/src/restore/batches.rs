@@ -152,7 +152,7 @@ impl Run<'_> {
     }
 
     /// The ring of a thread. Looking at it does not change it; only its header would be written by `Arena::ring`.
-    fn thread_ring(&self, thread: &ThreadPlan) -> Ring {
+    pub(super) fn thread_ring(&self, thread: &ThreadPlan) -> Ring {
         self.arena.look(thread.at, thread.len, thread.data)
     }
 

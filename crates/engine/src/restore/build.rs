@@ -37,13 +37,14 @@ use rewake_agent::layout::{FLAG_CLONE, Op};
 use rewake_image::PageStore;
 use rewake_image::messages::CredsEntry;
 use rewake_objects::files::epoll;
+use rewake_objects::files::io_uring::open::ROOM;
 use rewake_objects::files::pty::Controlling;
 use rewake_objects::memory::huge::{self, Place, Staged};
 use rewake_objects::memory::inherit::Inheritance;
 use rewake_objects::memory::mm::{Held, Specials};
 use rewake_objects::steps::{Label, Steps};
 use rewake_objects::task::schedule::Inherited;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use task::Builder;
 
 /// What is handed to a task's agent through its socket.
@@ -98,6 +99,8 @@ pub struct Environment {
     pub gate: bool,
     /// Sizes of System V shared memory segments by id.
     pub segments: HashMap<u64, u64>,
+    /// Threads that have something to do for io_uring instances when all tasks are built.
+    pub ring_workers: HashSet<i32>,
     /// File locks by the process that is to take them.
     pub locks: HashMap<i32, Vec<Locked>>,
     /// Where processes may have an area of huge pages to fill their memory with.
@@ -269,7 +272,8 @@ fn plan_node(
             let mut steps = Steps::new(base);
             thread_steps(&mut steps, tasks[index].pid, thread);
             // Filters of its own: after those that the leader installs for all.
-            let mut finish = waits(common, thread).then(|| Steps::new(base));
+            let works = env.ring_workers.contains(&thread.tid);
+            let mut finish = (works || waits(common, thread)).then(|| Steps::new(base));
             if let Some(finish) = &mut finish {
                 seccomp_steps(finish, thread, common);
             }
@@ -282,7 +286,8 @@ fn plan_node(
             let scripts = || [Some(&steps), finish.as_ref()].into_iter().flatten();
             let data = scripts().map(|s| s.script.data_len()).max().unwrap_or(0);
             let ops = scripts().map(|s| s.script.ops.len()).max().unwrap_or(0);
-            let (at, len, data) = space.take(data, ops);
+            let room = if works { ROOM } else { (0, 0) };
+            let (at, len, data) = space.take(data.max(room.0), ops.max(room.1));
             threads.push(ThreadPlan { tid: thread.tid, at, len, data, steps, finish });
         }
     }
@@ -377,7 +382,10 @@ fn plan_node(
     let scripts = || scripts.iter().flatten().copied().chain(&sequence);
     let data = scripts().map(|s| s.script.data_len()).max().unwrap_or(0);
     let ops = scripts().map(|s| s.script.ops.len()).max().unwrap_or(0);
-    let (ring, len, data) = space.take(data, ops.max(8));
+    let pid = index.map(|index| tasks[index].pid);
+    let works = pid.is_some_and(|pid| env.ring_workers.contains(&pid));
+    let room = if works { ROOM } else { (0, 8) };
+    let (ring, len, data) = space.take(data.max(room.0), ops.max(room.1));
     Ok(NodePlan { at: ring, len, data, sequence, birth, task, init })
 }
 

@@ -13,7 +13,7 @@ use rewake_proc::read::ProcDir;
 use rewake_sys::userfaultfd::MOVE;
 use rewake_sys::{probe, sched, task};
 use rustix::process::{Resource, Rlimit};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 /// The resource limits in `RLIMIT_*` order.
@@ -116,6 +116,7 @@ pub fn gather(
         gate: false,
         segments: HashMap::new(),
         locks: HashMap::new(),
+        ring_workers: HashSet::new(),
         huge: None,
         heritage: Heritage::default(),
         lent: Vec::new(),

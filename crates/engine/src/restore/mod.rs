@@ -53,7 +53,7 @@ use rewake_inject::ring::Ring;
 use rewake_inject::stub::Arena;
 use rewake_inject::tracee::{Running, Stopped};
 use rewake_objects::files::open::{self, Opener};
-use rewake_objects::files::{epoll, pty};
+use rewake_objects::files::{epoll, io_uring, pty};
 use rewake_objects::memory::huge::HUGE;
 use rewake_objects::memory::hugetlb::Needs;
 use rewake_objects::memory::vma::status;
@@ -211,6 +211,7 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks, huge: bool) -> Resul
     env.gate = namespaces.pid && opener.has_unix_sockets();
     let several = options.copies.is_some_and(|n| n > 1);
     env.locks = locks::read(&images, &checkpoint, &opener, several)?;
+    env.ring_workers = io_uring::open::workers(&opener.extra);
     env.arena = (base, base + ARENA_SPACE);
     let vdsos = Vdsos::new(&images, &own);
     let same_vdso = |alive: &Alive| vdsos.is_own(alive);

@@ -4,11 +4,13 @@
 //! So all holes of the address space are filled for a moment but the one that is wanted.
 
 use super::Run;
+use super::build::TaskPlan;
 use super::read::Task;
 use crate::error::{Context, Error, Result};
 use rewake_agent::layout::Op;
 use rewake_image::messages::{FdinfoEntry, VmaEntry};
 use rewake_inject::ring::Ring;
+use rewake_objects::files::io_uring::open::{Work, work};
 use rewake_objects::files::open::Opener;
 use rewake_objects::memory::TASK_SIZE;
 use rewake_objects::memory::vma::status;
@@ -60,7 +62,42 @@ impl Run<'_> {
                 self.execute(ring, task, &calls(&wanted, &taken))?;
             }
         }
-        Ok(())
+        work(opener).try_for_each(|work| self.work(rings, &work))
+    }
+
+    /// Has a thread do what only it can do for an instance.
+    fn work(&self, rings: &[Ring], work: &Work<'_>) -> Result<()> {
+        let missing = || {
+            Error::new(format!(
+                "io_uring instance {}: thread {} is not there, or without a descriptor of it",
+                work.id, work.tid
+            ))
+        };
+        let plans = rings.iter().zip(self.plans).filter_map(|(r, p)| Some((r, p.task.as_ref()?)));
+        let has_it = |plan: &TaskPlan| {
+            plan.threads.iter().any(|thread| thread.tid == work.tid)
+                || self.task(plan).pid == work.tid
+        };
+        let mut found = plans.filter(|(_, plan)| has_it(plan));
+        let (leader, plan) = found.next().ok_or_else(missing)?;
+        let task = self.task(plan);
+        let fds = task.alive.iter().flat_map(|alive| &alive.fds);
+        let number = fds.into_iter().find(|fd| fd.id == work.id).ok_or_else(missing)?.fd;
+        let thread = plan.threads.iter().find(|thread| thread.tid == work.tid);
+        let thread = thread.map(|thread| self.thread_ring(thread));
+        let ring = thread.as_ref().unwrap_or(leader);
+        work.execute(number, |steps| self.run_steps(ring, task, &steps(ring.data_base())))
+    }
+
+    /// Has an agent execute a script.
+    fn run_steps(&self, ring: &Ring, task: &Task, steps: &Steps) -> Result<()> {
+        let number = ring
+            .load(&steps.script)
+            .and_then(|number| ring.ring().map(|()| number))
+            .of(task.pid, &task.comm)?;
+        self.wait(ring, number, task)?;
+        let results = ring.results(&steps.script);
+        self.check(steps, &results, task.pid, &task.comm, &mut Vec::new())
     }
 
     /// Every mapping of a task as it is now.
@@ -83,13 +120,7 @@ impl Run<'_> {
                     None => steps.must(*label, *op),
                 };
             }
-            let number = ring
-                .load(&steps.script)
-                .and_then(|number| ring.ring().map(|()| number))
-                .of(task.pid, &task.comm)?;
-            self.wait(ring, number, task)?;
-            let results = ring.results(&steps.script);
-            self.check(&steps, &results, task.pid, &task.comm, &mut Vec::new())?;
+            self.run_steps(ring, task, &steps)?;
         }
         Ok(())
     }

@@ -209,6 +209,53 @@ messages! {
         required bytes completions = 8;
         /// All entries of the submission queue.
         required bytes submissions = 9;
+        /// `IORING_SETUP_*`, where the kernel told. Everything below is there only if it did.
+        optional uint32 setup = 10 [hex];
+        /// Completions given since the beginning, if they are more or fewer than requests taken.
+        optional uint32 given = 11;
+        /// The thread that alone may submit (`IORING_SETUP_SINGLE_ISSUER`).
+        optional uint32 issuer = 12;
+        /// Slots in the table of registered files.
+        optional uint32 file_slots = 13;
+        /// Those that are not empty.
+        repeated message RewakeRingFileEntry files = 14;
+        /// `IORING_REGISTER_FILE_ALLOC_RANGE`, if it is not the whole table: from slot, to slot.
+        optional uint32 files_from = 15;
+        optional uint32 files_to = 16;
+        /// Slots in the table of registered buffers.
+        optional uint32 buffer_slots = 17;
+        /// Those that are not empty.
+        repeated message RewakeRingBufferEntry buffers = 18;
+        /// The process whose memory they are.
+        optional uint32 buffers_of = 19;
+        /// The file id of the registered eventfd; 0: one that nobody has besides.
+        optional uint32 eventfd = 20;
+        /// It is told only of what was not done at once (`IORING_REGISTER_EVENTFD_ASYNC`).
+        optional bool eventfd_async = 21;
+        /// Words of the rings: submissions dropped, flags of the completion queue, completions dropped.
+        repeated uint32 words = 22;
+        /// `IORING_REGISTER_IOWQ_MAX_WORKERS`: bounded, unbounded.
+        repeated uint32 workers = 23;
+        /// `IORING_REGISTER_CLOCK`, if it is not `CLOCK_MONOTONIC`.
+        optional uint32 clock = 24;
+    }
+
+    /// A file that is registered with an io_uring instance.
+    message RewakeRingFileEntry "rewake_ring_file_entry" {
+        required uint32 slot = 1;
+        /// The file id of its description.
+        required uint32 file = 2;
+        /// What a completion tells of its end.
+        optional uint64 tag = 3;
+    }
+
+    /// Memory that is registered with an io_uring instance.
+    message RewakeRingBufferEntry "rewake_ring_buffer_entry" {
+        required uint32 slot = 1;
+        required uint64 address = 2 [hex];
+        required uint32 len = 3;
+        /// What a completion tells of its end.
+        optional uint64 tag = 4;
     }
 
     /// A fanotify mark on a file system.

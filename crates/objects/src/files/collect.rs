@@ -237,6 +237,8 @@ pub struct Collector {
     pub(super) orphans: Vec<inotify::Orphan>,
     /// Descriptors in flight that are held by nobody else.
     pub(super) in_flight: Vec<OwnedFd>,
+    /// io_uring instances of which it is still to be found what is registered with them.
+    pub(super) rings: Vec<io_uring::registered::Pending>,
     /// The task that has the socket in which the descriptor at hand is in flight.
     pub(super) carrier: Option<i32>,
 }
@@ -275,6 +277,7 @@ impl Collector {
             timer_patience: timerfd::PATIENCE,
             orphans: Vec::new(),
             in_flight: Vec::new(),
+            rings: Vec::new(),
             carrier: None,
         }
     }

@@ -618,7 +618,7 @@ fn open_kind(opener: &mut Opener<'_>, entry: &FileEntry) -> Result<OwnedFd, Prob
         FdTypes::Fanotify => fanotify::open(opener, entry.ffy.as_deref().ok_or_else(absent)?),
         FdTypes::Tty => tty::open(opener, entry.tty.as_deref().ok_or_else(absent)?),
         FdTypes::Ext if opener.extra.get(&entry.id).is_some_and(|e| e.ring.is_some()) => {
-            io_uring::open(opener, entry.id)
+            io_uring::open::open(opener, entry.id)
         }
         FdTypes::Inetsk
         | FdTypes::Unixsk

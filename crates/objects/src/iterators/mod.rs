@@ -9,6 +9,8 @@ mod asm;
 pub mod files;
 pub mod hidden;
 pub mod mappings;
+mod peek;
+pub mod rings;
 pub mod sockets;
 pub mod threads;
 

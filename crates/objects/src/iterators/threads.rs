@@ -125,7 +125,7 @@ pub struct Thread {
 }
 
 /// The level of our own process id namespace, in which numbers are told.
-fn own_level() -> Result<usize, String> {
+pub(super) fn own_level() -> Result<usize, String> {
     static LEVEL: OnceLock<Result<usize, String>> = OnceLock::new();
     let look = || {
         let mut own = None;

@@ -20,15 +20,23 @@ const TRACE_ITER: u32 = 28;
 pub fn load(instructions: &[u64], target: u32) -> Result<OwnedFd> {
     // Helpers that read kernel memory are for programs only that may be passed on under the GPL, too.
     const LICENSE: &[u8] = b"Dual MIT/GPL\0";
-    let mut attr: Attr = [0; 16];
-    set(&mut attr, 0, TYPE_TRACING);
-    set(&mut attr, 4, instructions.len() as u32);
-    attr[1] = instructions.as_ptr() as u64;
-    attr[2] = LICENSE.as_ptr() as u64;
-    attr[6] = u64::from_ne_bytes(*b"rewake\0\0");
-    set(&mut attr, 68, TRACE_ITER);
-    set(&mut attr, 108, target);
-    call("BPF_PROG_LOAD", PROG_LOAD, &mut attr, 120).map(owned)
+    // The kernel gives up looking at a program when a signal comes, as those do that tell of a traced thread's stop.
+    const TRIES: u32 = 50;
+    let mut tries = 0;
+    loop {
+        let mut attr: Attr = [0; 16];
+        set(&mut attr, 0, TYPE_TRACING);
+        set(&mut attr, 4, instructions.len() as u32);
+        attr[1] = instructions.as_ptr() as u64;
+        attr[2] = LICENSE.as_ptr() as u64;
+        attr[6] = u64::from_ne_bytes(*b"rewake\0\0");
+        set(&mut attr, 68, TRACE_ITER);
+        set(&mut attr, 108, target);
+        match call("BPF_PROG_LOAD", PROG_LOAD, &mut attr, 120) {
+            Err(e) if e.errno == Errno::AGAIN && tries < TRIES => tries += 1,
+            done => return done.map(owned),
+        }
+    }
 }
 
 /// Whose objects a program is run for.
