@@ -528,6 +528,15 @@ pub fn all() -> Vec<Program> {
         program!(inotify),
         program!(inotify_gaps).loses(&["fd 4"]).unless_criu("it does not find the path of a file that was moved or deleted"),
         program!(aio),
+        program!(write_hint).unless_criu("it loses write hints"),
+        program!(pidfd)
+            .named("pidfd_of_threads")
+            .env(&[("ZOO_OF_THREADS", "1")])
+            .not_in(&[(
+                "new_pidns",
+                "a dead thread that a pidfd is of is made outside the namespace: signals to it fail with EINVAL, not ESRCH",
+            )])
+            .unless_criu("it refuses pidfds of threads"),
         program!(io_uring).unless_criu("it refuses io_uring"),
         program!(io_uring)
             .named("io_uring_no_array")

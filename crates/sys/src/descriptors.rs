@@ -215,10 +215,54 @@ pub fn dead_process() -> Result<OwnedFd> {
     Ok(fd)
 }
 
+/// A reference to a thread that is dead and gone, one that is of a thread (`PIDFD_THREAD`).
+///
+/// # Errors
+/// `EINVAL` before Linux 6.9, or no thread can be made.
+pub fn dead_thread() -> Result<OwnedFd> {
+    let failed = |e: std::io::Error| {
+        let errno = crate::Errno::from_io_error(&e).unwrap_or(crate::Errno::AGAIN);
+        crate::SyscallError::new("clone3", errno)
+    };
+    let (tell, told) = std::sync::mpsc::channel();
+    let (end, ended) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::Builder::new().spawn(move || {
+        // Whoever waits for either sees it fail if the other is gone.
+        let _ = tell.send(rustix::thread::gettid());
+        let _ = ended.recv();
+    });
+    let thread = thread.map_err(failed)?;
+    let opened = told.recv().ok().map(|tid| {
+        let flags = rustix::process::PidfdFlags::from_bits_retain(libc::O_EXCL as u32);
+        rustix::process::pidfd_open(tid, flags)
+            .map_err(|errno| crate::SyscallError::new("pidfd_open", errno))
+    });
+    drop(end);
+    let _ = thread.join();
+    let fd = opened
+        .unwrap_or_else(|| Err(crate::SyscallError::new("pidfd_open", crate::Errno::SRCH)))?;
+    // Joined is before it is gone.
+    let mut entry = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
+    rustix::event::poll(&mut entry, None)
+        .map_err(|errno| crate::SyscallError::new("poll", errno))?;
+    Ok(fd)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::fd::AsFd;
+
+    #[test]
+    fn a_dead_thread_is_dead() {
+        let Ok(fd) = dead_thread() else { return println!("no pidfds of threads here") };
+        assert_eq!(
+            crate::file::flags(fd.as_fd()).unwrap() & libc::O_EXCL as u32,
+            libc::O_EXCL as u32
+        );
+        let signal = rustix::process::pidfd_send_signal(&fd, rustix::process::Signal::CONT);
+        assert_eq!(signal, Err(crate::Errno::SRCH));
+    }
 
     #[test]
     fn a_dead_process_is_dead() {

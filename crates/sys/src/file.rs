@@ -8,6 +8,8 @@ const F_GETSIG: usize = 11;
 const F_SETOWN_EX: usize = 15;
 const F_GETOWN_EX: usize = 16;
 const F_GETOWNER_UIDS: usize = 17;
+const F_GET_RW_HINT: usize = 1024 + 11;
+const F_SET_RW_HINT: usize = 1024 + 12;
 
 fn fcntl(name: &'static str, fd: BorrowedFd<'_>, command: usize, arg: usize) -> Result<usize> {
     // SAFETY: used below only with numbers or pointers to live structs of the right type.
@@ -85,6 +87,24 @@ pub fn set_owner_as(fd: BorrowedFd<'_>, kind: i32, pid: i32, uids: (u32, u32)) -
 /// `EINVAL` for an impossible number.
 pub fn set_signal(fd: BorrowedFd<'_>, signal: i32) -> Result<()> {
     fcntl("F_SETSIG", fd, F_SETSIG, signal as usize).map(drop)
+}
+
+/// What is known of how long the data of a file live (`F_GET_RW_HINT`): `RWH_WRITE_LIFE_*`, 0 if nothing.
+///
+/// # Errors
+/// `EBADF` for a descriptor that is only a name (`O_PATH`), `EINVAL` before Linux 4.13.
+pub fn write_hint(fd: BorrowedFd<'_>) -> Result<u64> {
+    let mut hint = 0u64;
+    fcntl("F_GET_RW_HINT", fd, F_GET_RW_HINT, (&raw mut hint) as usize)?;
+    Ok(hint)
+}
+
+/// Says how long the data of a file live (`F_SET_RW_HINT`).
+///
+/// # Errors
+/// `EINVAL` for an impossible hint, `EPERM` for a file of somebody else's.
+pub fn set_write_hint(fd: BorrowedFd<'_>, hint: u64) -> Result<()> {
+    fcntl("F_SET_RW_HINT", fd, F_SET_RW_HINT, (&raw const hint) as usize).map(drop)
 }
 
 /// Sets the status flags that F_SETFL can set (`O_APPEND`, `O_ASYNC`, `O_DIRECT`, `O_NOATIME`, `O_NONBLOCK`).

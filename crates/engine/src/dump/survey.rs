@@ -140,6 +140,7 @@ pub(super) fn survey(
         scan: options.scan.clone(),
     });
     collector.pids = tree.tasks.iter().map(|t| t.pid()).collect();
+    collector.threads = tree.tasks.iter().flat_map(|t| &t.tids).copied().collect();
     let mut obstacles = sessions(tree, options);
     obstacles.extend(lineage(tree, options, &own.sharing));
     obstacles.extend(tree.tasks.first().and_then(|root| sharing::with_parent(root)));

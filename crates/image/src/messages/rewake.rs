@@ -137,6 +137,8 @@ messages! {
         repeated message RewakeDeletedWatchEntry deleted_watches = 32;
         /// An idle io_uring instance.
         optional message RewakeRingEntry ring = 33;
+        /// Of a regular file or block device, or of memory with a descriptor: how long its data live (`F_SET_RW_HINT`).
+        optional uint64 write_hint = 34;
         /// The master of a pseudoterminal whose slave was open, and is so no more: reading gives `EIO`.
         optional bool slave_closed = 40;
         /// `/dev/tty`: the session whose terminal it is.

@@ -208,6 +208,8 @@ pub struct Collector {
     pub(super) fifos: HashMap<(u64, u64), u32>,
     /// The processes of the tree, for what refers to them; filled before the first descriptor is collected.
     pub pids: std::collections::HashSet<i32>,
+    /// Its threads, likewise.
+    pub threads: std::collections::HashSet<i32>,
     /// Shared memory segments by device and inode.
     pub segments: HashMap<(u64, u64), crate::memory::shared::SegmentId>,
     /// System V shared memory segments.
@@ -262,6 +264,7 @@ impl Collector {
             pipes: std::collections::HashSet::new(),
             fifos: HashMap::new(),
             pids: std::collections::HashSet::new(),
+            threads: std::collections::HashSet::new(),
             segments: HashMap::new(),
             sysv: crate::memory::sysv::Survey::default(),
             ttys: Vec::new(),
@@ -386,12 +389,24 @@ impl Collector {
             Ok(at) => (known[at].id, known[at].kind),
             Err(at) => {
                 let (id, kind) = survey_kind(self, view)?;
+                self.note_write_hint(view, id);
                 known.insert(at, Known { tid: view.tid, number: view.number, id, kind });
                 (id, kind)
             }
         };
         self.described.extend(description.map(|description| (description, (id, kind))));
         Ok((id, kind))
+    }
+
+    /// Notes how long the data of a file live, if anything is known of that. It is the file's, not the description's.
+    fn note_write_hint(&mut self, view: &View<'_>, id: u32) {
+        let kind = view.stat.st_mode & libc::S_IFMT;
+        if matches!(kind, libc::S_IFREG | libc::S_IFBLK)
+            && view.flags & libc::O_PATH as u32 == 0
+            && let Ok(hint @ 1..) = file::write_hint(view.as_fd())
+        {
+            self.extra_of(id).write_hint = Some(hint);
+        }
     }
 
     /// Our own extra state of file `id`, to be filled in.

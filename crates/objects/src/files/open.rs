@@ -301,6 +301,10 @@ impl<'a> Opener<'a> {
                 return Ok(());
             }
             apply_common(&entry, fd.as_fd())?;
+            if let Some(hint) = self.extra.get(&id).and_then(|extra| extra.write_hint) {
+                file::set_write_hint(fd.as_fd(), hint)
+                    .map_err(|e| Problem::new(format!("file id {id}"), e.to_string()))?;
+            }
             if let Some(fifo) = &entry.fifo {
                 // Flags and owner are in the entry of its path.
                 apply_common(self.entry(fifo.regf_id.unwrap_or(id))?, fd.as_fd())?;
@@ -324,7 +328,19 @@ impl<'a> Opener<'a> {
     /// Has file `id` be opened when the tasks are whole ([`Opener::open_late`]), if that may help: what tasks are given in
     /// its place.
     pub(super) fn put_off(&mut self, id: u32, path: &[u8]) -> Result<Option<OwnedFd>, Problem> {
-        if self.late.1 || !regular::is_of_task(path) {
+        if !regular::is_of_task(path) {
+            return Ok(None);
+        }
+        self.put_off_always(id, path)
+    }
+
+    /// Has file `id` be opened when the tasks are whole: what tasks are given in its place; none if that is now.
+    pub(super) fn put_off_always(
+        &mut self,
+        id: u32,
+        path: &[u8],
+    ) -> Result<Option<OwnedFd>, Problem> {
+        if self.late.1 {
             return Ok(None);
         }
         let fd = placeholder().map_err(|e| Problem::new(text(path), e.to_string()))?;

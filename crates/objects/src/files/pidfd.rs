@@ -1,4 +1,5 @@
-//! pidfd_open(2): a reference to a process of the tree, or to one that is dead and reaped.
+//! pidfd_open(2): a reference to a process of the tree, or to a thread of it (`PIDFD_THREAD`), or to one that is dead and
+//! reaped.
 
 use super::collect::{Collector, View};
 use super::open::Opener;
@@ -13,18 +14,18 @@ use std::collections::hash_map::Entry;
 /// # Errors
 /// It is of a thread, or of a process outside the tree.
 pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdTypes), Problem> {
-    // PIDFD_THREAD is O_EXCL.
-    if view.flags & libc::O_EXCL as u32 != 0 {
-        return Err(view.problem("references to single threads (PIDFD_THREAD) cannot be saved yet"));
-    }
     let text = (view.fdinfo)()?;
     let info = rewake_proc::fdinfo::parse(&text).map_err(|e| view.problem(e.to_string()))?;
     let Some(pidfd) = info.pidfd else {
         return Err(view.problem("fdinfo does not tell its process"));
     };
-    if pidfd.pid != -1 && !collector.pids.contains(&pidfd.pid) {
+    let thread = is_of_thread(view.flags);
+    let in_tree = if thread { &collector.threads } else { &collector.pids };
+    // A zombie has no threads to be asked, but its number.
+    if pidfd.pid != -1 && !in_tree.contains(&pidfd.pid) && !collector.pids.contains(&pidfd.pid) {
+        let what = if thread { "thread" } else { "process" };
         return Err(view
-            .problem(format!("it refers to process {}, which is not in the tree", pidfd.pid))
+            .problem(format!("it refers to {what} {}, which is not in the tree", pidfd.pid))
             .remedy("close it, or save a tree that contains that process"));
     }
     let id = collector.new_id();
@@ -44,12 +45,25 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
     Ok((id, FdTypes::Pidfd))
 }
 
-/// Makes a pidfd of the image; its process must exist already.
+/// `PIDFD_THREAD` is `O_EXCL`.
+fn is_of_thread(flags: u32) -> bool {
+    flags & libc::O_EXCL as u32 != 0
+}
+
+/// Makes a pidfd of the image; its process must exist already. Of a thread it is made when the tasks are whole.
 ///
 /// # Errors
 /// The process does not exist.
 pub fn open(opener: &mut Opener<'_>, entry: &PidfdEntry) -> Result<OwnedFd, Problem> {
     let object = format!("pidfd {}", entry.id);
+    let thread = is_of_thread(entry.flags);
+    if thread && entry.nspid <= 0 {
+        return rewake_sys::descriptors::dead_thread()
+            .map_err(|e| Problem::new(object, format!("no dead thread can be made: {e}")));
+    }
+    if thread && let Some(placeholder) = opener.put_off_always(entry.id, object.as_bytes())? {
+        return Ok(placeholder);
+    }
     if entry.nspid <= 0 {
         // All pidfds of one dead process are of one dead process again.
         let dead = match opener.dead.entry(entry.ino) {
@@ -67,5 +81,7 @@ pub fn open(opener: &mut Opener<'_>, entry: &PidfdEntry) -> Result<OwnedFd, Prob
     };
     let outer = opener.pids.outer(entry.nspid).ok_or_else(|| failed(rustix::io::Errno::SRCH))?;
     let pid = Pid::from_raw(outer).ok_or_else(|| failed(rustix::io::Errno::INVAL))?;
-    rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(failed)
+    // Linux 6.9.
+    let flags = if thread { libc::O_EXCL as u32 } else { 0 };
+    rustix::process::pidfd_open(pid, PidfdFlags::from_bits_retain(flags)).map_err(failed)
 }
