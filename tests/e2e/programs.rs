@@ -567,6 +567,10 @@ pub fn all() -> Vec<Program> {
             .env(&[("ZOO_SILENT", "100"), ("ZOO_FLAGS", "12288")])
             .unless_criu("it refuses io_uring"),
         program!(io_uring)
+            .named("io_uring_worker")
+            .env(&[("ZOO_WORKER", "1")])
+            .unless_criu("it refuses io_uring"),
+        program!(io_uring)
             .named("io_uring_in_flight")
             .env(&[("ZOO_SOON", "300")])
             .unless_criu("it refuses io_uring"),

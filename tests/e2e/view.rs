@@ -57,6 +57,14 @@ const THREAD_STATUS: &[&str] = &[
     "Threads",
 ];
 
+/// Is a thread one that the kernel has made for io_uring requests (`PF_IO_WORKER`)?
+fn is_worker(tid: i32) -> bool {
+    const IO_WORKER: u32 = 0x10;
+    let stat = read(&format!("/proc/{tid}/stat"));
+    let flags = stat.rsplit_once(')').and_then(|(_, rest)| rest.split_whitespace().nth(6));
+    flags.and_then(|flags| flags.parse::<u32>().ok()).is_some_and(|f| f & IO_WORKER != 0)
+}
+
 /// Fields of /proc/PID/task/TID/stat (numbered as in proc(5)).
 const STAT: &[(usize, &str)] = &[
     (4, "ppid"),
@@ -158,10 +166,14 @@ impl View {
     }
 
     fn process(&mut self, pid: i32, names: &mut Names) {
-        let tasks = tasks_of(pid);
+        let mut tasks = tasks_of(pid);
+        let all = tasks.len();
+        // The kernel makes them when it needs some.
+        tasks.retain(|tid| !is_worker(*tid));
+        let workers = all - tasks.len();
         self.put(format!("{pid} tasks"), format!("{tasks:?}"));
         for &tid in &tasks {
-            self.thread(pid, tid);
+            self.thread(pid, tid, workers);
         }
         let tid = living(pid);
         if state(tid) == Some('Z') {
@@ -191,7 +203,7 @@ impl View {
         self.fds(pid, tid, names);
     }
 
-    fn thread(&mut self, pid: i32, tid: i32) {
+    fn thread(&mut self, pid: i32, tid: i32, workers: usize) {
         self.tids.push(tid);
         let at = format!("{pid}/{tid}");
         let class = match state(tid) {
@@ -219,6 +231,11 @@ impl View {
                 "ShdPnd" => Some(blocked_by_all(pid)),
                 _ => None,
             };
+            if key == "Threads" {
+                let threads = value.trim().parse::<usize>().unwrap_or(0);
+                self.put(format!("{at} {key}"), threads.saturating_sub(workers).to_string());
+                continue;
+            }
             match lasting {
                 Some(mask) => {
                     self.put(format!("{at} {key}"), format!("{:016x}", set(&status, key) & mask));

@@ -171,11 +171,11 @@ fn configuration_files() {
         format!("rewake: {}:3: syntax error: a quoted value does not end\n", conf.display())
     );
 
-    dir.put(".criu/default.conf", "lsm-profile x # of restore\n");
+    dir.put(".criu/default.conf", "lsm-mount-context x # of restore\n");
     let output = run_in(&dir, "restore");
     assert_eq!(output.status.code(), Some(1));
     let text = format!(
-        "{}/.criu/default.conf:1: --lsm-profile of restore is not supported yet\n",
+        "{}/.criu/default.conf:1: --lsm-mount-context of restore is not supported yet\n",
         dir.0.display()
     );
     assert_eq!(err(&output), format!("rewake: {text}"));

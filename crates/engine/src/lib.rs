@@ -26,8 +26,8 @@ pub use error::Error;
 pub use lazy::guard::main as guard;
 pub use lazy::{PagerOptions, PagerReport, lazy_pages, pager};
 pub use options::{
-    Action, Compression, DumpOptions, External, FinalState, Format, Hooks, Inherited, LockMethod,
-    NoHooks, OutsideUnix, Pid, PreDumpMode, RestoreOptions, Scan, TcpPolicy,
+    Action, Compression, DumpOptions, External, FinalState, Format, Hooks, Inherited, Label,
+    LockMethod, NoHooks, OutsideUnix, Pid, PreDumpMode, RestoreOptions, Scan, TcpPolicy,
 };
 pub use report::{DumpReport, Obstacle, RestoreReport};
 pub use restore::restore;

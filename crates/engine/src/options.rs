@@ -170,6 +170,18 @@ pub enum PreDumpMode {
     Read,
 }
 
+/// `--lsm-profile`.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Label {
+    /// It was not given: labels of the images must be those that the tree gets.
+    #[default]
+    OfImages,
+    /// `none`: whatever the images say, the tree gets that of this command.
+    Ignored,
+    /// A module (`apparmor`, `selinux`) and a label.
+    Named(String, String),
+}
+
 /// Options of a restore.
 #[derive(Debug, Clone)]
 pub struct RestoreOptions {
@@ -209,6 +221,8 @@ pub struct RestoreOptions {
     pub skip_file_rwx_check: bool,
     /// `--cpu-cap`: refuse images that need CPU features this machine lacks (`false` = `--cpu-cap=none`).
     pub check_cpu: bool,
+    /// `--lsm-profile`: under which label of a security module the tree comes back.
+    pub label: Label,
     /// `--pidfile`, already resolved against the work directory.
     pub pidfile: Option<PathBuf>,
     /// TCP options.

@@ -217,6 +217,8 @@ pub fn stop_all(all: &mut [Stopping], deadline: Option<Instant>) -> Result<()> {
         };
         let on_stop = |outcome| {
             match outcome {
+                // It runs on; if it is dead, that is no news.
+                Ok(thread) if is_idle_hand(&thread) => drop(thread.detach(0)),
                 Ok(thread) => {
                     mend(&thread);
                     if let Some(at) = owners.get(&thread.tid()) {
@@ -309,6 +311,24 @@ fn is_dead(tid: i32) -> bool {
     }
 }
 
+/// The kernel's flags of a thread.
+fn flags_of(dir: &ProcDir, tid: i32) -> u32 {
+    let mut buffer = Vec::new();
+    let text = dir.read(&format!("task/{tid}/stat"), &mut buffer);
+    text.ok().and_then(|text| rewake_proc::stat::parse(text).ok()).map_or(0, |stat| stat.flags)
+}
+
+/// Is a thread one of io_uring's, which the kernel makes for requests that would block, and keeps? It never comes to user
+/// space, and does nothing but for requests in flight, of which the instance that they are made to tells.
+fn is_idle_hand(thread: &Stopped) -> bool {
+    /// `PF_IO_WORKER`.
+    const IO_WORKER: u32 = 0x10;
+    let nowhere = |regs: &ptrace::Registers| (regs.rip, regs.rsp) == (0, 0);
+    thread.registers().is_ok_and(|regs| nowhere(&regs))
+        && ProcDir::open(thread.tid())
+            .is_ok_and(|dir| flags_of(&dir, thread.tid()) & IO_WORKER != 0)
+}
+
 fn cannot_trace(dir: &ProcDir, stat: &Stat, tid: i32, e: rewake_sys::SyscallError) -> Error {
     let mut buffer = Vec::new();
     let status = dir.task(tid).and_then(|thread| thread.status(&mut buffer));
@@ -326,13 +346,11 @@ fn cannot_trace(dir: &ProcDir, stat: &Stat, tid: i32, e: rewake_sys::SyscallErro
         ))
         .hint("end the debugger or tracer first, also if it is in the tree itself");
     }
-    /// `PF_IO_WORKER` and `PF_USER_WORKER`.
-    const WORKER: u32 = 0x10 | 0x4000;
-    let text = dir.read(&format!("task/{tid}/stat"), &mut buffer);
-    let stat = text.ok().and_then(|text| rewake_proc::stat::parse(text).ok());
-    if stat.is_some_and(|s| s.flags & WORKER != 0) {
+    /// `PF_USER_WORKER`.
+    const WORKER: u32 = 0x4000;
+    if flags_of(dir, tid) & WORKER != 0 {
         return Error::new(format!(
-            "{name}: thread {tid} is a worker of the kernel (io_uring requests that would block), which nobody can trace"
+            "{name}: thread {tid} is a worker of the kernel, which nobody can trace"
         ))
         .hint("such a process cannot be saved yet");
     }

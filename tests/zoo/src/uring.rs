@@ -22,6 +22,8 @@ pub const OP_WRITE: u8 = 23;
 pub const OP_SOCKET: u8 = 45;
 /// The descriptor is a slot of the table of registered files.
 pub const FIXED_FILE: u8 = 1;
+/// It is done by a worker.
+pub const ASYNC: u8 = 1 << 4;
 /// No completion if it succeeds.
 pub const SKIP_SUCCESS: u8 = 1 << 6;
 const GETEVENTS: u32 = 1;

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use log::Level;
 use rewake_engine::{
-    Compression, DumpOptions, External as OutsideFiles, FinalState, Format, Inherited, LockMethod,
-    Locks, OutsideUnix, Pid, PreDumpMode, RestoreOptions, Scan, TcpPolicy,
+    Compression, DumpOptions, External as OutsideFiles, FinalState, Format, Inherited, Label,
+    LockMethod, Locks, OutsideUnix, Pid, PreDumpMode, RestoreOptions, Scan, TcpPolicy,
 };
 
 use rewake_image::addresses::Template;
@@ -182,6 +182,8 @@ struct Values {
     file_locks: bool,
     cgroups: Option<(String, Origin)>,
     skip_rwx: bool,
+    /// `--lsm-profile`
+    label: Label,
     unprivileged: bool,
     extra: bool,
     experimental: bool,
@@ -389,6 +391,10 @@ impl Values {
                 self.sizes_only = mode == "filesize";
             }
             "skip-file-rwx-check" => self.skip_rwx = on,
+            "lsm-profile" => {
+                self.label = values::label(text())
+                    .ok_or_else(|| bad("apparmor:NAME, selinux:NAME or none"))?;
+            }
             "tcp-established" => self.tcp.established = on,
             "tcp-close" => self.tcp.close = on,
             "skip-in-flight" => self.tcp.skip_in_flight = on,
@@ -629,6 +635,7 @@ impl Values {
                 build_ids: !self.sizes_only,
                 skip_file_rwx_check: self.skip_rwx,
                 check_cpu: mask != 0,
+                label: self.label.clone(),
                 pidfile: self.pidfile.clone(),
                 tcp: self.tcp,
                 external_unix: self.external_unix,

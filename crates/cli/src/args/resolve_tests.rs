@@ -65,6 +65,13 @@ fn restore_options() {
     assert!(job.options.detached && job.options.sibling && job.options.tcp.established);
     assert!(!job.options.check_cpu && !job.options.build_ids);
     assert!(restore("restore --file-validation buildid").options.build_ids);
+    assert_eq!(restore("restore").options.label, Label::OfImages);
+    assert_eq!(restore("restore --lsm-profile none").options.label, Label::Ignored);
+    let named = Label::Named("selinux".into(), "u:r:t:s0".into());
+    assert_eq!(restore("restore --lsm-profile selinux:u:r:t:s0").options.label, named);
+    for wrong in ["smack:a", "apparmor", "apparmor:", "none:a"] {
+        assert!(run(&format!("restore --lsm-profile {wrong}")).is_err(), "{wrong}");
+    }
     assert!(restore("restore").options.build_ids && dump("dump -t 1").options.build_ids);
     assert_eq!(job.options.pidfile, Some(PathBuf::from("p")));
     assert!(restore("restore").options.check_cpu);
@@ -198,6 +205,7 @@ fn the_table_tells_the_truth() {
                 Arg::None => None,
                 _ => Some(OsString::from(match opt.long {
                     "network-lock" => "nftables",
+                    "lsm-profile" => "none",
                     "format" => "criu",
                     "compress" => "zstd",
                     "file-validation" => "filesize",

@@ -313,7 +313,7 @@ pub static OPTIONS: [Opt; 98] = [
     Opt::value("cgroup-dump-controller", "NAME", Cgroups, "save only these controllers").dump(NotYet),
     Opt::value("cgroup-yard", "PATH", Cgroups, "where control groups are mounted").both(NotYet),
     Opt::value("freeze-cgroup", "PATH", Cgroups, "stop the tree with this control group").dump(NotYet),
-    Opt::value("lsm-profile", "TYPE:NAME", Cgroups, "security profile of the restored tree").restore(NotYet),
+    Opt::value("lsm-profile", "TYPE:NAME", Cgroups, "security label of the restored tree: apparmor:NAME, selinux:NAME or none").restore(Built),
     Opt::value("lsm-mount-context", "CONTEXT", Cgroups, "SELinux context of restored mounts").restore(NotYet),
     // Memory
     Opt::value("format", "FORMAT", Memory, "images for auto (CRIU too, unless much is saved otherwise; default), criu, rewake").dump(Built),

@@ -1,5 +1,6 @@
 //! Parsers of option arguments. Each is total: what is not understood is an error that says what would be.
 
+use rewake_engine::Label;
 use std::ffi::OsStr;
 
 /// A pid: a positive decimal.
@@ -21,6 +22,17 @@ pub fn size(text: &OsStr) -> Option<u64> {
         _ => return None,
     };
     number.checked_mul(factor)
+}
+
+/// A label of a security module: `apparmor:NAME`, `selinux:NAME` or `none`.
+pub fn label(text: &OsStr) -> Option<Label> {
+    match text.to_str()?.split_once(':') {
+        Some((module @ ("apparmor" | "selinux"), name)) if !name.is_empty() => {
+            Some(Label::Named(module.to_owned(), name.to_owned()))
+        }
+        None if text == "none" => Some(Label::Ignored),
+        _ => None,
+    }
 }
 
 /// A verbosity: what `-v[ARG]` makes of the level before it.

@@ -18,6 +18,7 @@ mod core_flag;
 mod environment;
 mod finish;
 mod heritage;
+mod labels;
 pub(crate) mod lineage;
 mod locks;
 mod namespaces;
@@ -205,6 +206,7 @@ fn attempt(options: &RestoreOptions, hooks: &mut dyn Hooks, huge: bool) -> Resul
         namespaces,
     )?;
     env.terminals = terminals;
+    labels::check(&checkpoint, &options.label)?;
     let tables = checkpoint.tasks.iter().enumerate().filter(|(at, t)| t.part.table == *at);
     let tasks = tables.filter_map(|(_, t)| Some((t.pid, t.alive.as_ref()?.fds.as_slice())));
     let epolls = epoll::assign(&opener, tasks)?;

@@ -19,7 +19,10 @@ use std::os::unix::ffi::OsStrExt;
 #[must_use]
 pub fn is_plain_device(rdev: u64) -> bool {
     const MEM: u32 = 1;
-    rustix::fs::major(rdev) == MEM
+    // /dev/autofs: what is done by it is said in each call.
+    const AUTOFS: (u32, u32) = (10, 235);
+    let (major, minor) = (rustix::fs::major(rdev), rustix::fs::minor(rdev));
+    major == MEM || (major, minor) == AUTOFS
 }
 
 /// The flags an image keeps: not those that only mattered while opening.

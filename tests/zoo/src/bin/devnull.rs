@@ -56,6 +56,7 @@ fn main() {
         let full = open("/dev/full", libc::O_RDWR | libc::O_NONBLOCK)?;
         let random = open("/dev/random", libc::O_RDONLY)?;
         let urandom = open("/dev/urandom", libc::O_RDWR)?;
+        let autofs = open("/dev/autofs", libc::O_RDONLY).ok();
         let mut block = block_device();
         if let Some(block) = &mut block {
             block.seek(SeekFrom::Start(512)).map_err(|e| e.to_string())?;
@@ -68,6 +69,13 @@ fn main() {
             ensure_eq!(kind.is_block_device(), true, "it is a block device");
             block.read_exact(&mut [0; 512]).map_err(|e| format!("the block device: {e}"))?;
             block.seek(SeekFrom::Start(512)).map_err(|e| e.to_string())?;
+        }
+        if let Some(autofs) = autofs {
+            // AUTOFS_DEV_IOCTL_VERSION, with its structure of sizes and versions.
+            let mut version = [1u32, 1, 24, u32::MAX, 0, 0];
+            // SAFETY: a structure of the size that it says.
+            let told = unsafe { libc::ioctl(autofs, 0xc018_9371, version.as_mut_ptr()) };
+            ensure_eq!((told, version[0]), (0, 1), "what /dev/autofs says of its version");
         }
         let mut buf = [7u8; 64];
         // SAFETY: the buffer is valid for the lengths given.

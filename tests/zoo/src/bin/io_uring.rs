@@ -1,11 +1,13 @@
 //! Kernel state: idle io_uring instances: a small one that has gone round a few times, with completions that were not taken
 //! and a submission that was not made yet; a large one, never used; with ZOO_NO_ARRAY both without the array of numbers, with
 //! ZOO_FLAGS made with these flags. With ZOO_SILENT there were fewer completions than requests, with ZOO_MORE more. With
+//! ZOO_WORKER there is a worker of the kernel's. With
 //! ZOO_BUSY one has a request in flight (a dump must be refused), with ZOO_SOON one that ends after so many milliseconds.
 #![allow(unsafe_code, reason = "io_uring has no library functions here")]
 
 use zoo::uring::{
-    NO_SQARRAY, OP_NOP, OP_POLL, OP_TIMEOUT, Request, Ring, SINGLE_ISSUER, SKIP_SUCCESS, SUBMIT_ALL,
+    ASYNC, NO_SQARRAY, OP_NOP, OP_POLL, OP_TIMEOUT, Request, Ring, SINGLE_ISSUER, SKIP_SUCCESS,
+    SUBMIT_ALL,
 };
 use zoo::{check, ensure_eq};
 
@@ -64,6 +66,14 @@ fn main() {
                 ensure_eq!(small.take(), Some((5, -libc::ETIME)), "a tick");
             }
             requests += 1;
+        }
+        if has("ZOO_WORKER") {
+            let silent = ASYNC | SKIP_SUCCESS;
+            small.put(Request { op: OP_NOP, flags: silent, ..Request::default() });
+            ensure_eq!(small.enter(1, 0)?, 1, "requests made");
+            requests += 1;
+            let tasks = std::fs::read_dir("/proc/self/task").map_err(|e| e.to_string())?;
+            ensure_eq!(tasks.count(), 2, "threads, one of them a worker of the kernel's");
         }
         let completions = 1003 + more;
         for n in [71, 72] {
