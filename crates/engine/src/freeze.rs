@@ -120,12 +120,7 @@ impl Shard {
     }
 
     fn release(&mut self) {
-        for thread in self.held.drain(..).flat_map(|held| held.threads) {
-            let tid = thread.tid();
-            if let Err(e) = thread.detach(0) {
-                log::debug!("thread {tid} is gone before it could be released: {e}");
-            }
-        }
+        seize::let_go(self.held.drain(..).flat_map(|held| held.threads));
     }
 
     /// Stops some processes; returns those that were there, and their children.

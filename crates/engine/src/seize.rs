@@ -258,6 +258,25 @@ pub fn stop_all(all: &mut [Stopping], deadline: Option<Instant>) -> Result<()> {
     all.iter_mut().try_for_each(|stopping| stopping.see_off(deadline))
 }
 
+/// Lets threads of ours go. Those that go first may end their process, or others, at once: whoever is killed before it was let go has
+/// to be seen off by its tracer, or nobody else hears of its end.
+pub fn let_go(threads: impl Iterator<Item = Stopped>) {
+    let mut killed = Vec::new();
+    for thread in threads {
+        let tid = thread.tid();
+        if let Err(e) = thread.detach(0) {
+            log::debug!("thread {tid} has been killed before it was let go: {e}");
+            killed.push(tid);
+        }
+    }
+    let until = Instant::now() + PATIENCE / 10;
+    // The leader's death is told last, when all other threads are reaped.
+    while !killed.is_empty() && Instant::now() < until {
+        killed.retain(|tid| !wait::until_dead_before(*tid, Instant::now()));
+        std::thread::yield_now();
+    }
+}
+
 /// A system call that our stop cut short with `EINTR` is made again. Done at once, so that it holds even if we are
 /// killed.
 fn mend(thread: &Stopped) {

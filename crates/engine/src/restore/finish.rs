@@ -174,15 +174,9 @@ impl Shard {
         Ok(())
     }
 
-    fn detach(&mut self, checkpoint: &Checkpoint) -> Result<()> {
-        let mut result = Ok(());
-        for (place, thread) in self.ready.drain(..) {
-            let detached = place
-                .of(checkpoint)
-                .and_then(|(task, _)| thread.detach(0).of(task.pid, &task.comm));
-            result = result.and(detached);
-        }
-        result
+    fn detach(&mut self) -> Result<()> {
+        crate::seize::let_go(self.ready.drain(..).map(|(_, thread)| thread));
+        Ok(())
     }
 }
 
@@ -330,7 +324,7 @@ impl Tracers {
             let pid = init.tid();
             result = result.and(init.detach(0).of(pid, super::namespaces::INIT));
         }
-        result = result.and(self.each(|_| Box::new(Shard::detach)));
+        result = result.and(self.each(|_| Box::new(|shard, _| shard.detach())));
         if let (Ok(()), Some(guard)) = (&result, guard) {
             guard.dismiss().map_err(|e| Error::new(e.to_string()))?;
         }
