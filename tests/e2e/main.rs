@@ -67,6 +67,7 @@ mod tcp;
 mod terminals;
 mod tracer;
 mod unix;
+mod uprobes;
 mod vdso;
 mod view;
 
@@ -161,6 +162,7 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     trials.extend(tcp::trials(tool));
     trials.extend(sockets::trials(tool));
     trials.extend(unix::trials(tool));
+    trials.extend(uprobes::trials(tool));
     trials.extend(outside::trials(tool));
     trials.extend(vdso::trials(tool));
     trials.extend(copies::trials(tool));

@@ -744,6 +744,7 @@ pub fn all() -> Vec<Program> {
             .needs_its_pids(FROM_OUTSIDE),
         program!(syscall_user_dispatch).unless_criu("it does not keep syscall user dispatch"),
         program!(proctitle),
+        program!(probed),
         program!(shared_files).unless_criu("it restores shared tables of parents and their children only"),
         program!(shared_files).named("shared_files_plain").env(&[("ZOO_PLAIN", "1")]),
         program!(shared_mm).unless_criu("it refuses processes that share memory"),

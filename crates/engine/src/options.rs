@@ -217,6 +217,8 @@ pub struct RestoreOptions {
     pub link_remap: bool,
     /// `--file-validation buildid`: executable files must be of the same build.
     pub build_ids: bool,
+    /// `--allow-uprobes`: images of CRIU that were made with it may be restored.
+    pub allow_uprobes: bool,
     /// `--skip-file-rwx-check`.
     pub skip_file_rwx_check: bool,
     /// `--cpu-cap`: refuse images that need CPU features this machine lacks (`false` = `--cpu-cap=none`).

@@ -184,6 +184,7 @@ struct Values {
     skip_rwx: bool,
     /// `--lsm-profile`
     label: Label,
+    allow_uprobes: bool,
     unprivileged: bool,
     extra: bool,
     experimental: bool,
@@ -395,6 +396,7 @@ impl Values {
                 self.label = values::label(text())
                     .ok_or_else(|| bad("apparmor:NAME, selinux:NAME or none"))?;
             }
+            "allow-uprobes" => self.allow_uprobes = on,
             "tcp-established" => self.tcp.established = on,
             "tcp-close" => self.tcp.close = on,
             "skip-in-flight" => self.tcp.skip_in_flight = on,
@@ -634,6 +636,7 @@ impl Values {
                 link_remap: self.link_remap,
                 build_ids: !self.sizes_only,
                 skip_file_rwx_check: self.skip_rwx,
+                allow_uprobes: self.allow_uprobes,
                 check_cpu: mask != 0,
                 label: self.label.clone(),
                 pidfile: self.pidfile.clone(),

@@ -280,7 +280,7 @@ pub static OPTIONS: [Opt; 98] = [
     Opt::value("irmap-scan-path", "PATH", Objects, "look for watched files below PATH first; may repeat").dump(Built),
     Opt::value("file-validation", "MODE", Objects, "how a file is known to be the same: buildid (default) or filesize").both(Built),
     Opt::switch("skip-file-rwx-check", Objects, "do not compare the permissions of files").restore(Built),
-    Opt::switch("allow-uprobes", Objects, "allow memory with uprobes").both(NotYet),
+    Opt::switch("allow-uprobes", Objects, "allow images of memory with uprobes (CRIU's; ours have none)").dump(NoEffect("probes are not saved; those that are there at the restore are set anew")).restore(Built),
     // Network
     Opt::switch("tcp-established", Network, "save and restore established TCP connections").both(Built),
     Opt::switch("tcp-close", Network, "let TCP connections come back closed").both(Built),

@@ -468,7 +468,7 @@ fn rooms(outside: &Outside) -> Vec<(u64, u64)> {
         .vmas
         .iter()
         .filter(|v| v.entry.prot & executable != 0 && v.entry.flags & libc::MAP_PRIVATE as u32 != 0)
-        .filter(|v| v.entry.status & status::VSYSCALL == 0)
+        .filter(|v| v.entry.status & (status::VSYSCALL | status::UPROBES) == 0)
         .map(|v| (!is_vdso(v.entry.status), v.entry.start, v.entry.end))
         .collect();
     rooms.sort_unstable();

@@ -16,6 +16,7 @@ mod live;
 mod mappings;
 mod outside;
 mod pre;
+mod probes;
 mod sharing;
 mod survey;
 mod thread;

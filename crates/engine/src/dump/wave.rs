@@ -3,6 +3,7 @@
 use super::inside::{self, Inside, Visible};
 use super::live::{Before, Live};
 use super::outside::{self, Outside};
+use super::probes;
 use super::sharing::Sharing;
 use super::thread;
 use crate::error::{Context, Error, Result};
@@ -127,13 +128,15 @@ pub(super) fn survey_wave(
         if cure || filtered[done] {
             now.iter_mut().for_each(Held::cure);
         }
-        for ((held, visible), uffd) in now.iter().zip(&mut visible[done..]).zip(&uffds[done..]) {
+        let asked = now.iter().zip(&mut visible[done..]).zip(&mut insides[done..]);
+        for (((held, visible), inside), uffd) in asked.zip(&uffds[done..]) {
             if let Some(live) = &own.live {
                 live.survey(&held.task, &mut visible.outside)?;
-                continue;
+            } else {
+                let tracking = own.tracks.of(&held.task, uffd.as_ref(), own.counts);
+                visible.outside.survey_pages(&held.task, tracking)?;
             }
-            let tracking = own.tracks.of(&held.task, uffd.as_ref(), own.counts);
-            visible.outside.survey_pages(&held.task, tracking)?;
+            probes::leave_out(&held.task, &mut visible.outside, inside)?;
         }
         held = later;
     }

@@ -10,6 +10,7 @@ use rewake_image::messages::{
     TimensEntry,
 };
 use rewake_image::{ImageDir, StoredPages, kind};
+use rewake_objects::memory::vma::status;
 use rewake_objects::memory::{aio, lazy, mm, sysv};
 use rewake_objects::task::seccomp::{self, Filters};
 use rewake_objects::task::sharing::Objects;
@@ -153,6 +154,11 @@ pub fn read(images: &ImageDir, options: &RestoreOptions) -> Result<Checkpoint> {
     if inventory.tcp_close == Some(true) && !options.tcp.close {
         return Err(Error::new("the images were made with --tcp-close")
             .hint("give --tcp-close to restore too"));
+    }
+    if inventory.allow_uprobes == Some(true) && !options.allow_uprobes {
+        let what = "the images are of a program with uprobes, and may hold their breakpoints";
+        return Err(Error::new(what)
+            .hint("set the same probes again and give --allow-uprobes to restore too"));
     }
     let plugins = inventory.plugins_entry.as_ref().map_or(&[][..], |p| p.plugins.as_slice());
     if let Some(plugin) = plugins.first() {
@@ -307,6 +313,8 @@ pub fn read_memory(
     if memory.vmas.is_empty() {
         memory.vmas = images.read_all(kind::VMAS, pid)?;
     }
+    // The kernel makes them anew for probes that are there.
+    memory.vmas.retain(|vma| vma.status & status::UPROBES == 0);
     let pages = images.stored_pages(pid)?;
     mm::validate(&memory, pages.as_ref()).map_err(|p| Error::of(pid as i32, comm, p))?;
     Ok(Some((memory, pages)))

@@ -31,6 +31,7 @@ pub mod shield;
 pub mod sysv;
 pub mod together;
 pub mod tracking;
+pub mod uprobes;
 pub mod vdso;
 pub mod vma;
 

@@ -353,6 +353,7 @@ mod tests {
             sealed: false,
             may_have_guards: false,
             watched: false,
+            patched: false,
         }
     }
 

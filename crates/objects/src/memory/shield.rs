@@ -607,6 +607,7 @@ mod tests {
             sealed: false,
             may_have_guards: false,
             watched: false,
+            patched: false,
         };
         // A large one, a stack with a page, one that is protected in part, one that is not at all. The stack's page and the
         // next mapping's are one run.

@@ -57,6 +57,9 @@ pub struct Vma {
     pub may_have_guards: bool,
     /// Is it registered with a userfaultfd for write protection, and nothing else? See [`super::tracking`].
     pub watched: bool,
+    /// Is it code that the program itself never had the permission to change? If it has pages of its own, others made them: the
+    /// kernel, for probes (see [`super::uprobes`]), or a debugger.
+    pub patched: bool,
 }
 
 /// Why a mapping of a program's own userfaultfd is refused.
@@ -197,8 +200,10 @@ fn classify(map: &Map<'_>, flags: VmFlags) -> Result<Vma, Problem> {
             mmap_flags |= anonymous;
             st::VSYSCALL | st::ANON_PRIVATE
         }
-        MapName::Uprobes => {
-            return refuse("the page of a user-space probe; detach the probes first");
+        // See `super::uprobes`.
+        MapName::Uprobes | MapName::Special(b"uprobes-trampoline") => {
+            mmap_flags |= anonymous;
+            st::UPROBES
         }
         MapName::Aio => st::AIORING,
         _ if flags.contains(VmFlags::SHADOW_STACK) => {
@@ -309,6 +314,11 @@ fn classify(map: &Map<'_>, flags: VmFlags) -> Result<Vma, Problem> {
             && status & (st::VDSO | st::VVAR | st::VSYSCALL) == 0,
         may_have_guards: flags.contains(VmFlags::MAYBE_GUARD),
         watched: flags.contains(VmFlags::UFFD_WP),
+        // Whoever makes a private mapping of a file writable is accounted for it from then on.
+        patched: status & st::FILE_PRIVATE != 0
+            && map.exec
+            && !map.write
+            && !flags.contains(VmFlags::ACCOUNT),
     })
 }
 
