@@ -43,6 +43,7 @@ fn compute(n: u64) -> Check {
 }
 
 fn call() -> Check {
+    zoo::here();
     while !STOP.load(Ordering::SeqCst) {
         compute(CALLS.fetch_add(1, Ordering::SeqCst))?;
         zoo::nap(1);
@@ -51,6 +52,7 @@ fn call() -> Check {
 }
 
 fn stay() -> Check {
+    zoo::here();
     while !STOP.load(Ordering::SeqCst) {
         ensure_eq!(stays(20), 21, "what the function that stays returns");
     }
@@ -98,6 +100,7 @@ fn main() {
             functions.iter().map(|f| offset_of(*f).map(|offset| offset.to_string())).collect();
         z.publish("offsets", &offsets?.join(" "));
         let threads = [std::thread::spawn(call), std::thread::spawn(stay)];
+        zoo::all_here(threads.len())?;
         z.ready()?;
         z.wait_for_check();
         let before = CALLS.load(Ordering::SeqCst);
