@@ -517,6 +517,10 @@ pub fn all() -> Vec<Program> {
             .env(&[("ZOO_LARGE", "1")])
             .unless_criu("it cuts eventfd counters to 32 bits"),
         program!(epoll),
+        program!(epoll)
+            .named("epoll_polls")
+            .env(&[("ZOO_POLLS", "1")])
+            .unless_criu("it loses how network devices are polled"),
         program!(timerfd),
         program!(timerfd)
             // Expirations that nobody has read are counted only when somebody asks.

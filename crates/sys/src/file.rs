@@ -89,6 +89,36 @@ pub fn set_signal(fd: BorrowedFd<'_>, signal: i32) -> Result<()> {
     fcntl("F_SETSIG", fd, F_SETSIG, signal as usize).map(drop)
 }
 
+/// How an epoll instance polls network devices (`EPIOCGPARAMS`), as it is to be told: nothing but zeros if it does not.
+///
+/// # Errors
+/// `ENOTTY` or `EINVAL` before Linux 6.9, or where the kernel polls none.
+pub fn epoll_polling(fd: BorrowedFd<'_>) -> Result<u64> {
+    let mut params = 0u64;
+    epoll_ioctl("EPIOCGPARAMS", fd, 0x8008_8a02, &mut params)?;
+    Ok(params)
+}
+
+/// Says how an epoll instance polls network devices.
+///
+/// # Errors
+/// `EPERM` for more than the kernel's own weight without `CAP_NET_ADMIN`; see [`epoll_polling`].
+pub fn set_epoll_polling(fd: BorrowedFd<'_>, params: u64) -> Result<()> {
+    let mut params = params;
+    epoll_ioctl("EPIOCSPARAMS", fd, 0x4008_8a01, &mut params)
+}
+
+fn epoll_ioctl(
+    name: &'static str,
+    fd: BorrowedFd<'_>,
+    request: usize,
+    params: &mut u64,
+) -> Result<()> {
+    let args = [fd.as_raw_fd() as usize, request, std::ptr::from_mut(params) as usize, 0, 0, 0];
+    // SAFETY: both requests have a structure of eight bytes, which is live.
+    unsafe { syscall(name, libc::SYS_ioctl, args) }.map(drop)
+}
+
 /// What is known of how long the data of a file live (`F_GET_RW_HINT`): `RWH_WRITE_LIFE_*`, 0 if nothing.
 ///
 /// # Errors

@@ -120,9 +120,12 @@ pub fn survey(
     // For what is looked up once.
     let many = owns.files && status.fd_size >= MANY_DESCRIPTORS;
     let tid = task.tid();
-    let told = many.then(|| thread::spawn(move || iterators::files::of(tid)));
+    // Where no thread can be had, the other way is taken.
+    let spawn = thread::Builder::new;
+    let told = many.then(|| spawn().spawn(move || iterators::files::of(tid)).ok()).flatten();
     let threads = (task.tids.len() >= MANY_THREADS)
-        .then(|| thread::spawn(move || iterators::threads::of(pid)));
+        .then(|| spawn().spawn(move || iterators::threads::of(pid)).ok())
+        .flatten();
     let Mappings { mut vmas, tell_shared } =
         mappings::survey(task, before, &mut buffer, &mut problems)?;
     for vma in vmas.iter_mut().filter(|vma| vma.watched) {

@@ -139,6 +139,8 @@ messages! {
         optional message RewakeRingEntry ring = 33;
         /// Of a regular file or block device, or of memory with a descriptor: how long its data live (`F_SET_RW_HINT`).
         optional uint64 write_hint = 34;
+        /// Of an epoll instance: how it polls network devices (`struct epoll_params`), if it does.
+        optional uint64 epoll_params = 35 [hex];
         /// The master of a pseudoterminal whose slave was open, and is so no more: reading gives `EIO`.
         optional bool slave_closed = 40;
         /// `/dev/tty`: the session whose terminal it is.

@@ -33,6 +33,9 @@ pub fn survey(collector: &mut Collector, view: &View<'_>) -> Result<(u32, FdType
     let text = (view.fdinfo)()?;
     let info = rewake_proc::fdinfo::parse(&text).map_err(|e| view.problem(e.to_string()))?;
     let id = collector.new_id();
+    if let Ok(params @ 1..) = rewake_sys::file::epoll_polling(view.as_fd()) {
+        collector.extra_of(id).epoll_params = Some(params);
+    }
     let targets = if collector.carrier.is_some() {
         // Nobody has a descriptor for it, so the numbers mean nothing but to who receives it.
         collector.extra_of(id).watched = watched(collector, view, &info.epoll)?;

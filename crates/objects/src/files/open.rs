@@ -305,6 +305,10 @@ impl<'a> Opener<'a> {
                 file::set_write_hint(fd.as_fd(), hint)
                     .map_err(|e| Problem::new(format!("file id {id}"), e.to_string()))?;
             }
+            if let Some(params) = self.extra.get(&id).and_then(|extra| extra.epoll_params) {
+                file::set_epoll_polling(fd.as_fd(), params)
+                    .map_err(|e| Problem::new(format!("file id {id}"), e.to_string()))?;
+            }
             if let Some(fifo) = &entry.fifo {
                 // Flags and owner are in the entry of its path.
                 apply_common(self.entry(fifo.regf_id.unwrap_or(id))?, fd.as_fd())?;

@@ -278,11 +278,15 @@ impl Shield {
         }
         let [low, high] = &halves;
         std::thread::scope(|scope| {
-            let high = scope.spawn(|| some(high));
+            let other = std::thread::Builder::new().spawn_scoped(scope, || some(high));
             let low = some(low);
-            let high = high.join().unwrap_or_else(|_| {
-                Err(SyscallError::new("a thread that looks at pages", Errno::CANCELED))
-            });
+            let high = match other {
+                Ok(other) => other.join().unwrap_or_else(|_| {
+                    Err(SyscallError::new("a thread that looks at pages", Errno::CANCELED))
+                }),
+                // There are no more threads to be had.
+                Err(_) => some(high),
+            };
             let mut all = low?;
             all.extend(high?);
             Ok(all)

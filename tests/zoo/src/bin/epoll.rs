@@ -50,8 +50,24 @@ fn main() {
         // SAFETY: integers.
         let high = unsafe { libc::fcntl(event, libc::F_DUPFD, 500) };
         control(epoll, add, high, input, 8)?;
+        // How it polls network devices: 64 µs, 16 packets, preferably.
+        let polls = z.param("ZOO_POLLS", 0) != 0;
+        let params = [64u8, 0, 0, 0, 16, 0, 1, 0];
+        // SAFETY: eight bytes, as the request has.
+        if polls && unsafe { libc::ioctl(epoll, 0x4008_8a01, params.as_ptr()) } != 0 {
+            z.skip("epoll instances do not poll network devices here");
+        }
         z.ready()?;
         z.wait_for_check();
+        if polls {
+            let mut now = [0u8; 8];
+            // SAFETY: room for eight bytes.
+            zoo::check(
+                unsafe { libc::ioctl(epoll, 0x8008_8a02, now.as_mut_ptr()) },
+                "EPIOCGPARAMS",
+            )?;
+            ensure_eq!(now, params, "how it polls network devices");
+        }
         let (input, output) = (input as u32, output as u32);
         ensure_eq!(wait(epoll)?, [(input, 1), (output, 3), (input, 6), (input, 7)], "first events");
         // Edge and one-shot have had their turn.
