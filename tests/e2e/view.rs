@@ -153,8 +153,13 @@ impl View {
                 found.push("  …".into());
                 break;
             }
+            // From the first line in which they differ.
+            let pairs = old.zip(new).map(|(old, new)| old.lines().zip(new.lines()));
+            let same = pairs.into_iter().flatten().take_while(|(old, new)| old == new);
+            let same: usize = same.map(|(line, _)| line.len() + 1).sum();
             let show = |v: Option<&String>| {
-                v.map_or("(nothing)".to_string(), |v| v.chars().take(400).collect())
+                let text = v.map_or("(nothing)", |v| v.get(same..).unwrap_or("(no more)"));
+                text.chars().take(400).collect::<String>()
             };
             found.push(format!("  {name}: {} -> {}", show(old), show(new)));
         }

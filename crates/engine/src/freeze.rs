@@ -120,7 +120,10 @@ impl Shard {
     }
 
     fn release(&mut self) {
-        seize::let_go(self.held.drain(..).flat_map(|held| held.threads));
+        let threads = self.held.drain(..).flat_map(|held| held.threads);
+        for (tid, e) in seize::let_go(threads.map(|thread| (thread.tid(), thread))) {
+            log::debug!("thread {tid} could not be released: {e}");
+        }
     }
 
     /// Stops some processes; returns those that were there, and their children.

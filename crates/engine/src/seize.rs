@@ -258,23 +258,31 @@ pub fn stop_all(all: &mut [Stopping], deadline: Option<Instant>) -> Result<()> {
     all.iter_mut().try_for_each(|stopping| stopping.see_off(deadline))
 }
 
-/// Lets threads of ours go. Those that go first may end their process, or others, at once: whoever is killed before it was let go has
-/// to be seen off by its tracer, or nobody else hears of its end.
-pub fn let_go(threads: impl Iterator<Item = Stopped>) {
-    let mut killed = Vec::new();
-    for thread in threads {
+/// Lets threads of ours go, each of which comes with what it is; returns those that could not be let go.
+///
+/// Those that go first may end their process, or others, at once: whoever is killed before it was let go has to be seen off by its
+/// tracer, or nobody else hears of its end.
+pub fn let_go<T>(threads: impl Iterator<Item = (T, Stopped)>) -> Vec<(T, rewake_inject::Error)> {
+    let (mut failed, mut killed) = (Vec::new(), Vec::new());
+    for (what, thread) in threads {
         let tid = thread.tid();
-        if let Err(e) = thread.detach(0) {
-            log::debug!("thread {tid} has been killed before it was let go: {e}");
-            killed.push(tid);
+        match thread.detach(0) {
+            Ok(()) => {}
+            Err(e) if e.is_gone() => {
+                log::debug!("thread {tid} has been killed before it was let go: {e}");
+                killed.push((tid, what, e));
+            }
+            Err(e) => failed.push((what, e)),
         }
     }
     let until = Instant::now() + PATIENCE / 10;
     // The leader's death is told last, when all other threads are reaped.
     while !killed.is_empty() && Instant::now() < until {
-        killed.retain(|tid| !wait::until_dead_before(*tid, Instant::now()));
+        killed.retain(|(tid, ..)| !wait::until_dead_before(*tid, Instant::now()));
         std::thread::yield_now();
     }
+    failed.extend(killed.into_iter().map(|(_, what, e)| (what, e)));
+    failed
 }
 
 /// A system call that our stop cut short with `EINTR` is made again. Done at once, so that it holds even if we are

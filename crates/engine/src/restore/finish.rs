@@ -174,9 +174,12 @@ impl Shard {
         Ok(())
     }
 
-    fn detach(&mut self) -> Result<()> {
-        crate::seize::let_go(self.ready.drain(..).map(|(_, thread)| thread));
-        Ok(())
+    fn detach(&mut self, checkpoint: &Checkpoint) -> Result<()> {
+        let failed = crate::seize::let_go(self.ready.drain(..));
+        failed.into_iter().try_for_each(|(place, e)| {
+            let (task, _) = place.of(checkpoint)?;
+            Err(e).of(task.pid, &task.comm)
+        })
     }
 }
 
@@ -324,7 +327,7 @@ impl Tracers {
             let pid = init.tid();
             result = result.and(init.detach(0).of(pid, super::namespaces::INIT));
         }
-        result = result.and(self.each(|_| Box::new(|shard, _| shard.detach())));
+        result = result.and(self.each(|_| Box::new(Shard::detach)));
         if let (Ok(()), Some(guard)) = (&result, guard) {
             guard.dismiss().map_err(|e| Error::new(e.to_string()))?;
         }

@@ -2,23 +2,20 @@
 //! which network interface they send to multicast groups, and the error that waits, which asking for it takes away.
 
 use super::asm::{Helper, Program, R0, R1, R2, R3, R6, R7, R8, R9, Size};
-use super::{Members, kernel, offset, read, words};
+use super::{Members, kernel, offset, peek, read, words};
 use rewake_proc::btf::Member;
 use rewake_sys::bpf::iter::Whose;
 use rewake_sys::bpf::{self, MapInfo, iter};
 use rustix::fd::{AsRawFd, OwnedFd};
 use std::collections::HashMap;
 
-/// Words of a record: descriptor, `struct sock`, its group, members of that, its program, the classic one that was made of,
-/// instructions of it, interface, error, flags.
+/// Words of a record: descriptor, `struct sock`, its group, members of that, its program, the instructions of the classic one that
+/// it was made of, how many these are, interface, error, flags.
 const WORDS: usize = 10;
 const LEN: i32 = WORDS as i32 * 8;
 
 /// The second of `enum sock_flags`.
 const SOCK_DONE: u64 = 1 << 1;
-
-/// As much as is copied by one program.
-const PIECE: usize = 4096;
 
 /// Where members of the kernel's structures are.
 #[derive(Debug)]
@@ -63,13 +60,8 @@ impl Offsets {
         })
     }
 
-    /// A program that does `what` for each socket; R6 is where to write, R7 the file, R8 a buffer.
-    fn program(
-        &self,
-        map: &OwnedFd,
-        only: Option<i32>,
-        what: impl FnOnce(&mut Program),
-    ) -> Vec<u64> {
+    /// Tells of each socket; the map has room for a record.
+    fn program(&self, map: &OwnedFd) -> Vec<u64> {
         /// `S_IFSOCK`, the last of all types.
         const SOCKET: i32 = 0o140_000;
         let mut p = Program::default();
@@ -81,17 +73,7 @@ impl Offsets {
         p.load(Size::Double, R2, R7, self.inode);
         p.load(Size::Half, R2, R2, self.mode);
         p.value_of_map(R8, map.as_raw_fd());
-        let (least, most) = only.map_or((0, i32::MAX), |fd| (fd, fd));
         p.unless_less(R2, SOCKET, |p| {
-            p.unless_less(R9, least, |p| p.unless_more(R9, most, what));
-        });
-        p.set(R0, 0);
-        p.end()
-    }
-
-    /// Tells of each socket.
-    fn telling(&self, map: &OwnedFd) -> Vec<u64> {
-        self.program(map, None, |p| {
             p.store(R8, 0, R9);
             p.load(Size::Double, R2, R7, self.private);
             p.store(R8, 8, R2);
@@ -106,6 +88,7 @@ impl Offsets {
                 (4, 2, self.program, 8),
                 (5, 4, self.original, 8),
                 (6, 5, self.len, 2),
+                (5, 5, self.instructions, 8),
                 (7, 1, self.interface, 4),
                 (8, 1, self.error, 4),
                 (9, 1, self.flags, 8),
@@ -116,24 +99,9 @@ impl Offsets {
             p.copy(R2, R8);
             p.set(R3, LEN);
             p.call(Helper::SeqWrite);
-        })
-    }
-
-    /// Copies bytes behind the pointers that lead from a socket to them, from `at` on.
-    fn copying(&self, map: &OwnedFd, fd: i32, path: &[i32], at: i32, len: i32) -> Vec<u64> {
-        self.program(map, Some(fd), |p| {
-            p.load(Size::Double, R2, R7, self.private);
-            p.store(R8, 0, R2);
-            for step in path {
-                get(p, 0, 0, *step, 8);
-            }
-            get(p, 8, 0, at, len);
-            p.copy(R1, R6);
-            p.copy(R2, R8);
-            p.add(R2, 8);
-            p.set(R3, len);
-            p.call(Helper::SeqWrite);
-        })
+        });
+        p.set(R0, 0);
+        p.end()
     }
 }
 
@@ -147,18 +115,6 @@ fn get(p: &mut Program, to: i16, from: i16, at: i32, len: i32) {
     p.call(Helper::ProbeReadKernel);
 }
 
-fn buffer() -> Result<OwnedFd, String> {
-    const ARRAY: u32 = 2;
-    let info = MapInfo {
-        kind: ARRAY,
-        key_size: 4,
-        value_size: PIECE as u32 + 8,
-        max_entries: 1,
-        ..MapInfo::default()
-    };
-    bpf::map_create(&info).map_err(|e| e.to_string())
-}
-
 fn offsets() -> Result<&'static Offsets, String> {
     kernel()?.hidden.as_ref().map_err(Clone::clone)
 }
@@ -166,8 +122,8 @@ fn offsets() -> Result<&'static Offsets, String> {
 /// A program that decides which member of a group gets what arrives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decider {
-    /// A classic one, of so many instructions.
-    Classic(usize),
+    /// A classic one: where the kernel keeps its instructions, and how many they are.
+    Classic(u64, usize),
     /// An eBPF one.
     Extended,
 }
@@ -203,19 +159,29 @@ pub struct Hidden {
 /// # Errors
 /// Why this kernel does not tell, or not us.
 pub fn of(tid: i32) -> Result<HashMap<i32, Hidden>, String> {
+    const ARRAY: u32 = 2;
     let offsets = offsets()?;
-    let map = buffer()?;
-    let program = iter::load(&offsets.telling(&map), offsets.function);
+    let info = MapInfo {
+        kind: ARRAY,
+        key_size: 4,
+        value_size: LEN as u32,
+        max_entries: 1,
+        ..MapInfo::default()
+    };
+    let map = bpf::map_create(&info).map_err(|e| e.to_string())?;
+    let program = iter::load(&offsets.program(&map), offsets.function);
     let program = program.map_err(|e| e.to_string())?;
     let mut all = HashMap::new();
     read(&program, Whose::Thread(tid), |text| {
         let records = text.chunks_exact(LEN as usize);
         let whole = records.remainder().is_empty();
         for record in records {
-            let [fd, address, group, count, program, original, len, interface, error, flags]: [u64;
+            let [fd, address, group, count, program, classic, len, interface, error, flags]: [u64;
                 WORDS] = words(record);
-            let classic = Decider::Classic(len as usize);
-            let decider = if original == 0 { Decider::Extended } else { classic };
+            let decider = match classic {
+                0 => Decider::Extended,
+                at => Decider::Classic(at, len as usize),
+            };
             let group = Group {
                 address: group,
                 count: count as usize,
@@ -235,47 +201,22 @@ pub fn of(tid: i32) -> Result<HashMap<i32, Hidden>, String> {
     Ok(all)
 }
 
-/// The bytes behind the pointers of a socket.
-fn bytes(tid: i32, fd: i32, path: &[i32], at: i32, len: usize) -> Result<Vec<u8>, String> {
-    let offsets = offsets()?;
-    let map = buffer()?;
-    let mut bytes = Vec::with_capacity(len);
-    while bytes.len() < len {
-        let piece = (len - bytes.len()).min(PIECE);
-        let at = at + bytes.len() as i32;
-        let program = offsets.copying(&map, fd, path, at, piece as i32);
-        let program = iter::load(&program, offsets.function).map_err(|e| e.to_string())?;
-        let wanted = bytes.len() + piece;
-        read(&program, Whose::Thread(tid), |text| {
-            bytes.extend_from_slice(text);
-            Ok(true)
-        })?;
-        if bytes.len() != wanted {
-            return Err("the socket is there no longer".to_owned());
-        }
-    }
-    Ok(bytes)
-}
-
-/// The members of the group of a thread's socket, by which the kernel knows them, in their order.
+/// The members of a group, by which the kernel knows them, in their order.
 ///
 /// # Errors
 /// The kernel does not tell.
-pub fn members(tid: i32, fd: i32, group: &Group) -> Result<Vec<u64>, String> {
-    let offsets = offsets()?;
-    let path = [offsets.socket, offsets.group];
-    let bytes = bytes(tid, fd, &path, offsets.members, group.count * 8)?;
+pub fn members(group: &Group) -> Result<Vec<u64>, String> {
+    let first = group.address.wrapping_add_signed(offsets()?.members.into());
+    let bytes = peek::bytes(first, group.count * 8)?;
     Ok(bytes.as_chunks().0.iter().map(|b| u64::from_ne_bytes(*b)).collect())
 }
 
-/// The classic program of the group of a thread's socket, of `len` instructions: each `code << 48 | jt << 40 | jf << 32 | k`.
+/// The `len` instructions of a classic program ([`Decider::Classic`]): each `code << 48 | jt << 40 | jf << 32 | k`.
 ///
 /// # Errors
 /// The kernel does not tell.
-pub fn program(tid: i32, fd: i32, len: usize) -> Result<Vec<u64>, String> {
-    let o = offsets()?;
-    let path = [o.socket, o.group, o.program, o.original, o.instructions];
-    let bytes = bytes(tid, fd, &path, 0, len * 8)?;
+pub fn program(at: u64, len: usize) -> Result<Vec<u64>, String> {
+    let bytes = peek::bytes(at, len * 8)?;
     let instruction = |b: &[u8; 8]| {
         let [c, d, jt, jf, k @ ..] = *b;
         u64::from(u16::from_ne_bytes([c, d])) << 48
@@ -315,14 +256,16 @@ mod tests {
         let one = group(&all[0]);
         assert_eq!((one.count, one.decider), (3, None));
         let order: Vec<u64> = all.iter().map(|s| told[&s.as_raw_fd()].address).collect();
-        assert_eq!(members(tid, all[2].as_raw_fd(), &one), Ok(order));
+        assert_eq!(members(&one), Ok(order));
         // As long as one may be: it returns 2 in the end.
         let mut filter = vec![0x0000_0000_0000_0007_u64; 4095];
         filter.push(0x0006_0000_0000_0002);
         attach_reuseport_filter(all[1].as_fd(), &filter).unwrap();
         let group = of(tid).unwrap()[&all[0].as_raw_fd()].group.unwrap();
-        assert_eq!(group.decider, Some(Decider::Classic(4096)));
-        assert_eq!(program(tid, all[0].as_raw_fd(), 4096), Ok(filter));
+        let Some(Decider::Classic(at, 4096)) = group.decider else {
+            panic!("{:?}", group.decider);
+        };
+        assert_eq!(program(at, 4096), Ok(filter));
     }
 
     #[test]

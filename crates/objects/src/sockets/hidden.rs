@@ -19,7 +19,7 @@ pub(super) struct Hidden {
 }
 
 /// A thread of ours or of a task, and a descriptor that it has.
-pub(super) fn place(view: &View<'_>) -> (i32, i32) {
+fn place(view: &View<'_>) -> (i32, i32) {
     if view.pid == std::process::id() as i32 {
         (own(), view.fd.as_raw_fd())
     } else {

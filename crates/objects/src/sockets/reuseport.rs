@@ -48,13 +48,12 @@ pub(super) fn survey(
     };
     let Some(group) = told.group else { return Ok(()) };
     let failed = |why: String| view.problem(format!("its SO_REUSEPORT group: {why}"));
-    let (tid, fd) = hidden::place(view);
     let groups = &mut collector.sockets.groups_of_ports.0;
     let next = groups.len() as u32 + 1;
     let (number, all) = match groups.entry(group.address) {
         std::collections::hash_map::Entry::Occupied(group) => group.into_mut(),
         std::collections::hash_map::Entry::Vacant(place) => {
-            place.insert((next, members(tid, fd, &group).map_err(failed)?))
+            place.insert((next, members(&group).map_err(failed)?))
         }
     };
     let number = *number;
@@ -65,7 +64,7 @@ pub(super) fn survey(
         None => Vec::new(),
         // Another member has it.
         Some(_) if number != next => Vec::new(),
-        Some(Decider::Classic(len)) => program(tid, fd, len).map_err(failed)?,
+        Some(Decider::Classic(at, len)) => program(at, len).map_err(failed)?,
         Some(Decider::Extended) => return Err(extended(view, entry)),
     };
     let extra = collector.extra_of(entry.id);

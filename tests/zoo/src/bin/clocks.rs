@@ -69,7 +69,10 @@ fn main() {
         if let Some(Err(why)) = ahead {
             z.skip(&why);
         }
-        let watchers = [true, false].map(|nap| std::thread::spawn(move || watch(nap)));
+        // Of a tree that is ahead, the restored clocks are those of another time namespace. Whoever is saved in the few instructions in
+        // which the vdso adds the parts of an offset gets one part of each, once: so nobody is there all the time.
+        let always = ahead.is_some();
+        let watchers = [true, always].map(|nap| std::thread::spawn(move || watch(nap)));
         // An absolute time that passes during the test, and one that passes after the check has begun.
         let sleeper = std::thread::spawn(|| {
             let mut until = zoo::now();
