@@ -4,7 +4,6 @@
 //! same place. So the members are made in the order in which they were in the group. The program belongs to the group, and is attached by one
 //! of them when all are there.
 
-use super::hidden;
 use super::inet;
 use super::options::Making;
 use crate::Problem;
