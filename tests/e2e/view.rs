@@ -187,11 +187,14 @@ impl View {
         for link in ["exe", "cwd", "root"] {
             self.put(format!("{pid} {link}"), read_link(&format!("/proc/{tid}/{link}")));
         }
-        for file in
-            ["cmdline", "environ", "limits", "timers", "personality", "coredump_filter", "cgroup"]
-        {
+        for file in ["cmdline", "environ", "limits", "personality", "coredump_filter", "cgroup"] {
             self.put(format!("{pid} {file}"), read(&format!("/proc/{tid}/{file}")));
         }
+        // Threads that make timers at the same time get numbers in one order, and places in the list in another.
+        let timers = read(&format!("/proc/{tid}/timers"));
+        let mut timers: Vec<&str> = timers.split("ID: ").collect();
+        timers.sort_unstable();
+        self.put(format!("{pid} timers"), timers.join("ID: "));
         for file in ["oom_score_adj", "timerslack_ns", "auxv", "uid_map", "gid_map"] {
             let bytes = fs::read(format!("/proc/{tid}/{file}")).unwrap_or_default();
             let text = if file == "auxv" {
