@@ -93,8 +93,9 @@ pub struct Values {
     pub autogroup_nice: Option<i32>,
 }
 
-/// With room for so many descriptors, it pays to ask the kernel for all of them.
-const MANY_DESCRIPTORS: u64 = 256;
+/// With room for so many descriptors, it pays to ask the kernel for all of them. Whatever a shell begins has room for half as many,
+/// be it that it has three.
+const MANY_DESCRIPTORS: u64 = 512;
 /// To visit so many threads takes longer than to have the kernel tell of them all.
 const MANY_THREADS: usize = 50;
 
