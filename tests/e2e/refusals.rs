@@ -206,6 +206,12 @@ pub fn unharmed(
     Ok(())
 }
 
+/// What an error says of something that we hold. A trial beside this one may have forked: until its child executes a program, that
+/// has it, too, and is named after us.
+pub fn held_by_us() -> [String; 2] {
+    ["in use by process".to_owned(), format!(" {} (", std::process::id())]
+}
+
 /// Fails if the images look complete.
 pub fn no_inventory(run: &Run, images: &Path) -> Result<(), Fail> {
     if images.join("inventory.img").exists() {

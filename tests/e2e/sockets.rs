@@ -5,7 +5,7 @@ use crate::flavours::{finish, started};
 use crate::harness::{Fs, NotReady, Run, Tool, exists};
 use crate::netns::{Net, ip};
 use crate::programs::by_name;
-use crate::refusals::refused;
+use crate::refusals::{held_by_us, refused};
 use crate::trial;
 use libtest_mimic::Trial;
 use std::net::UdpSocket;
@@ -107,20 +107,21 @@ fn spoiled<T>(
 }
 
 fn udp_port_in_use(tool: &Tool) -> Result<(), NotReady> {
-    let me = format!("is in use by process {} (", std::process::id());
+    let [held, us] = held_by_us();
     let take = |run: &Run| {
         let port = std::fs::read_to_string(run.dir.join("port")).map_err(|e| e.to_string())?;
         let address = format!("127.0.0.1:{}", port.trim());
         Ok(UdpSocket::bind(&address).map_err(|e| format!("{address}: {e}"))?)
     };
-    spoiled(tool, "socket_udp", take, &["127.0.0.1:", &me], |socket| {
+    spoiled(tool, "socket_udp", take, &["127.0.0.1:", &held, &us], |socket| {
         drop(socket);
         Ok(())
     })
 }
 
 fn netlink_address_in_use(tool: &Tool) -> Result<(), NotReady> {
-    let me = format!("its address 7000000 is in use by process {} (", std::process::id());
+    let [held, us] = held_by_us();
+    let held = format!("its address 7000000 is {held}");
     let take = |_: &Run| {
         use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
         // SAFETY: integers; the descriptor is new. The address is live for its length.
@@ -136,7 +137,7 @@ fn netlink_address_in_use(tool: &Tool) -> Result<(), NotReady> {
             Ok(fd)
         }
     };
-    spoiled(tool, "socket_netlink", take, &[&me], |fd| {
+    spoiled(tool, "socket_netlink", take, &[&held, &us], |fd| {
         drop(fd);
         Ok(())
     })

@@ -3,7 +3,7 @@
 use crate::flavours::{finish, started};
 use crate::harness::{Done, Fail, Fs, NotReady, Run, Tool};
 use crate::programs::by_name;
-use crate::refusals::SmallDisk;
+use crate::refusals::{SmallDisk, held_by_us};
 use crate::trial;
 use libtest_mimic::Trial;
 use std::io::{Read, Write};
@@ -235,8 +235,9 @@ fn address_in_use(tool: &Tool) -> Result<(), NotReady> {
     run.gone(&before.pids(), "after the dump")?;
     let path = run.dir.join("server");
     let taken = bind_anew(&path)?;
-    let holder = format!("in use by process {} ", std::process::id());
-    refused(&run, &run.try_restore(tool, &images, &[])?, &[&path.to_string_lossy(), &holder])?;
+    let [held, us] = held_by_us();
+    let words = [&*path.to_string_lossy(), &held, &us];
+    refused(&run, &run.try_restore(tool, &images, &[])?, &words)?;
     tidy(&run)?;
     drop(taken);
     // A file that is no socket is nobody's to replace.

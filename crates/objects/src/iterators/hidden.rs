@@ -1,12 +1,12 @@
 //! What no call tells of internet sockets: the programs of their `SO_REUSEPORT` groups, who is in these in which order, by
 //! which network interface they send to multicast groups, and the error that waits, which asking for it takes away.
 
-use super::asm::{Helper, Program, R0, R1, R2, R3, R6, R7, R8, R9, Size};
-use super::{Members, kernel, offset, peek, read, words};
+use super::asm::{Helper, Program, R1, R2, R3, R6, R7, R8, R9, Size};
+use super::{Members, kernel, of_sockets, offset, peek, read, words};
 use rewake_proc::btf::Member;
 use rewake_sys::bpf::iter::Whose;
 use rewake_sys::bpf::{self, MapInfo, iter};
-use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fd::OwnedFd;
 use std::collections::HashMap;
 
 /// Words of a record: descriptor, `struct sock`, its group, members of that, its program, the instructions of the classic one that
@@ -62,18 +62,7 @@ impl Offsets {
 
     /// Tells of each socket; the map has room for a record.
     fn program(&self, map: &OwnedFd) -> Vec<u64> {
-        /// `S_IFSOCK`, the last of all types.
-        const SOCKET: i32 = 0o140_000;
-        let mut p = Program::default();
-        p.load(Size::Double, R7, R1, 24);
-        p.end_if_null(R7);
-        p.load(Size::Word, R9, R1, 16);
-        p.load(Size::Double, R6, R1, 0);
-        p.load(Size::Double, R6, R6, 0);
-        p.load(Size::Double, R2, R7, self.inode);
-        p.load(Size::Half, R2, R2, self.mode);
-        p.value_of_map(R8, map.as_raw_fd());
-        p.unless_less(R2, SOCKET, |p| {
+        of_sockets(map, self.inode, self.mode, |p| {
             p.store(R8, 0, R9);
             p.load(Size::Double, R2, R7, self.private);
             p.store(R8, 8, R2);
@@ -99,9 +88,7 @@ impl Offsets {
             p.copy(R2, R8);
             p.set(R3, LEN);
             p.call(Helper::SeqWrite);
-        });
-        p.set(R0, 0);
-        p.end()
+        })
     }
 }
 
@@ -231,7 +218,7 @@ pub fn program(at: u64, len: usize) -> Result<Vec<u64>, String> {
 mod tests {
     use super::*;
     use rewake_sys::sockets::{attach_reuseport_filter, set_option, set_option_int};
-    use rustix::fd::AsFd;
+    use rustix::fd::{AsFd, AsRawFd};
     use std::net::{SocketAddr, UdpSocket};
 
     fn bound(to: Option<SocketAddr>) -> UdpSocket {

@@ -14,9 +14,10 @@ pub mod rings;
 pub mod sockets;
 pub mod threads;
 
+use asm::{Program, R1, R2, R6, R7, R8, R9, Size};
 use rewake_proc::btf::{Bits, Btf, Member};
 use rewake_sys::bpf::iter::{self, Types, Whose};
-use rustix::fd::{AsFd, OwnedFd};
+use rustix::fd::{AsFd, AsRawFd, OwnedFd};
 use std::io::Read;
 use std::sync::OnceLock;
 
@@ -103,6 +104,24 @@ type Members<'a> = &'a dyn Fn(&str, &str) -> Result<Member, String>;
 /// An offset as instructions have it.
 fn offset(member: Member) -> Result<i16, String> {
     i16::try_from(member.offset).map_err(|e| e.to_string())
+}
+
+/// A program that does `what` for each descriptor that is a socket: R6 is where to write, R7 the file, R8 the value of `map`, R9 the
+/// number. `inode` and `mode` are where the file and the inode have these.
+fn of_sockets(map: &OwnedFd, inode: i16, mode: i16, what: impl FnOnce(&mut Program)) -> Vec<u64> {
+    /// `S_IFSOCK`, the last of all types.
+    const SOCKET: i32 = 0o140_000;
+    let mut p = Program::default();
+    p.load(Size::Double, R7, R1, 24);
+    p.end_if_null(R7);
+    p.load(Size::Word, R9, R1, 16);
+    p.load(Size::Double, R6, R1, 0);
+    p.load(Size::Double, R6, R6, 0);
+    p.load(Size::Double, R2, R7, inode);
+    p.load(Size::Half, R2, R2, mode);
+    p.value_of_map(R8, map.as_raw_fd());
+    p.unless_less(R2, SOCKET, what);
+    p.end()
 }
 
 /// Gives `take` what a program writes, a number of whole records at a time, until that has had enough.

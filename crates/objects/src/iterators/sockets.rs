@@ -3,12 +3,12 @@
 //! What getsockopt(2) tells of an option is in a few fields of the kernel's structures. Where these are equal, so are the
 //! options, and need be asked for once only. Which options it is true of, [`crate::sockets`] finds out by experiment.
 
-use super::asm::{Helper, Program, R0, R1, R2, R3, R6, R7, R8, R9, Size};
-use super::{Members, kernel, offset, read, words};
+use super::asm::{Helper, R1, R2, R3, R6, R7, R8, R9, Size};
+use super::{Members, kernel, of_sockets, offset, read, words};
 use rewake_proc::btf::{Bits, Member};
 use rewake_sys::bpf::iter::Whose;
 use rewake_sys::bpf::{self, MapInfo, iter};
-use rustix::fd::{AsRawFd, OwnedFd};
+use rustix::fd::OwnedFd;
 use std::collections::HashMap;
 
 /// Words of a record before the socket.
@@ -201,18 +201,7 @@ impl Offsets {
     }
 
     fn program(&self, map: &OwnedFd) -> Vec<u64> {
-        /// `S_IFSOCK`, the last of all types.
-        const SOCKET: i32 = 0o140_000;
-        let mut p = Program::default();
-        p.load(Size::Double, R7, R1, 24);
-        p.end_if_null(R7);
-        p.load(Size::Word, R9, R1, 16);
-        p.load(Size::Double, R6, R1, 0);
-        p.load(Size::Double, R6, R6, 0);
-        p.load(Size::Double, R2, R7, self.inode);
-        p.load(Size::Half, R2, R2, self.mode);
-        p.value_of_map(R8, map.as_raw_fd());
-        p.unless_less(R2, SOCKET, |p| {
+        of_sockets(map, self.inode, self.mode, |p| {
             p.store(R8, 0, R9);
             p.load(Size::Double, R3, R7, self.private);
             p.add(R3, self.socket);
@@ -235,9 +224,7 @@ impl Offsets {
             p.copy(R2, R8);
             p.set(R3, self.record());
             p.call(Helper::SeqWrite);
-        });
-        p.set(R0, 0);
-        p.end()
+        })
     }
 
     /// The fields one after the other.
@@ -312,6 +299,7 @@ impl Teller {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fd::AsRawFd;
     use std::net::{TcpListener, TcpStream};
 
     #[test]
