@@ -302,12 +302,19 @@ impl<'a> Opener<'a> {
             }
             apply_common(&entry, fd.as_fd())?;
             if let Some(hint) = self.extra.get(&id).and_then(|extra| extra.write_hint) {
-                file::set_write_hint(fd.as_fd(), hint)
-                    .map_err(|e| Problem::new(format!("file id {id}"), e.to_string()))?;
+                file::set_write_hint(fd.as_fd(), hint).map_err(|e| {
+                    let what = format!("its write hint {hint} cannot be set (F_SET_RW_HINT): {e}");
+                    Problem::new(format!("file id {id}"), what)
+                        .remedy("have rewake own the file, or run it with CAP_FOWNER")
+                })?;
             }
             if let Some(params) = self.extra.get(&id).and_then(|extra| extra.epoll_params) {
-                file::set_epoll_polling(fd.as_fd(), params)
-                    .map_err(|e| Problem::new(format!("file id {id}"), e.to_string()))?;
+                file::set_epoll_polling(fd.as_fd(), params).map_err(|e| {
+                    let what =
+                        format!("how it polls network devices cannot be set (EPIOCSPARAMS): {e}");
+                    Problem::new(format!("epoll instance {id}"), what)
+                        .remedy("it needs Linux 6.9 or later, and much of it CAP_NET_ADMIN")
+                })?;
             }
             if let Some(fifo) = &entry.fifo {
                 // Flags and owner are in the entry of its path.

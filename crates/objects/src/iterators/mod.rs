@@ -29,6 +29,8 @@ struct Kernel {
     /// A kernel that tells less of these may tell the rest.
     sockets: Result<sockets::Offsets, String>,
     threads: Result<threads::Offsets, String>,
+    /// The function of the iterator over tasks.
+    of_tasks: Result<u32, String>,
     hidden: Result<hidden::Offsets, String>,
 }
 
@@ -92,6 +94,7 @@ fn look_up() -> Result<Kernel, String> {
         sockets: sockets::Offsets::new(function("bpf_iter_task_file")?, &member, &bits),
         mappings: mappings::Offsets::new(function("bpf_iter_task_vma")?, &member)?,
         files: files::Offsets::new(function("bpf_iter_task_file")?, &member)?,
+        of_tasks: function("bpf_iter_task"),
         threads: function("bpf_iter_task")
             .and_then(|f| threads::Offsets::new(f, &member, size("upid")?)),
         hidden: hidden::Offsets::new(function("bpf_iter_task_file")?, &member),

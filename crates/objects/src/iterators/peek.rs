@@ -3,7 +3,7 @@
 //! What is read may change or vanish meanwhile: an address that leads nowhere any more is an error, never a fault.
 
 use super::asm::{Helper, Program, R0, R1, R2, R3, R6, R7, R8};
-use super::read;
+use super::{kernel, read};
 use rewake_proc::btf::{Btf, Found};
 use rewake_sys::bpf::iter::{self, Types, Whose};
 use rewake_sys::bpf::{self, MapInfo};
@@ -119,12 +119,7 @@ impl Loaded {
 fn with<T>(act: impl FnOnce(&Both) -> Result<T, String>) -> Result<T, String> {
     static BOTH: Mutex<Option<Result<Both, String>>> = Mutex::new(None);
     let mut slot = BOTH.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-    let both = slot.get_or_insert_with(|| {
-        let types = Types::of_kernel().map_err(|e| e.to_string())?;
-        let found = Btf::new(types.bytes()).and_then(|btf| btf.find(&[], &["bpf_iter_task"]));
-        let found = found.map_err(|e| e.to_string())?;
-        Both::new(found.function(0).ok_or("there is no bpf_iter_task")?)
-    });
+    let both = slot.get_or_insert_with(|| Both::new(kernel()?.of_tasks.clone()?));
     act(both.as_ref().map_err(Clone::clone)?)
 }
 
