@@ -181,7 +181,16 @@ impl Run {
             });
         }
         let mark = reaper::mark();
-        let child = command.spawn().map_err(|e| format!("cannot start {first:?}: {e}"))?;
+        let until = Instant::now() + Duration::from_secs(2);
+        let child = loop {
+            match command.spawn() {
+                // A trial beside this one has forked while the file was being copied: its child has it open until it executes.
+                Err(e) if e.raw_os_error() == Some(libc::ETXTBSY) && Instant::now() < until => {
+                    std::thread::sleep(Duration::from_millis(5));
+                }
+                started => break started.map_err(|e| format!("cannot start {first:?}: {e}"))?,
+            }
+        };
         // The child is waited for by the reaper; dropping the handle neither kills nor waits.
         Ok(Run {
             root: child.id() as i32,
