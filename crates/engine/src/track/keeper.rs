@@ -213,6 +213,9 @@ fn address(dir: BorrowedFd<'_>) -> Io<SocketAddrUnix> {
     SocketAddrUnix::new(format!("/proc/self/fd/{}/{SOCKET}", dir.as_raw_fd()))
 }
 
+/// Why nothing is known of memory.
+const NOBODY: &str = "nobody kept track of it: it could not be tracked, or its keeper has ended";
+
 /// Takes over what the keeper of `dir` holds; it ends.
 ///
 /// # Errors
@@ -220,17 +223,17 @@ fn address(dir: BorrowedFd<'_>) -> Io<SocketAddrUnix> {
 pub fn take(dir: &Path) -> std::result::Result<(Images, HashMap<i32, Tracked>), String> {
     let socket = match connect(dir) {
         Ok(Some(socket)) => socket,
-        Ok(None) => {
-            return Err(
-                "nobody kept track of it: it could not be tracked, or its keeper has ended".into(),
-            );
-        }
+        Ok(None) => return Err(NOBODY.into()),
         Err(e) => return Err(format!("its keeper cannot be reached: {e}")),
     };
     let taken = send(socket.as_fd(), TAKE, &[])
         .and_then(|()| receive_tasks(socket.as_fd()))
         .and_then(|(tasks, _)| Ok((receive_images(socket.as_fd())?, tasks)))
-        .map_err(|e| format!("its keeper does not tell: {e}"))?;
+        .map_err(|e| match e {
+            // It was just ending, as one does that has nothing to keep.
+            Errno::CONNRESET | Errno::PIPE => NOBODY.into(),
+            e => format!("its keeper does not tell: {e}"),
+        })?;
     let _ = send(socket.as_fd(), TAKEN, &[]);
     // It ends before we go on: its socket is gone then.
     let _ = receive(socket.as_fd());
