@@ -52,6 +52,7 @@ mod outside;
 mod pools;
 mod ports;
 mod predumps;
+mod predumps_shared;
 mod probes;
 mod programs;
 mod real;
@@ -168,6 +169,7 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     trials.extend(copies::trials(tool));
     trials.extend(chains::trials(tool, criu));
     trials.extend(predumps::trials(tool, criu));
+    trials.extend(predumps_shared::trials(tool, criu));
     trials.extend(live::trials(tool));
     trials.extend(lazy::trials(tool, criu));
     trials.extend(compressed::trials(tool, criu));

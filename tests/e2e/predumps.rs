@@ -95,7 +95,14 @@ fn images(run: &Run, n: usize, extra: &[&str]) -> Result<(PathBuf, Vec<String>),
     Ok((dir, options))
 }
 
-fn command(run: &Run, tool: &Tool, word: &str, n: usize, extra: &[&str]) -> Result<Command, Fail> {
+/// A command that saves the tree.
+pub fn command(
+    run: &Run,
+    tool: &Tool,
+    word: &str,
+    n: usize,
+    extra: &[&str],
+) -> Result<Command, Fail> {
     let (dir, options) = images(run, n, extra)?;
     let mut command = Command::new(&tool.path);
     command.args([word, "-t", &run.root.to_string(), "--track-mem", "-o", "dump.log", "-v4", "-D"]);
@@ -103,7 +110,8 @@ fn command(run: &Run, tool: &Tool, word: &str, n: usize, extra: &[&str]) -> Resu
     Ok(command)
 }
 
-fn save(run: &Run, tool: &Tool, word: &str, n: usize, extra: &[&str]) -> Result<String, Fail> {
+/// Saves the tree; the log.
+pub fn save(run: &Run, tool: &Tool, word: &str, n: usize, extra: &[&str]) -> Result<String, Fail> {
     let done = execute(command(run, tool, word, n, extra)?, &run.dir)?;
     let log = fs::read_to_string(run.images(n)?.join("dump.log")).unwrap_or_default();
     if done.success() {
@@ -183,7 +191,8 @@ fn unregistered(run: &Run, when: &str) -> Result<(), Fail> {
     Ok(())
 }
 
-fn some_time(rng: &mut Rng) {
+/// Sleeps for a while.
+pub fn some_time(rng: &mut Rng) {
     std::thread::sleep(Duration::from_millis(10 + rng.next() % 120));
 }
 

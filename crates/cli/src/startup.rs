@@ -33,7 +33,7 @@ pub fn environment(notes: &mut Vec<(Level, String)>, skipped: Vec<String>) -> Re
     }
     for (name, why) in [
         ("CRIU_LIBS_DIR", "plugins are not supported yet"),
-        ("CRIU_TRACK_SHMEM", "memory tracking is not supported yet"),
+        ("CRIU_TRACK_SHMEM", "shared memory is always compared with that of parent images"),
         ("CRIU_PMC_OFF", "there is no pagemap cache"),
         ("CR_IP_TOOL", "no helper programs are run"),
         ("CR_IPTABLES", "no helper programs are run"),

@@ -29,7 +29,7 @@ pub fn write_dump(report: &DumpReport, work_dir: &Path) -> rewake_image::Result<
             pages_written: report.pages_written,
             pages_lazy: 0,
             shpages_scanned: Some(report.shpages_scanned),
-            shpages_skipped_parent: Some(0),
+            shpages_skipped_parent: Some(report.shpages_skipped_parent),
             shpages_written: Some(report.shpages_written),
             ..DumpStatsEntry::default()
         }),

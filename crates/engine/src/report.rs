@@ -23,6 +23,8 @@ pub struct DumpReport {
     pub pages_written: u64,
     /// Pages of shared memory looked at.
     pub shpages_scanned: u64,
+    /// Shared memory pages left to the parent images.
+    pub shpages_skipped_parent: u64,
     /// Pages of shared memory written.
     pub shpages_written: u64,
     /// Tasks saved.

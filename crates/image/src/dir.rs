@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     fs::File,
+    num::NonZeroU64,
     os::{fd::OwnedFd, unix::fs::FileExt},
     path::{Path, PathBuf},
     sync::{Mutex, PoisonError},
@@ -133,6 +134,36 @@ impl ImageDir {
     /// It is missing or has not its size.
     pub fn open_store(&self, store: PageStore) -> Result<File> {
         chain::open(&self.chain(), store)
+    }
+
+    /// Has the kernel read the stored pages of all shared memory, here or in the parents, from the disk; nobody waits for it.
+    /// What cannot be read is told whoever reads it.
+    pub fn prefetch_shmem(&self) {
+        let mut wanted: HashMap<PageStore, (u64, u64)> = HashMap::new();
+        for name in self.dir.names().unwrap_or_default() {
+            let Some((kind, id)) = kind::by_file_name(&name) else { continue };
+            if kind.name != kind::SHMEM_PAGEMAP.info().name {
+                continue;
+            }
+            let Ok(Some(pages)) = self.stored_pages_shmem(id) else { continue };
+            for run in &pages.runs {
+                let (start, end) = (run.offset, run.offset.saturating_add(run.bytes()));
+                let range = wanted.entry(run.store).or_insert((start, end));
+                *range = (range.0.min(start), range.1.max(end));
+            }
+        }
+        for (store, (start, end)) in wanted {
+            let Ok(file) = self.open_store(store) else { continue };
+            let len = NonZeroU64::new(end - start);
+            let _ = rustix::fs::fadvise(file, start, len, rustix::fs::Advice::WillNeed);
+        }
+    }
+
+    /// Where a pages file is, here or of a parent.
+    pub fn store_path(&self, store: PageStore) -> PathBuf {
+        let chain = self.chain();
+        let dir = chain.get(store.depth as usize).map_or(&self.dir.path, |dir| &dir.dir.path);
+        dir.join(kind::PAGES.file_name(store.pages_id))
     }
 
     /// Opens a pages file of this directory, decompressed; once it is, others share the descriptor's description.

@@ -44,4 +44,5 @@ pub use ghost::{Ghost, GhostChunk};
 pub use kind::{Id, Kind};
 pub use pagemap::{PageRun, PageSource, Pagemap, SEVERAL_STORES, StorePage};
 pub use raw_check::{RawCheck, Taker};
+pub use workers::together;
 pub use writer::{ImageWriter, PageStream, RawStream, Stream, write_file};

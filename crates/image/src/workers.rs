@@ -5,10 +5,7 @@
 ///
 /// # Errors
 /// That of a thread that failed; all have ended.
-pub(crate) fn together<E: Send>(
-    most: usize,
-    work: impl Fn() -> Result<(), E> + Sync,
-) -> Result<(), E> {
+pub fn together<E: Send>(most: usize, work: impl Fn() -> Result<(), E> + Sync) -> Result<(), E> {
     let work = &work;
     std::thread::scope(|scope| {
         let begin = |_| std::thread::Builder::new().spawn_scoped(scope, work).ok();

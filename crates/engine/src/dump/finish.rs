@@ -10,6 +10,7 @@ use crate::track::{Tracks, keeper};
 use rewake_image::ImageWriter;
 use rewake_objects::files::collect::Collector;
 use rewake_objects::files::link_remap::Links;
+use rewake_objects::memory::sysv;
 use rewake_objects::sockets::lock::{self, Lock, Method};
 use std::time::Instant;
 
@@ -67,7 +68,8 @@ pub(super) fn finish_images(
         lock = lock_and_read(&mut surveyed, options, &run_id)?;
     }
     let links = Links::make(&surveyed.files.contents).map_err(|p| Error::new(p.to_string()))?;
-    write::still(&images, &surveyed, &counters)?;
+    sysv::number_apart(&mut surveyed.files);
+    write::still(&images, &surveyed, tracks.images.as_ref(), &counters)?;
     if let Some(release) = release {
         release()?;
         lock = None;
@@ -84,6 +86,7 @@ pub(super) fn finish_images(
         pages_skipped_parent: counters.skipped.into_inner(),
         pages_written: counters.written.into_inner(),
         shpages_scanned: counters.shared_scanned.into_inner(),
+        shpages_skipped_parent: counters.shared_skipped.into_inner(),
         shpages_written: counters.shared_written.into_inner(),
         tasks: surveyed.tasks.len(),
         threads: surveyed.threads(),

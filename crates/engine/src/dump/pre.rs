@@ -7,12 +7,15 @@ use super::refuse_ourselves;
 use super::survey::patiently;
 use super::wave::{Own, look_at, suspend_seccomp, track, waves};
 use super::write::{self, Counters, Memory};
+use crate::crew::cpus;
 use crate::error::{Error, Result};
 use crate::freeze::{Held, Shard, Task, Tree};
 use crate::options::DumpOptions;
 use crate::report::DumpReport;
 use crate::track::{Tracked, Tracks, keeper};
 use rewake_image::ImageWriter;
+use rewake_objects::memory::contents::{Target, Written};
+use rewake_objects::memory::segments::Segments;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -50,6 +53,7 @@ pub fn pre_dump(options: &DumpOptions) -> Result<DumpReport> {
         let memory = Memory { pid: task.pid(), comm: task.comm(), outside, runs: true };
         write::write_memory(&images, &memory, at as u32 + 1, &counters, buffer)
     })?;
+    let written = shared_memory(&images, &seen, &tracks)?;
     let alive: Vec<_> = seen.iter().map(|s| (s.task.pid(), s.task.stat.starttime)).collect();
     let (threads, tasks) = (seen.iter().map(|s| s.task.tids.len()).sum(), seen.len());
     let new: Vec<Tracked> = seen.into_iter().filter_map(|s| s.tracked).collect();
@@ -69,11 +73,27 @@ pub fn pre_dump(options: &DumpOptions) -> Result<DumpReport> {
         pages_scanned: counters.scanned.into_inner(),
         pages_skipped_parent: counters.skipped.into_inner(),
         pages_written: counters.written.into_inner(),
+        shpages_scanned: written.scanned,
+        shpages_skipped_parent: written.skipped,
+        shpages_written: written.written,
         tasks,
         threads,
         warnings,
         ..DumpReport::default()
     })
+}
+
+/// Saves the shared memory of tasks that run on, as far as it is still there.
+fn shared_memory(images: &ImageWriter, seen: &[Seen], tracks: &Tracks) -> Result<Written> {
+    let mut segments = Segments::default();
+    let mut buffer = Vec::new();
+    for Seen { task, outside, .. } in seen {
+        outside.vmas.iter().for_each(|vma| segments.mapping(&task.dir, vma));
+        outside.fds.iter().for_each(|fd| segments.descriptor(&task.dir, *fd, &mut buffer));
+    }
+    let (parent, pages_id) = (tracks.images.as_ref(), seen.len() as u32 + 1);
+    let target = Target { images, parent, pages_id, workers: cpus(), runs: true };
+    segments.write(&target).map_err(|problem| Error::new(problem.to_string()))
 }
 
 /// Looks at the memory of a frozen tree, and tracks it from here on.

@@ -13,12 +13,13 @@ use rewake_image::messages::{
     CoreEntry, InventoryEntry, Lsmtype, March, PluginsEntry, PstreeEntry, RewakeEntry,
     RewakeTaskEntry, TaskCoreEntry, TaskKobjIdsEntry, TimensEntry, Timespec,
 };
-use rewake_image::{Compression, ImageWriter, PageRun, PageSource, SEVERAL_STORES, kind};
+use rewake_image::{Compression, ImageDir, ImageWriter, PageRun, PageSource, SEVERAL_STORES, kind};
 use rewake_objects::Problem;
 use rewake_objects::files::collect::Contents;
 use rewake_objects::files::{ghost, nsfs};
+use rewake_objects::memory::contents::{self, Written};
 use rewake_objects::memory::vma::status;
-use rewake_objects::memory::{PAGE, future, pages, shared, sysv};
+use rewake_objects::memory::{PAGE, future, pages};
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -40,6 +41,17 @@ pub struct Counters {
     pub shared_scanned: AtomicU64,
     /// Shared pages written.
     pub shared_written: AtomicU64,
+    /// Shared pages left to the parent images.
+    pub shared_skipped: AtomicU64,
+}
+
+impl Counters {
+    /// Adds shared pages.
+    pub fn add(&self, Written { scanned, skipped, written }: Written) {
+        self.shared_scanned.fetch_add(scanned, Ordering::Relaxed);
+        self.shared_skipped.fetch_add(skipped, Ordering::Relaxed);
+        self.shared_written.fetch_add(written, Ordering::Relaxed);
+    }
 }
 
 /// Our own namespaces' ids, as CRIU numbers them.
@@ -84,12 +96,20 @@ enum Job<'a> {
 /// Page stores of this size are a job of their own.
 const LARGE: u64 = 1 << 20;
 
-/// Writes what has to be as it is now: shared memory and files that are in the images.
+/// Writes what has to be as it is now: shared memory, but for what the images `parent` have of it, and files that are in the
+/// images.
 ///
 /// # Errors
 /// They cannot be read, or the images cannot be written; the text says which.
-pub fn still(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -> Result<()> {
-    write_files(images, surveyed, counters)
+pub fn still(
+    images: &ImageWriter,
+    surveyed: &Surveyed,
+    parent: Option<&ImageDir>,
+    counters: &Counters,
+) -> Result<()> {
+    let written = write_files(images, surveyed, parent)?;
+    counters.add(written);
+    Ok(())
 }
 
 /// Writes everything else but the inventory. `runs`: the tree runs on meanwhile. With `dedup` equal pages are stored once, and the
@@ -216,7 +236,11 @@ fn write_pstree(images: &ImageWriter, surveyed: &Surveyed) -> Result<()> {
     Ok(())
 }
 
-fn write_files(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -> Result<()> {
+fn write_files(
+    images: &ImageWriter,
+    surveyed: &Surveyed,
+    parent: Option<&ImageDir>,
+) -> Result<Written> {
     let files = &surveyed.files;
     let root = surveyed.tasks.first().map_or((0, &b""[..]), |t| (t.pid, t.comm.as_slice()));
     images.write_all(kind::FILES, (), &files.entries)?;
@@ -240,10 +264,10 @@ fn write_files(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -
     }
     stream.finish()?;
     rewake_objects::sockets::write(images, &files.sockets)?;
+    let of_root = |p: Problem| Error::of(root.0, root.1, p);
     let mut segments = Vec::new();
-    let mut pages_id = 0;
+    let mut sources = Vec::new();
     for contents in &files.contents {
-        let of_root = |p: Problem| Error::of(root.0, root.1, p);
         match contents {
             Contents::Ghost { id, entry, file, size } => {
                 ghost::write(images, *id, entry, file, *size).map_err(of_root)?;
@@ -251,10 +275,7 @@ fn write_files(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -
             // Its name is made already.
             Contents::Link { .. } => {}
             Contents::Shared(segment) => {
-                pages_id += 1;
-                let written = shared::write(images, segment, pages_id).map_err(of_root)?;
-                counters.shared_scanned.fetch_add(written.scanned, Ordering::Relaxed);
-                counters.shared_written.fetch_add(written.written, Ordering::Relaxed);
+                sources.push(segment.source());
                 segments.push(segment.entry.clone());
             }
         }
@@ -262,11 +283,11 @@ fn write_files(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -
     images.write_all(kind::MEMFD_INODE, (), &segments)?;
     if !files.sysv.is_empty() {
         let ns = root_ids().ipc_ns_id.unwrap_or_default();
-        let written = sysv::write(images, &files.sysv, ns, pages_id + 1)
-            .map_err(|p| Error::of(root.0, root.1, p))?;
-        counters.shared_scanned.fetch_add(written.scanned, Ordering::Relaxed);
-        counters.shared_written.fetch_add(written.written, Ordering::Relaxed);
+        files.sysv.write(images, ns).map_err(of_root)?;
+        sources.extend(files.sysv.sources());
     }
+    let target = contents::Target { images, parent, pages_id: 1, workers: cpus(), runs: false };
+    let written = contents::write(&sources, &target).map_err(of_root)?;
     let mut extra: Vec<RewakeEntry> =
         vec![RewakeEntry { manifest: Some(true), ..RewakeEntry::default() }];
     for task in &surveyed.tasks {
@@ -308,7 +329,7 @@ fn write_files(images: &ImageWriter, surveyed: &Surveyed, counters: &Counters) -
     let segments = files.sysv.extra();
     extra.extend(segments.map(|s| RewakeEntry { segment: Some(s), ..RewakeEntry::default() }));
     images.write_all(kind::REWAKE, (), &extra)?;
-    Ok(())
+    Ok(written)
 }
 
 fn write_task(

@@ -53,8 +53,10 @@ pub struct Tracks {
     tasks: HashMap<i32, Tracked>,
     /// What the parent images have of each address space.
     stored: HashMap<i32, Vec<(u64, u64)>>,
-    /// The parent images, if there are any.
+    /// Where the parent images are, if there are any.
     pub parent: Option<PathBuf>,
+    /// The parent images and theirs, with which shared memory is compared.
+    pub images: Option<ImageDir>,
     /// Track from now on.
     pub protect: bool,
     /// Processes that can be tracked no longer.
@@ -88,6 +90,10 @@ impl Tracks {
             Error::new(format!("--prev-images-dir: {e}"))
                 .hint("it is relative to the images directory; give one that holds images")
         })?;
+        let dir = dir.with_parents().map_err(|e| {
+            Error::new(format!("--prev-images-dir: {e}"))
+                .hint("images need all of their parents, or cannot be restored; dump without --prev-images-dir, which saves everything")
+        })?;
         match keeper::take(&parent) {
             Ok((of, tasks)) if Images::of(&parent).ok() == Some(of) => tracks.tasks = tasks,
             Ok(_) => tracks.warnings.push(format!(
@@ -111,6 +117,9 @@ impl Tracks {
             tracks.stored.insert(*pid, ranges);
         }
         tracks.parent = Some(given.to_owned());
+        // The tree stands still while it is compared.
+        dir.prefetch_shmem();
+        tracks.images = Some(dir);
         Ok(tracks)
     }
 

@@ -10,7 +10,7 @@
 //! * [`sysv`]: System V shared memory segments.
 //! * [`future`]: what is done with mappings that are yet to come (mlockall(2), merging of pages).
 //! * [`hugetlb`]: huge pages that a program asks for by size.
-//! * [`contents`]: what is in both of them.
+//! * [`contents`]: what is in both of them, as a dump writes it; [`segments`]: the same of tasks that run.
 //! * [`mm`]: the address space as a whole: layout (`PR_SET_MM_MAP`), vdso, and the order in which it is rebuilt.
 //! * [`together`]: neighbouring mappings made as one; [`fill`]: their pages ([`huge`] ones where they are dense); [`inherit`]: those that a task has from the one that cloned it.
 //! * [`vdso`]: the dumped vdso under another kernel.
@@ -26,6 +26,7 @@ pub mod lazy;
 pub mod mm;
 pub mod numa;
 pub mod pages;
+pub mod segments;
 pub mod shared;
 pub mod shield;
 pub mod sysv;

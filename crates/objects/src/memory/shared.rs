@@ -4,14 +4,14 @@
 //! As in CRIU, both are memfd entries of the image; shared anonymous memory has the name `/dev/zero`. A restore makes real
 //! shared anonymous memory again.
 
-use super::contents::{self, Written};
+use super::contents;
 use super::{PAGE, hugetlb};
 use crate::Problem;
 use crate::files::collect::{Collector, Contents};
 use crate::files::open::Opener;
 use crate::problem::text;
+use rewake_image::ImageDir;
 use rewake_image::messages::{FdTypes, FileEntry, FownEntry, MemfdFileEntry, MemfdInodeEntry};
-use rewake_image::{ImageDir, ImageWriter};
 use rewake_sys::memory::SharedMapping;
 use rustix::fd::{AsFd, BorrowedFd, OwnedFd};
 use rustix::fs::{MemfdFlags, Mode, OFlags, SealFlags};
@@ -147,24 +147,19 @@ pub fn survey_descriptor(
     Ok((id, FdTypes::Memfd))
 }
 
-/// Writes a segment's contents: `pagemap-shmem-N` and its pages. Holes are left out.
-///
-/// # Errors
-/// Reading the segment or writing the image fails.
-pub fn write(images: &ImageWriter, segment: &Segment, pages_id: u32) -> Result<Written, Problem> {
-    let object = text(&segment.entry.name);
-    let failed = |e: std::io::Error| Problem::new(&*object, e.to_string());
-    let file = File::from(segment.file.try_clone().map_err(failed)?);
-    let (size, shmid) = (segment.entry.size, u64::from(segment.entry.shmid));
-    let source = contents::Source {
-        object: &object,
-        file: &file,
-        size,
-        shmid,
-        tail: &[],
-        huge: hugetlb::of_file(&file),
-    };
-    contents::write(images, &source, pages_id)
+impl Segment {
+    /// What of it is to be written to `pagemap-shmem-N` and its pages.
+    #[must_use]
+    pub fn source(&self) -> contents::Source<'_> {
+        contents::Source {
+            object: format!("shared memory {}", text(&self.entry.name)),
+            file: self.file.as_fd(),
+            size: self.entry.size,
+            shmid: u64::from(self.entry.shmid),
+            tail: &[],
+            huge: hugetlb::of_file(&self.file),
+        }
+    }
 }
 
 /// Makes a segment again and fills it.

@@ -4,7 +4,7 @@
 //! else did would see it replaced by another one), and stays when the tree is killed unless it is marked for removal. A
 //! restore takes such a leftover over if nobody maps it, and otherwise makes the segment again under its id.
 
-use super::contents::{self, Written};
+use super::contents;
 use super::vma::{Vma, status};
 use super::{PAGE, hugetlb};
 use crate::Problem;
@@ -12,10 +12,10 @@ use crate::files::collect::{Collector, Contents};
 use crate::steps::{Label, Steps};
 use rewake_agent::layout::Op;
 use rewake_image::messages::{IpcDescEntry, IpcShmEntry, RewakeSegmentEntry, VmaEntry};
-use rewake_image::{ImageDir, ImageWriter, PageStore, kind};
+use rewake_image::{ImageDir, ImageWriter, kind};
 use rewake_proc::sysvipc::{self, Shm};
 use rewake_sys::{Errno, shm};
-use rustix::fd::OwnedFd;
+use rustix::fd::{AsFd, OwnedFd};
 use rustix::fs::{Mode, OFlags};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
@@ -127,28 +127,17 @@ pub fn judge(collector: &mut Collector) -> Vec<(i32, Problem)> {
             Some(shm) => seen.shm = *shm,
         }
     }
-    number_apart(collector);
     problems
 }
 
-/// Pagemaps of segments are numbered by id, those of other shared memory by inode: these make way.
-fn number_apart(collector: &mut Collector) {
-    let numbers = |contents: &Contents| match contents {
-        Contents::Shared(segment) => Some(segment.entry.shmid),
+/// Pagemaps of segments are numbered by id, those of other shared memory by inode. Call it before they are written, when all
+/// are known.
+pub fn number_apart(collector: &mut Collector) {
+    let numbers = collector.contents.iter_mut().filter_map(|contents| match contents {
+        Contents::Shared(segment) => Some(&mut segment.entry.shmid),
         Contents::Ghost { .. } | Contents::Link { .. } => None,
-    };
-    let mut taken: HashSet<u32> = collector.contents.iter().filter_map(numbers).collect();
-    taken.extend(collector.sysv.seen.keys());
-    let mut free = (1..u32::MAX).rev();
-    for contents in &mut collector.contents {
-        let Contents::Shared(segment) = contents else { continue };
-        if !collector.sysv.has(segment.entry.shmid) {
-            continue;
-        }
-        if let Some(number) = free.find(|n| !taken.contains(n)) {
-            segment.entry.shmid = number;
-        }
-    }
+    });
+    contents::number_apart(&collector.sysv.seen.keys().copied().collect(), numbers);
 }
 
 /// Who else maps a segment, as part of a sentence; empty if that cannot be seen.
@@ -194,12 +183,6 @@ impl Survey {
         self.seen.is_empty()
     }
 
-    /// Is this number that of a segment's pagemap?
-    #[must_use]
-    pub fn has(&self, id: u32) -> bool {
-        self.seen.contains_key(&id)
-    }
-
     /// Extra state for `rewake.img`.
     pub fn extra(&self) -> impl Iterator<Item = RewakeSegmentEntry> {
         self.seen.iter().map(|(id, seen)| RewakeSegmentEntry {
@@ -211,47 +194,45 @@ impl Survey {
     }
 }
 
-/// Writes `ipcns-shm-NS.img` and the contents; the pages files have the numbers from `pages_id` on.
-///
-/// # Errors
-/// Reading a segment or writing an image fails.
-pub fn write(
-    images: &ImageWriter,
-    survey: &Survey,
-    ns: u32,
-    mut pages_id: u32,
-) -> Result<Written, Problem> {
-    let mut all = Written::default();
-    let mut entries = Vec::new();
-    for (id, seen) in &survey.seen {
-        let Shm { key, mode, size, uid, gid, cuid, cgid, .. } = seen.shm;
-        let object = name(*id);
-        let file = seen.file.try_clone().map_err(|e| Problem::new(&*object, e.to_string()))?;
-        let huge = hugetlb::of_file(&file);
-        let source = contents::Source {
-            object: &object,
-            file: &File::from(file),
-            size: whole(size, huge),
-            shmid: u64::from(*id),
-            tail: &seen.tail,
-            huge,
-        };
-        let written = contents::write(images, &source, pages_id)?;
-        pages_id += 1;
-        all.scanned += written.scanned;
-        all.written += written.written;
-        let (key, mode) = (key as u32, mode & 0o777);
-        entries.push(IpcShmEntry {
-            desc: IpcDescEntry { key, uid, gid, cuid, cgid, mode, id: *id },
-            size,
-            in_pagemaps: Some(true),
-            hugetlb_flag: huge.map(huge_flags),
-        });
+impl Survey {
+    /// What of the segments is to be written to `pagemap-shmem-ID` and their pages.
+    pub fn sources(&self) -> impl Iterator<Item = contents::Source<'_>> {
+        self.seen.iter().map(|(id, seen)| {
+            let huge = hugetlb::of_file(&seen.file);
+            contents::Source {
+                object: name(*id),
+                file: seen.file.as_fd(),
+                size: whole(seen.shm.size, huge),
+                shmid: u64::from(*id),
+                tail: &seen.tail,
+                huge,
+            }
+        })
     }
-    images
-        .write_all(kind::IPCNS_SHM, ns, &entries)
-        .map_err(|e| Problem::new("ipcns-shm", e.to_string()))?;
-    Ok(all)
+
+    /// Writes `ipcns-shm-NS.img`.
+    ///
+    /// # Errors
+    /// The image cannot be written.
+    pub fn write(&self, images: &ImageWriter, ns: u32) -> Result<(), Problem> {
+        let entries: Vec<IpcShmEntry> = self
+            .seen
+            .iter()
+            .map(|(id, seen)| {
+                let Shm { key, mode, size, uid, gid, cuid, cgid, .. } = seen.shm;
+                let (key, mode) = (key as u32, mode & 0o777);
+                IpcShmEntry {
+                    desc: IpcDescEntry { key, uid, gid, cuid, cgid, mode, id: *id },
+                    size,
+                    in_pagemaps: Some(true),
+                    hugetlb_flag: hugetlb::of_file(&seen.file).map(huge_flags),
+                }
+            })
+            .collect();
+        images
+            .write_all(kind::IPCNS_SHM, ns, &entries)
+            .map_err(|e| Problem::new("ipcns-shm", e.to_string()))
+    }
 }
 
 /// A segment of the images.
@@ -548,19 +529,17 @@ fn fill(images: &ImageDir, saved: &Saved, attached: &shm::Attached) -> Result<()
         memory.write_all_at(&saved.payload[..len], 0).map_err(|e| failed(&e))?;
         return read_into(attached, &memory, 0, 0, len as u64).map_err(|e| failed(&e));
     }
-    let pagemap = images.read_pagemap_shmem(u64::from(id)).map_err(|e| failed(&e))?;
-    let Some(pagemap) = pagemap.filter(|p| p.stored_bytes() > 0) else { return Ok(()) };
-    let pages = images
-        .open_store(PageStore { depth: 0, pages_id: pagemap.pages_id })
-        .map_err(|e| failed(&e))?;
-    for (run, place) in pagemap.with_places() {
-        let place = place.filter(|place| place.store == pagemap.pages_id).ok_or_else(|| {
-            failed(&"its pages are in a parent image, which is not supported yet")
-        })?;
-        if run.end() > saved.size() {
+    let stored = images.stored_pages_shmem(u64::from(id)).map_err(|e| failed(&e))?;
+    let stored = stored.unwrap_or_default();
+    let mut files = HashMap::new();
+    for store in stored.stores() {
+        files.insert(store, images.open_store(store).map_err(|e| failed(&e))?);
+    }
+    for run in &stored.runs {
+        if run.vaddr.checked_add(run.bytes()).is_none_or(|end| end > saved.size()) {
             return Err(failed(&"the image has pages beyond its end"));
         }
-        read_into(attached, &pages, place.offset(), run.vaddr, run.bytes())
+        read_into(attached, &files[&run.store], run.offset, run.vaddr, run.bytes())
             .map_err(|e| failed(&e))?;
     }
     Ok(())
