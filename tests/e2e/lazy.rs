@@ -33,6 +33,11 @@ pub fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     add("restore_fails", restore_fails);
     add("strangers", strangers);
     add("looked_at", looked_at);
+    add("saved_meanwhile", |tool| saved_meanwhile(tool, &[]));
+    add("saved_meanwhile_running", |tool| saved_meanwhile(tool, &["--leave-running"]));
+    add("pre_dumped_meanwhile", pre_dumped_meanwhile);
+    add("never_comes", never_comes);
+    add("kernel_waits", kernel_waits);
     let mut add = |name: &str, restorer: &Tool, pager: &Tool| {
         let (tool, restorer, pager) = (tool.clone(), restorer.clone(), pager.clone());
         let body = move || finish(daemon(&tool, &restorer, &pager));
@@ -146,6 +151,146 @@ fn guard_killed(tool: &Tool) -> Result<(), NotReady> {
     let view = run.view()?;
     run.check(&view)?;
     all_there(&run, &run.images(1)?)?;
+    Ok(())
+}
+
+/// A tree that is restored without most of its memory, whose pager is held up.
+fn held_up(tool: &Tool, program: &str, later: Duration) -> Result<(Run, i32), NotReady> {
+    let mut run = saved_one(tool, program)?;
+    let images = run.images(1)?;
+    // What is not touched only comes a second later.
+    run.restore(tool, &images, &["--lazy-pages", "--record-working-set"])?;
+    std::thread::sleep(later);
+    match helpers(&run, "pager")[..] {
+        [pager] => {
+            kill(pager, libc::SIGSTOP);
+            Ok((run, pager))
+        }
+        ref pagers => Err(run.fail(format!("pagers: {pagers:?}\n{}", log(&images))).into()),
+    }
+}
+
+/// Are the pages of any mapping still to come?
+fn is_to_come(pid: i32) -> bool {
+    let text = fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap_or_default();
+    let mut flags = text.lines().filter(|line| line.starts_with("VmFlags:"));
+    flags.any(|line| line.split(' ').any(|word| word == "um"))
+}
+
+/// Does `save`, which must wait for the pager, and not hold up the tree meanwhile.
+fn waits(
+    run: &Run,
+    pager: i32,
+    save: impl FnOnce() -> Result<crate::harness::Done, Fail> + Send,
+) -> Result<(), Fail> {
+    std::thread::scope(|scope| {
+        let saving = scope.spawn(save);
+        std::thread::sleep(Duration::from_millis(700));
+        let (waits, missing) = (!saving.is_finished(), is_to_come(run.root));
+        let stat = fs::read_to_string(format!("/proc/{}/stat", run.root)).unwrap_or_default();
+        kill(pager, libc::SIGCONT);
+        let done = saving.join().map_err(|_| "the trial panicked".to_owned())??;
+        if !done.success() {
+            return Err(run.fail(format!("it was not waited for: {}", done.text)));
+        }
+        if !waits || !missing || stat.contains(") t ") {
+            let is = format!("waits: {waits}, something is missing: {missing}, the tree: {stat}");
+            return Err(run.fail(is));
+        }
+        Ok(())
+    })
+}
+
+/// A tree is saved right after it was restored: that waits for its memory.
+fn saved_meanwhile(tool: &Tool, options: &[&str]) -> Result<(), NotReady> {
+    let (mut run, pager) = held_up(tool, "memory_private", Duration::ZERO)?;
+    let images = run.images(2)?;
+    waits(&run, pager, || run.try_dump(tool, run.root, &images, options))?;
+    let view = run.view();
+    if options.is_empty() {
+        run.gone(&[run.root], "after the dump")?;
+    } else {
+        run.kill_tree(&view?)?;
+    }
+    run.restore(tool, &images, &[])?;
+    let view = run.view()?;
+    run.check(&view)?;
+    Ok(())
+}
+
+/// So does a pre-dump, or nothing of it would be tracked.
+fn pre_dumped_meanwhile(tool: &Tool) -> Result<(), NotReady> {
+    let (mut run, pager) = held_up(tool, "memory_private", Duration::ZERO)?;
+    let (first, second) = (run.images(2)?, run.images(3)?);
+    waits(&run, pager, || {
+        let mut command = Command::new(&tool.path);
+        command.args(["pre-dump", "-t", &run.root.to_string(), "-o", "dump.log", "-v4"]);
+        command.arg("-D").arg(&first);
+        execute(command, &run.dir)
+    })?;
+    let stored = fs::metadata(first.join("pages-1.img")).map_or(0, |file| file.len());
+    let view = run.view()?;
+    run.dump(tool, &second, &["--track-mem", "--prev-images-dir", "../img.2"])?;
+    let after = fs::metadata(second.join("pages-1.img")).map_or(0, |file| file.len());
+    if stored < 1 << 20 || after > stored / 2 {
+        return Err(run.fail(format!("{stored} bytes were stored, then {after}")).into());
+    }
+    run.gone(&view.pids(), "after the dump")?;
+    run.restore(tool, &second, &[])?;
+    let view = run.view()?;
+    run.check(&view)?;
+    Ok(())
+}
+
+/// What does not come in time is told with who is to bring it, and the tree runs on.
+fn never_comes(tool: &Tool) -> Result<(), NotReady> {
+    let (run, pager) = held_up(tool, "memory_private", Duration::ZERO)?;
+    let images = run.images(2)?;
+    let root = run.root.to_string();
+    let words =
+        [&root[..], "mapping 0x", "still to come", &format!("process {pager}"), "--timeout"];
+    for options in [&["--timeout", "1"][..], &["--timeout", "1", "--leave-running"]] {
+        let begun = Instant::now();
+        let done = run.try_dump(tool, run.root, &images, options)?;
+        refused(&run, tool, &done, &images.join("dump.log"), &words)?;
+        crate::refusals::no_inventory(&run, &images)?;
+        if begun.elapsed() < Duration::from_secs(1) || begun.elapsed() > Duration::from_secs(8) {
+            return Err(run.fail(format!("it waited for {:?}", begun.elapsed())).into());
+        }
+    }
+    let mut command = Command::new(&tool.path);
+    command.args(["check", "-t", &root]);
+    let done = execute(command, &run.dir)?;
+    if done.success() || !words.iter().all(|word| done.text.contains(word)) {
+        return Err(run.fail(format!("check: {}", done.text)).into());
+    }
+    kill(pager, libc::SIGCONT);
+    all_there(&run, &run.images(1)?)?;
+    let view = run.view()?;
+    run.check(&view)?;
+    Ok(())
+}
+
+/// A thread that waits inside the kernel for memory cannot be stopped: the others are not to stand still for that.
+fn kernel_waits(tool: &Tool) -> Result<(), NotReady> {
+    let (mut run, pager) = held_up(tool, "read_late", Duration::from_millis(300))?;
+    fs::write(run.dir.join("read"), "").map_err(|e| e.to_string())?;
+    std::thread::sleep(Duration::from_millis(100));
+    let waits_in = || fs::read_to_string(format!("/proc/{}/wchan", run.root)).unwrap_or_default();
+    if waits_in() != "handle_userfault" {
+        return Err(run.fail(format!("it waits in {}", waits_in())).into());
+    }
+    let images = run.images(2)?;
+    let root = run.root.to_string();
+    let words =
+        [&root[..], "mapping 0x", "still to come", &format!("process {pager}"), "--timeout"];
+    let done = run.try_dump(tool, run.root, &images, &["--timeout", "2"])?;
+    refused(&run, tool, &done, &images.join("dump.log"), &words)?;
+    waits(&run, pager, || run.try_dump(tool, run.root, &images, &[]))?;
+    run.gone(&[run.root], "after the dump")?;
+    run.restore(tool, &images, &[])?;
+    let view = run.view()?;
+    run.check(&view)?;
     Ok(())
 }
 

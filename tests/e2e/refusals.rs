@@ -55,6 +55,16 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
             finish(refused_with(&tool, "leader_gone", ("ZOO_PDEATH", "1"), words))
         }));
     }
+    {
+        // The pager of a lazy restore would be done at some time.
+        let tool = tool.clone();
+        all.push(trial("refusals::dump_userfaultfd_outside".into(), move || {
+            let told = ("ZOO_KIND", "userfaultfd_outside");
+            let words =
+                &["mapping 0x", "still to come", "(unsupported) brings", "within 1.", "runs"];
+            finish(refused_after(&tool, "unsupported", told, words, &["--timeout", "1"]))
+        }));
+    }
     for (kind, words) in KINDS {
         let tool = tool.clone();
         all.push(trial(format!("refusals::dump_{kind}"), move || {
@@ -110,7 +120,6 @@ const KINDS: &[(&str, &[&str])] = &[
     ("userfaultfd", &["userfaultfd"]),
     ("userfaultfd_missing", &["mapping 0x", "registered with a userfaultfd", "unregister"]),
     ("userfaultfd_wp", &["mapping 0x", "registered with a userfaultfd", "unregister"]),
-    ("userfaultfd_outside", &["mapping 0x", "registered with a userfaultfd", "unregister"]),
     ("secretmem_mapped", &["mapping 0x", "memfd_secret", "unmap"]),
     ("kvm", &["kvm"]),
     ("fsopen", &["mount"]),
@@ -149,14 +158,25 @@ fn refused_with(
     told: (&'static str, &'static str),
     words: &[&str],
 ) -> Result<(), NotReady> {
+    // What has no name must not be taken for a file that has lost its name.
+    refused_after(tool, program, told, words, &["--link-remap"])
+}
+
+/// As [`refused_with`], with other options.
+fn refused_after(
+    tool: &Tool,
+    program: &'static str,
+    told: (&'static str, &'static str),
+    words: &[&str],
+    options: &[&str],
+) -> Result<(), NotReady> {
     let mut program = by_name(program)?;
     let name = program.name;
     let env: &'static [(&'static str, &'static str)] = Vec::leak(vec![told]);
     program.env = env;
     unharmed(&program, tool, |run, _| {
         let images = run.images(1)?;
-        // What has no name must not be taken for a file that has lost its name.
-        let done = run.try_dump(tool, run.root, &images, &["--link-remap"])?;
+        let done = run.try_dump(tool, run.root, &images, options)?;
         let pid = run.root.to_string();
         let words: Vec<&str> = [&pid[..], name].into_iter().chain(words.iter().copied()).collect();
         refused(run, tool, &done, &images.join("dump.log"), &words)?;

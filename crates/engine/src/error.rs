@@ -18,6 +18,8 @@ pub struct Error {
     pub(crate) still: bool,
     /// Somebody else has a file that only one can have.
     pub(crate) contested: bool,
+    /// Nothing stands in the way but that memory is still to come (`obstacles` say whose), which may be waited for.
+    pub(crate) coming: bool,
 }
 
 /// Result of the engine's operations.
@@ -40,6 +42,7 @@ impl Error {
             transient: false,
             still: false,
             contested: false,
+            coming: false,
         }
     }
 

@@ -29,7 +29,7 @@ pub use options::{
     Action, Compression, DumpOptions, External, FinalState, Format, Hooks, Inherited, Label,
     LockMethod, NoHooks, OutsideUnix, Pid, PreDumpMode, RestoreOptions, Scan, TcpPolicy,
 };
-pub use report::{DumpReport, Obstacle, RestoreReport};
+pub use report::{DumpReport, Obstacle, Passing, RestoreReport};
 pub use restore::restore;
 pub use resume::resume;
 pub use rewake_objects::sockets::host;

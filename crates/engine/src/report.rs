@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-pub use rewake_objects::Obstacle;
+pub use rewake_objects::{Obstacle, Passing};
 
 /// Figures of a dump, in the terms of CRIU's `dump_stats_entry`.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! Stopping processes, all their threads, several processes at a time: while one comes to its stop, the others are
 //! asked for theirs.
 
+use crate::dump::coming;
 use crate::error::{Error, Result};
 use rewake_inject::interrupted::mend_interrupted;
 use rewake_inject::tracee::{Running, Stopped, wait_all};
@@ -8,6 +9,7 @@ use rewake_objects::problem::text;
 use rewake_proc::read::ProcDir;
 use rewake_proc::stat::{Stat, TaskState};
 use rewake_sys::{kcmp, ptrace, wait};
+use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
@@ -179,6 +181,25 @@ impl Stopping {
     }
 }
 
+thread_local! {
+    /// Threads that did not stop in time: we trace them until they do, or we end.
+    static LATE: RefCell<Vec<i32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lets threads go that did not stop in time for the calling thread, those that have stopped by now.
+pub fn let_late_ones_go() {
+    let is_late = |tid: &i32| match Running::known(*tid).wait_stop_until(Some(Instant::now())) {
+        Ok(thread) => {
+            mend(&thread);
+            let _ = thread.detach(0);
+            false
+        }
+        Err(rewake_inject::Error::Stuck { .. }) => true,
+        Err(_) => false,
+    };
+    LATE.with_borrow_mut(|all| all.retain(is_late));
+}
+
 /// Stops all threads of all of them, again and again until no new one is found.
 ///
 /// # Errors
@@ -212,10 +233,18 @@ pub fn stop_all(all: &mut [Stopping], deadline: Option<Instant>) -> Result<()> {
         let mut waiter = None;
         let has_ended = |tid| pids.get(&tid) == Some(&tid) && is_dead(tid);
         let hopeless = |tid| {
-            waiter = pids.get(&tid).and_then(|pid| vfork_waiter(*pid, tid));
+            let held_up =
+                |pid: &i32| vfork_waiter(*pid, tid).or_else(|| coming::holds_up(*pid, tid));
+            waiter = pids.get(&tid).and_then(held_up);
             waiter.is_some()
         };
-        let on_stop = |outcome| {
+        let mut told = Vec::with_capacity(pending.len());
+        let on_stop = |outcome: std::result::Result<Stopped, rewake_inject::Error>| {
+            match &outcome {
+                Ok(thread) => told.push(thread.tid()),
+                Err(rewake_inject::Error::Gone { tid, .. }) => told.push(*tid),
+                Err(_) => {}
+            }
             match outcome {
                 // It runs on; if it is dead, that is no news.
                 Ok(thread) if is_idle_hand(&thread) => drop(thread.detach(0)),
@@ -235,6 +264,10 @@ pub fn stop_all(all: &mut [Stopping], deadline: Option<Instant>) -> Result<()> {
             Ok(())
         };
         let waited = wait_all(pending, deadline, on_stop, has_ended, hopeless);
+        if waited.is_err() {
+            let late = owners.keys().filter(|tid| !told.contains(tid));
+            LATE.with_borrow_mut(|all| all.extend(late));
+        }
         result?;
         if let (Err(_), Some(waiter)) = (&waited, waiter) {
             return Err(waiter);

@@ -180,12 +180,13 @@ pub fn wait_all(
 ) -> Result<()> {
     /// How many looks in vain come before we sleep in between.
     const BUSY: u32 = 1000;
-    /// How many come before a thread is slow: half a second, about.
-    const SLOW: u32 = 3500;
+    /// How long it takes until a thread is slow.
+    const SLOW: Duration = Duration::from_millis(500);
     /// How long the others are waited for after a failure.
     const AFTER_FAILURE: Duration = Duration::from_secs(1);
     let mut pending: Vec<i32> = pending.iter().map(Running::tid).collect();
     let mut idle = 0u32;
+    let mut quiet = Instant::now();
     let mut failed = None;
     while !pending.is_empty() {
         let before = pending.len();
@@ -210,16 +211,24 @@ pub fn wait_all(
             let soon = Instant::now() + AFTER_FAILURE;
             deadline = Some(deadline.map_or(soon, |d| d.min(soon)));
         }
-        idle = if pending.len() < before { 0 } else { idle + 1 };
+        if pending.len() < before {
+            (idle, quiet) = (0, Instant::now());
+        } else {
+            idle += 1;
+        }
         match (idle, pending.first()) {
             (1.., Some(&tid)) if deadline.is_some_and(|d| Instant::now() >= d) => {
+                // There may be more to be said of it.
+                let _ = failed.is_none() && hopeless(tid);
                 return Err(failed.unwrap_or(Error::Stuck { tid }));
             }
-            (SLOW, Some(&tid)) if hopeless(tid) => {
-                pending.retain(|other| *other != tid);
-                failed.get_or_insert(Error::Stuck { tid });
+            (BUSY.., Some(&tid)) if quiet.elapsed() >= SLOW => {
+                (idle, quiet) = (BUSY - 1, Instant::now());
+                if hopeless(tid) {
+                    pending.retain(|other| *other != tid);
+                    failed.get_or_insert(Error::Stuck { tid });
+                }
             }
-            (SLOW, _) => idle = BUSY - 1,
             (BUSY, _) => {
                 let ended = pending.extract_if(.., |tid| has_ended(*tid));
                 for tid in ended {

@@ -16,4 +16,4 @@ pub mod sockets;
 pub mod steps;
 pub mod task;
 
-pub use problem::{Obstacle, Problem};
+pub use problem::{Obstacle, Passing, Problem};

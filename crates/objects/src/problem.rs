@@ -2,6 +2,18 @@
 
 use std::collections::HashMap;
 
+/// What may be gone soon if the process runs on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Passing {
+    /// Nothing.
+    No,
+    /// Requests in flight, which end.
+    Requests,
+    /// What somebody else does with memory by a userfaultfd, as the pager of a lazy restore: if he is in the tree, his
+    /// descriptor of that is told as well, which does not pass.
+    Memory,
+}
+
 /// Something that stands in the way of a dump.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Obstacle {
@@ -17,8 +29,8 @@ pub struct Obstacle {
     pub reason: String,
     /// The option or change that removes the obstacle, if there is one.
     pub remedy: Option<String>,
-    /// It may be gone soon if the process runs on.
-    pub passing: bool,
+    /// May it be gone soon if the process runs on?
+    pub passing: Passing,
 }
 
 impl std::fmt::Display for Obstacle {
@@ -68,8 +80,8 @@ pub struct Problem {
     pub remedy: Option<String>,
     /// Somebody else has a file, or a part of it, that only one can have.
     pub contested: bool,
-    /// It may be gone soon if the process runs on.
-    pub passing: bool,
+    /// May it be gone soon if the process runs on?
+    pub passing: Passing,
 }
 
 impl Problem {
@@ -80,7 +92,7 @@ impl Problem {
             reason: reason.into(),
             remedy: None,
             contested: false,
-            passing: false,
+            passing: Passing::No,
         }
     }
 
@@ -101,7 +113,7 @@ impl Problem {
     /// It may be gone soon if the process runs on.
     #[must_use]
     pub fn passing(mut self) -> Problem {
-        self.passing = true;
+        self.passing = Passing::Requests;
         self
     }
 

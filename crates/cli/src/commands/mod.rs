@@ -89,7 +89,7 @@ mod tests {
             object: "fd 3".into(),
             reason: "odd".into(),
             remedy: Some("use --even".into()),
-            passing: false,
+            passing: rewake_engine::Passing::No,
         };
         let mut refused = error("x");
         refused.obstacles = vec![obstacle.clone()];

@@ -5,12 +5,12 @@ use super::outside::Outside;
 use crate::error::Result;
 use crate::freeze::Task;
 use rewake_image::messages::{FdinfoEntry, FsEntry, MmEntry};
-use rewake_objects::Problem;
 use rewake_objects::files::collect::{Collector, View};
 use rewake_objects::files::regular;
 use rewake_objects::iterators::files::File as Told;
 use rewake_objects::memory::vma::Backing;
 use rewake_objects::memory::{aio, mm, shared, sysv};
+use rewake_objects::{Passing, Problem};
 use rewake_sys::file;
 use rustix::fd::{AsFd, OwnedFd};
 use std::cell::{OnceCell, RefCell};
@@ -68,7 +68,7 @@ pub fn survey(
             match id.filter(|id| fds.iter().any(|fd| fd.id == *id)) {
                 Some(id) => entry.shmid = u64::from(id),
                 // One that is waited for.
-                None if problems.iter().any(|problem| problem.passing) => {}
+                None if problems.iter().any(|problem| problem.passing == Passing::Requests) => {}
                 None => problems.push(Problem::new(
                     format!("mapping {:#x}-{:#x}", entry.start, entry.end),
                     "it is of an io_uring instance that the process has no descriptor of, or that cannot be saved",

@@ -7,6 +7,7 @@
 mod glance;
 mod server;
 
+use super::coming;
 use super::inside;
 use super::outside::Outside;
 use super::survey::patiently;
@@ -24,7 +25,7 @@ use rewake_proc::read::ProcDir;
 use rewake_sys::userfaultfd::{NEW, Userfaultfd};
 use rustix::fs::OFlags;
 use server::Server;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -247,23 +248,11 @@ const PINNED: &str = "its asynchronous I/O (io_uring, AIO) writes to memory with
 
 /// The large processes below `root`, each at a glance.
 fn large_ones(root: i32) -> HashMap<i32, Glance> {
-    let mut found = HashMap::new();
-    let mut seen = HashSet::new();
-    let mut todo = vec![root];
     let mut buffer = Vec::new();
-    while let Some(pid) = todo.pop() {
-        // Whoever is gone is not large.
-        let Some(dir) = seen.insert(pid).then(|| ProcDir::open(pid).ok()).flatten() else {
-            continue;
-        };
-        for tid in dir.tids().unwrap_or_default() {
-            if let Ok(text) = dir.read(&format!("task/{tid}/children"), &mut buffer)
-                && let Ok(children) = rewake_proc::children::parse(text)
-            {
-                todo.extend(children);
-            }
-        }
-        let (mut status, mut dir) = (dir.status(&mut buffer), dir);
+    let mut found = HashMap::new();
+    for mut dir in coming::below(root) {
+        let pid = dir.pid();
+        let mut status = dir.status(&mut buffer);
         // A first thread that has ended while others go on has no memory.
         if status.as_ref().is_ok_and(|status| status.rss_anon.is_none())
             && let Ok(living) = ProcDir::open_living(pid)

@@ -4,6 +4,7 @@
 //! a refusal names them all and `check -t` can print them.
 
 mod aio;
+pub(crate) mod coming;
 mod cow;
 mod equal;
 mod files;
@@ -35,6 +36,7 @@ use finish::{Finished, finish_images, not_tracked, remove_stale_locks};
 use live::{Live, Plan};
 use rewake_image::ImageWriter;
 use rewake_inject::guard::Guard;
+use rewake_objects::Passing;
 use rewake_objects::sockets::lock::{Lock, Method};
 use std::path::Path;
 use std::sync::Arc;
@@ -47,8 +49,7 @@ use survey::{Surveyed, freeze_and_survey};
 /// Anything that stops the dump; the tree then runs on as before.
 pub fn dump(options: &DumpOptions, hooks: &mut dyn Hooks) -> Result<DumpReport> {
     refuse_ourselves(options.root)?;
-    let mut images = ImageWriter::create(&options.images_dir)?;
-    images.compress(options.compression);
+    let images = create(options)?;
     let dies = options.final_state == FinalState::Dead;
     let mut tracks =
         Tracks::take(&options.images_dir, options.parent.as_deref(), options.track_mem && !dies)?;
@@ -114,11 +115,39 @@ fn prepare_and_dump(
     if options.tcp.established && options.network_lock != Method::Skip {
         remove_stale_locks();
     }
+    let (since, give_up) = (Instant::now(), deadline(options));
+    let mut images = Some(images);
+    loop {
+        let images = match images.take() {
+            Some(images) => images,
+            None => create(options)?,
+        };
+        match attempt(options, hooks, images, tracks) {
+            // Only when all memory is there it is known whether it is much.
+            Err(e) if e.coming => coming::wait(e, since, give_up)?,
+            done => return done,
+        }
+    }
+}
+
+fn create(options: &DumpOptions) -> Result<ImageWriter> {
+    let mut images = ImageWriter::create(&options.images_dir)?;
+    images.compress(options.compression);
+    Ok(images)
+}
+
+/// Dumps the tree, in the way that suits it.
+fn attempt(
+    options: &DumpOptions,
+    hooks: &mut dyn Hooks,
+    images: ImageWriter,
+    tracks: &Arc<Tracks>,
+) -> Result<DumpReport> {
     let (images, why) = match Live::begin(options, hooks.listens())? {
         Plan::Small => return try_dump(options, hooks, images, tracks, None),
         Plan::Stop(why) => (images, why),
         Plan::Live(live) => match try_dump(options, hooks, images, tracks, Some(live)) {
-            Err(e) if e.still => (ImageWriter::create(&options.images_dir)?, e.message),
+            Err(e) if e.still => (create(options)?, e.message),
             done => return done,
         },
     };
@@ -143,10 +172,13 @@ fn freeze_in_time(
     let mut tries = 0;
     loop {
         let begun = Instant::now();
-        let (tree, surveyed, frozen) = freeze_and_survey(options, !dies, tracks, live)?;
+        let (tree, mut surveyed, frozen) = freeze_and_survey(options, !dies, tracks, live)?;
+        if coming::is_all(&surveyed.obstacles) {
+            return Err(coming::error(surveyed.obstacles));
+        }
         // The tree runs on meanwhile: requests in flight end only then.
         let passes = !surveyed.obstacles.is_empty()
-            && surveyed.obstacles.iter().all(|obstacle| obstacle.passing);
+            && surveyed.obstacles.iter().all(|obstacle| obstacle.passing == Passing::Requests);
         if passes && Instant::now() + rest < give_up {
             log::debug!("{}; waiting for that to pass", surveyed.obstacles[0]);
             drop(surveyed);
@@ -155,6 +187,7 @@ fn freeze_in_time(
             rest = (rest * 2).min(Duration::from_millis(200));
             continue;
         }
+        surveyed.obstacles = coming::explain(surveyed.obstacles, None);
         let Some(most) = options.max_pause else { return Ok((tree, surveyed, frozen)) };
         let bytes = surveyed.bytes_to_copy(live.is_some());
         let so_far = begun.elapsed();

@@ -1,12 +1,13 @@
 //! A pre-dump: memory alone, copied while the tree runs. What is written meanwhile is noticed, and saved by the next one.
 
+use super::coming;
 use super::inside;
 use super::live::Before;
 use super::outside::Outside;
-use super::refuse_ourselves;
 use super::survey::patiently;
 use super::wave::{Own, look_at, suspend_seccomp, track, waves};
 use super::write::{self, Counters, Memory};
+use super::{deadline, refuse_ourselves};
 use crate::crew::cpus;
 use crate::error::{Error, Result};
 use crate::freeze::{Held, Shard, Task, Tree};
@@ -36,8 +37,15 @@ pub fn pre_dump(options: &DumpOptions) -> Result<DumpReport> {
     let mut tracks = Tracks::take(&options.images_dir, options.parent.as_deref(), true)?;
     let mut warnings = std::mem::take(&mut tracks.warnings);
     let tracks = Arc::new(tracks);
-    let start = Instant::now();
-    let (mut tree, seen, frozen) = patiently(options, |tree| survey(tree, &tracks))?;
+    let (since, give_up) = (Instant::now(), deadline(options));
+    let mut start = since;
+    let (mut tree, seen, frozen) = loop {
+        match patiently(options, |tree| survey(tree, &tracks)) {
+            Err(e) if e.coming => coming::wait(e, since, give_up)?,
+            done => break done?,
+        }
+        start = Instant::now();
+    };
     tree.release();
     let released = Instant::now();
     log::info!("{} tasks were stopped for {:?}", tree.tasks.len(), released - start);
@@ -99,13 +107,14 @@ fn shared_memory(images: &ImageWriter, seen: &[Seen], tracks: &Tracks) -> Result
 /// Looks at the memory of a frozen tree, and tracks it from here on.
 fn survey(tree: &mut Tree, tracks: &Arc<Tracks>) -> Result<Vec<Seen>> {
     let own = Arc::new(Own::new(tree, tracks.clone(), None)?);
+    let pids: Arc<[i32]> = tree.tasks.iter().map(|task| task.pid()).collect();
     let seen = tree.each(|_| {
-        let own = own.clone();
+        let (own, pids) = (own.clone(), pids.clone());
         move |shard: &mut Shard| {
             let Shard { held, pin } = shard;
             let mut seen = Vec::with_capacity(held.len());
             for wave in waves(held, &own.sharing) {
-                survey_wave(wave, &own, &mut seen)?;
+                survey_wave(wave, &own, &pids, &mut seen)?;
             }
             pin.release();
             Ok::<_, Error>(seen)
@@ -114,7 +123,7 @@ fn survey(tree: &mut Tree, tracks: &Arc<Tracks>) -> Result<Vec<Seen>> {
     Ok(seen.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
-fn survey_wave(mut held: &mut [Held], own: &Own, seen: &mut Vec<Seen>) -> Result<()> {
+fn survey_wave(mut held: &mut [Held], own: &Own, pids: &[i32], seen: &mut Vec<Seen>) -> Result<()> {
     // Memory that several have is its owner's.
     let is_guest = |held: &Held| !own.sharing.owns(held.task.pid()).vm;
     while let Some(first) = held.first() {
@@ -127,6 +136,10 @@ fn survey_wave(mut held: &mut [Held], own: &Own, seen: &mut Vec<Seen>) -> Result
         let mut alone = false;
         while let Some(next) = held.get(visible.len()).filter(|next| !is_guest(next)) {
             let looked = look_at(&next.task, own, Before::Unseen)?;
+            let coming = coming::of(&next.task, &looked.outside.problems, pids);
+            if !coming.is_empty() {
+                return Err(coming::error(coming));
+            }
             let wants = own.tracks.wants(&next.task, looked.outside.is_watched());
             let filtered = wants
                 && suspend_seccomp(&next.task, looked.outside.status.seccomp.unwrap_or(0) != 0)?;

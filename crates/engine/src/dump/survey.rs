@@ -1,5 +1,6 @@
 //! The survey of a frozen tree: all of its tasks, and what they hold together. It writes nothing.
 
+use super::coming;
 use super::files::{self, Files};
 use super::inside::{Inside, Visible};
 use super::live::Live;
@@ -103,7 +104,13 @@ pub(super) fn patiently<T>(
 ) -> Result<(Tree, T, Instant)> {
     let give_up = Instant::now() + Duration::from_secs(5);
     loop {
-        let mut tree = Tree::freeze(options.root, deadline(options))?;
+        let mut tree = match Tree::freeze(options.root, deadline(options)) {
+            // What holds it up nobody can bring while the others stand still.
+            Err(e) if e.coming && coming::is_own(options.root) => {
+                return Err(Error::refused(e.obstacles));
+            }
+            frozen => frozen?,
+        };
         let frozen = Instant::now();
         match work(&mut tree) {
             Ok(done) => return Ok((tree, done, frozen)),
@@ -282,7 +289,13 @@ pub(super) fn lineage(tree: &Tree, options: &DumpOptions, sharing: &Sharing) -> 
 /// The survey itself could not be made (no such process, no permission…).
 pub fn check_tree(options: &DumpOptions) -> Result<Vec<Obstacle>> {
     refuse_ourselves(options.root)?;
-    let (mut tree, surveyed, _) = freeze_and_survey(options, true, &Arc::default(), None)?;
+    let (mut tree, surveyed, _) = match freeze_and_survey(options, true, &Arc::default(), None) {
+        // A thread that waits for it cannot be stopped.
+        Err(e) if e.coming => {
+            return Ok(coming::explain(e.obstacles, None));
+        }
+        done => done?,
+    };
     tree.release();
-    Ok(Obstacle::merged(surveyed.obstacles))
+    Ok(Obstacle::merged(coming::explain(surveyed.obstacles, None)))
 }

@@ -19,7 +19,7 @@ const EVENT_LEN: i32 = 32;
 /// Where members of the kernel's structures are.
 #[derive(Debug)]
 pub(super) struct Offsets {
-    function: u32,
+    pub(super) function: u32,
     flags: i16,
     position: i16,
     inode: i16,

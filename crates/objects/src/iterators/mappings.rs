@@ -15,7 +15,7 @@ use std::sync::OnceLock;
 /// Where members of the kernel's structures are.
 #[derive(Debug)]
 pub(super) struct Offsets {
-    function: u32,
+    pub(super) function: u32,
     start: i16,
     end: i16,
     flags: i16,

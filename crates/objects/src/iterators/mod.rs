@@ -6,6 +6,7 @@
 //! way, and takes that if the answer is an error.
 
 mod asm;
+pub mod faults;
 pub mod files;
 pub mod hidden;
 pub mod mappings;

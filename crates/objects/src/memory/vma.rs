@@ -2,7 +2,7 @@
 
 use super::hugetlb;
 use crate::Problem;
-use crate::problem::text;
+use crate::problem::{Passing, text};
 use rewake_image::messages::VmaEntry;
 use rewake_proc::maps::{Map, MapName};
 use rewake_proc::smaps::{self, Want};
@@ -62,11 +62,14 @@ pub struct Vma {
     pub patched: bool,
 }
 
-/// Why a mapping of a program's own userfaultfd is refused.
+/// Why a mapping that is registered with a userfaultfd is refused.
 #[must_use]
 pub fn registered(object: String) -> Problem {
-    Problem::new(object, "it is registered with a userfaultfd, which cannot be saved")
-        .remedy("let the program, or whoever handles its page faults, unregister it for the time of the dump; after a lazy restore, wait until all memory is there")
+    let mut problem =
+        Problem::new(object, "it is registered with a userfaultfd, which cannot be saved")
+            .remedy("let the program, or whoever handles its page faults, unregister it for the time of the dump; after a lazy restore, wait until all memory is there");
+    problem.passing = Passing::Memory;
+    problem
 }
 
 /// `MAP_DROPPABLE` (since Linux 6.11), in the place of `MAP_PRIVATE`: the kernel may throw the pages away.

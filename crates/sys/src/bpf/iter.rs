@@ -46,6 +46,8 @@ pub enum Whose {
     Thread(i32),
     /// Those of all threads of a process, also if its first thread has ended.
     Process(i32),
+    /// Those of everybody.
+    All,
 }
 
 /// A file that yields what `program` writes about objects; reading runs it.
@@ -57,6 +59,7 @@ pub fn of(program: BorrowedFd<'_>, whose: Whose) -> Result<OwnedFd> {
     let info: [u32; 4] = match whose {
         Whose::Thread(tid) => [tid as u32, 0, 0, 0],
         Whose::Process(pid) => [0, pid as u32, 0, 0],
+        Whose::All => [0; 4],
     };
     let mut attr: Attr = [0; 16];
     set(&mut attr, 0, program.as_raw_fd() as u32);
