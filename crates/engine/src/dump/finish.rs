@@ -71,6 +71,7 @@ pub(super) fn finish_images(
     sysv::number_apart(&mut surveyed.files);
     write::still(&images, &surveyed, tracks.images.as_ref(), &counters)?;
     if let Some(release) = release {
+        surveyed.strangers.finish();
         release()?;
         lock = None;
         // Nobody's connection is kept open by our descriptors of it.
@@ -90,6 +91,7 @@ pub(super) fn finish_images(
         shpages_written: counters.shared_written.into_inner(),
         tasks: surveyed.tasks.len(),
         threads: surveyed.threads(),
+        warnings: std::mem::take(&mut surveyed.strangers).warnings(),
         ..DumpReport::default()
     };
     let method = match &lock {
