@@ -64,7 +64,10 @@ fn one_instant(tool: &Tool, name: &str) -> Result<(), NotReady> {
         let images = run.images(n)?;
         run.dump(tool, &images, &["--leave-running"])?;
         let log = fs::read_to_string(images.join("dump.log")).unwrap_or_default();
-        lived += usize::from(log.contains("and runs on") && !log.contains("stood still while"));
+        let copied = log.contains("copies of shared memory compared");
+        lived += usize::from(
+            copied && log.contains("and runs on") && !log.contains("stood still while"),
+        );
         unregistered(&run, "after a dump")?;
         let view = run.view()?;
         run.kill_tree(&view)?;

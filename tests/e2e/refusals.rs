@@ -60,8 +60,7 @@ pub fn trials(tool: &Tool) -> Vec<Trial> {
         let tool = tool.clone();
         all.push(trial("refusals::dump_userfaultfd_outside".into(), move || {
             let told = ("ZOO_KIND", "userfaultfd_outside");
-            let words =
-                &["mapping 0x", "still to come", "(unsupported) brings", "within 1.", "runs"];
+            let words = &["mapping 0x", "still to come", "(unsupported) brings", "within ", "runs"];
             finish(refused_after(&tool, "unsupported", told, words, &["--timeout", "1"]))
         }));
     }

@@ -288,6 +288,8 @@ pub struct Tree {
     /// Parents before children.
     pub tasks: Vec<Arc<Task>>,
     crew: Crew<Shard>,
+    /// How many processes each of them was given.
+    loads: Vec<usize>,
 }
 
 /// From so many processes on, a tree is divided among several threads.
@@ -310,7 +312,7 @@ impl Tree {
     /// # Errors
     /// A task cannot be traced, or does not stop before `deadline`.
     pub fn freeze(root: i32, deadline: Option<Instant>) -> Result<Tree> {
-        let mut tree = Tree { tasks: Vec::new(), crew: Crew::alone() };
+        let mut tree = Tree { tasks: Vec::new(), crew: Crew::alone(), loads: Vec::new() };
         let mut known = HashSet::new();
         let mut found = vec![root];
         while !found.is_empty() {
@@ -338,16 +340,20 @@ impl Tree {
     ) -> Result<Vec<i32>> {
         let root = known.is_empty();
         pids.retain(|pid| known.insert(*pid));
-        if pids.len() >= MANY {
+        if known.len() >= MANY {
             if self.is_alone() {
                 make_room(pids.len());
             }
             self.crew.grow(cpus());
         }
         let members = self.crew.len();
+        // Who has few gets more.
+        self.loads.resize(members, 0);
         let mut shares: Vec<Vec<i32>> = vec![Vec::new(); members];
-        for (i, pid) in pids.into_iter().enumerate() {
-            shares[i % members].push(pid);
+        for pid in pids {
+            let Some(least) = (0..members).min_by_key(|member| self.loads[*member]) else { break };
+            self.loads[least] += 1;
+            shares[least].push(pid);
         }
         let stopped = self.crew.each(|member| {
             let share = std::mem::take(&mut shares[member]);

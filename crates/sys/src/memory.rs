@@ -202,6 +202,21 @@ impl SharedMapping {
     }
 }
 
+impl SharedMapping {
+    /// Are these the bytes in the mapping from `at` on? Not if it ends before them.
+    #[must_use]
+    pub fn has(&self, at: u64, bytes: &[u8]) -> bool {
+        let end = at.checked_add(bytes.len() as u64);
+        if end.is_none_or(|end| end > self.len as u64) {
+            return false;
+        }
+        let ours = (self.address + at as usize) as *const std::ffi::c_void;
+        // SAFETY: both ranges are as long as said, ours is in the mapping, as checked; no reference to it is made, for the
+        // memory may change meanwhile.
+        unsafe { libc::memcmp(ours, bytes.as_ptr().cast(), bytes.len()) == 0 }
+    }
+}
+
 impl Drop for SharedMapping {
     fn drop(&mut self) {
         // SAFETY: the mapping made in `new`, of which nobody holds a reference.

@@ -1,5 +1,6 @@
 //! From a survey to complete images: the network lock, the queues of connections, the files, the commit.
 
+use super::live::Live;
 use super::survey::Surveyed;
 use super::{aio, late, write};
 use crate::error::{Error, Result};
@@ -23,15 +24,23 @@ pub(super) struct Finished {
     pub(super) sockets: rewake_objects::sockets::Survey,
 }
 
-/// Refuses, or writes and commits the images. With `release` the tree runs on as soon as nothing but its private memory is
-/// left to be copied.
+/// A tree that runs on while it is saved.
+pub(super) struct Running<'a> {
+    /// Keeps its memory as it was.
+    pub(super) live: &'a Live,
+    /// Lets it go.
+    pub(super) release: &'a mut dyn FnMut() -> Result<()>,
+}
+
+/// Refuses, or writes and commits the images. If the tree is `running`, it is let go as soon as nothing but memory is left to be
+/// written that is kept.
 pub(super) fn finish_images(
     images: ImageWriter,
     options: &DumpOptions,
     hooks: &mut dyn Hooks,
     mut surveyed: Surveyed,
     tracks: &Tracks,
-    release: Option<&mut dyn FnMut() -> Result<()>>,
+    running: Option<Running<'_>>,
 ) -> Result<Finished> {
     if !surveyed.obstacles.is_empty() {
         return Err(Error::refused(surveyed.obstacles));
@@ -61,7 +70,7 @@ pub(super) fn finish_images(
         surveyed.segments += late::ROOM;
     }
     let mut layout = write::plan(&surveyed, format);
-    let runs = release.is_some();
+    let runs = running.is_some();
     if takes {
         write::write(&images, &surveyed, &mut layout, &counters, false, options.dedup)?;
         late::take(&mut surveyed)?;
@@ -69,13 +78,17 @@ pub(super) fn finish_images(
     }
     let links = Links::make(&surveyed.files.contents).map_err(|p| Error::new(p.to_string()))?;
     sysv::number_apart(&mut surveyed.files);
+    if let Some(running) = &running {
+        running.live.keep_shared(&mut surveyed.files)?;
+    }
     write::still(&images, &surveyed, tracks.images.as_ref(), &counters)?;
-    if let Some(release) = release {
-        surveyed.strangers.finish();
-        release()?;
+    if let Some(running) = running {
+        (running.release)()?;
         lock = None;
         // Nobody's connection is kept open by our descriptors of it.
-        surveyed.files = Collector::new(surveyed.files.options.clone());
+        let new = Collector::new(surveyed.files.options.clone());
+        let Collector { contents, sysv, .. } = std::mem::replace(&mut surveyed.files, new);
+        write::copies(&images, &surveyed, (&contents, &sysv), &counters)?;
     }
     if !takes {
         write::write(&images, &surveyed, &mut layout, &counters, runs, options.dedup)?;
@@ -91,7 +104,6 @@ pub(super) fn finish_images(
         shpages_written: counters.shared_written.into_inner(),
         tasks: surveyed.tasks.len(),
         threads: surveyed.threads(),
-        warnings: std::mem::take(&mut surveyed.strangers).warnings(),
         ..DumpReport::default()
     };
     let method = match &lock {

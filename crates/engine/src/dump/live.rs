@@ -6,6 +6,7 @@
 
 mod glance;
 mod server;
+mod twins;
 
 use super::coming;
 use super::inside;
@@ -15,8 +16,12 @@ use super::wave::{Own, look_at, suspend_seccomp, waves};
 use crate::error::{Context, Error, Result};
 use crate::freeze::{Held, Shard, Task, Tree};
 use crate::options::{DumpOptions, FinalState};
+use crate::track;
 pub use glance::Glance;
 use rewake_inject::live::Live as Agent;
+use rewake_objects::files::collect::{Collector, Contents};
+use rewake_objects::memory::copies::Reserve;
+use rewake_objects::memory::early::Early;
 use rewake_objects::memory::shield::{FEATURES, FLAGS, Shield, ShieldError};
 use rewake_objects::memory::tracking;
 use rewake_objects::memory::vma::Vma;
@@ -29,21 +34,29 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
+use twins::Twins;
 
 /// Processes with less private memory than this, in bytes, are copied while they stand still: that is as quick.
 const LARGE: u64 = 4 << 20;
 /// How much of a tree may be copied to our own memory while it stands still, in bytes.
 const AT_ONCE: u64 = 64 << 20;
+/// How much of it before.
+const BEFORE: u64 = 512 << 20;
 
 /// What keeps the memory of a tree as it was.
 #[derive(Debug)]
 pub struct Live {
     /// By pid; of whom there is none, all is copied at once.
     shields: HashMap<i32, Large>,
-    budget: Arc<AtomicU64>,
+    reserve: Arc<Reserve>,
+    /// How much is likely to be copied while it stands still, in bytes.
+    at_once: u64,
     server: Server,
+    /// Processes with much shared memory.
+    sharers: Vec<ProcDir>,
+    twins: Mutex<Twins>,
 }
 
 /// A process whose memory is protected.
@@ -124,33 +137,52 @@ impl Live {
             let why = "an action script may count on that when the images are complete";
             return Ok(Plan::Stop(why.to_owned()));
         }
-        let large: HashMap<i32, Glance> = large_ones(options.root);
-        if large.is_empty() {
+        let Found { large, sharers, at_once } = Found::below(options.root);
+        if large.is_empty() && sharers.is_empty() {
             return Ok(Plan::Small);
         }
+        let reserve = Arc::new(Reserve::new(AT_ONCE));
+        // What that takes to be ready is not to be waited for later.
+        super::mappings::get_ready();
+        let shields = match Live::protect(options, large, &reserve)? {
+            Ok(shields) => shields,
+            Err(why) => return Ok(Plan::Stop(why)),
+        };
+        let server = match Server::start(shields.values().map(|l| l.shield.clone()).collect()) {
+            Ok(server) => server,
+            Err(e) => return Ok(Plan::Stop(format!("no thread can serve its writes: {e}"))),
+        };
+        let twins = Mutex::new(Twins::new());
+        let live = Live { shields, reserve, at_once, server, sharers, twins };
+        match live.prepare() {
+            Ok(()) => Ok(Plan::Live(Arc::new(live))),
+            Err(why) => Ok(Plan::Stop(why)),
+        }
+    }
+
+    /// Stops the tree for the time it takes to make userfaultfds in its large processes.
+    fn protect(
+        options: &DumpOptions,
+        large: HashMap<i32, Glance>,
+        reserve: &Arc<Reserve>,
+    ) -> Result<Attached> {
+        if large.is_empty() {
+            return Ok(Ok(HashMap::new()));
+        }
         let large = Arc::new(large);
-        let budget = Arc::new(AtomicU64::new(AT_ONCE));
         let attached = patiently(options, |tree| {
             let since = Instant::now();
-            let attached = attach(tree, &large, &budget);
+            let attached = attach(tree, &large, reserve);
             tree.release();
             attached.map(|attached| (attached, since.elapsed()))
         });
         let (shields, stood) = match attached {
             Ok((_, (Ok(shields), stood), _)) => (shields, stood),
-            Ok((_, (Err(why), _), _)) => return Ok(Plan::Stop(why)),
+            Ok((_, (Err(why), _), _)) => return Ok(Err(why)),
             Err(e) => return Err(e),
         };
         log::info!("{} processes were stopped for {stood:?} to protect memory", shields.len());
-        let server = match Server::start(shields.values().map(|l| l.shield.clone()).collect()) {
-            Ok(server) => server,
-            Err(e) => return Ok(Plan::Stop(format!("no thread can serve its writes: {e}"))),
-        };
-        let live = Live { shields, budget, server };
-        match live.prepare() {
-            Ok(()) => Ok(Plan::Live(Arc::new(live))),
-            Err(why) => Ok(Plan::Stop(why)),
-        }
+        Ok(Ok(shields))
     }
 
     /// Protects what is not, while the tree runs.
@@ -159,7 +191,13 @@ impl Live {
     /// Why it cannot.
     pub fn prepare(&self) -> std::result::Result<(), String> {
         let since = Instant::now();
-        self.budget.store(AT_ONCE, Ordering::SeqCst);
+        self.reserve.renew(AT_ONCE, self.at_once);
+        for sharer in &self.sharers {
+            self.twins().copy(sharer);
+        }
+        for large in self.shields.values() {
+            large.shield.copy_early().map_err(|e| e.to_string())?;
+        }
         for large in self.shields.values() {
             large.shield.prepare().map_err(|e| e.to_string())?;
             *large.glance() = Glance::at(&large.dir).map_err(|e| e.to_string())?;
@@ -167,6 +205,39 @@ impl Live {
         }
         log::info!("memory protected in {:?}", since.elapsed());
         Ok(())
+    }
+
+    /// The instant, for shared memory: where there is a copy, it is made what the memory is, and takes its place.
+    ///
+    /// # Errors
+    /// [`Error::still`].
+    pub fn keep_shared(&self, files: &mut Collector) -> Result<()> {
+        let twins = self.twins();
+        let segments = files.contents.iter_mut().filter_map(|contents| match contents {
+            Contents::Shared(segment) => Some((&mut segment.file, &mut segment.kept)),
+            _ => None,
+        });
+        let (since, mut copies, mut bytes) = (Instant::now(), 0, 0);
+        for (file, kept) in segments.chain(files.sysv.files()) {
+            let copy = twins.of(file).map_err(|e| lost(format!("a copy of shared memory: {e}")))?;
+            if let Some((copy, differed)) = copy {
+                (*file, *kept) = (copy, true);
+                copies += 1;
+                bytes += differed;
+            }
+        }
+        if copies > 0 {
+            let took = since.elapsed();
+            log::info!(
+                "{copies} copies of shared memory compared in {took:?}, {bytes} bytes differed"
+            );
+        }
+        Ok(())
+    }
+
+    /// The copies of shared memory.
+    pub fn twins(&self) -> MutexGuard<'_, Twins> {
+        self.twins.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn of(&self, task: &Task) -> Option<&Large> {
@@ -187,7 +258,8 @@ impl Live {
             error.still = true;
             error
         };
-        if tracking::has_pinned_memory(&outside.vmas) {
+        // What is copied at once is not written to meanwhile.
+        if self.of(task).is_some() && tracking::has_pinned_memory(&outside.vmas) {
             return Err(still(&PINNED));
         }
         let shield = match self.of(task) {
@@ -195,10 +267,17 @@ impl Live {
             None => {
                 let pagemap = outside.pagemap.try_clone().of(pid, comm)?;
                 let memory = outside.memory.clone();
-                Arc::new(Shield::new(outside.tid, memory, pagemap, None, self.budget.clone()))
+                Arc::new(Shield::new(
+                    outside.tid,
+                    memory,
+                    pagemap,
+                    None,
+                    None,
+                    self.reserve.clone(),
+                ))
             }
         };
-        outside.runs = match shield.survey(&outside.vmas) {
+        outside.runs = match shield.survey(&outside.vmas, outside.tell_shared) {
             Ok(runs) => runs,
             Err(e @ (ShieldError::TooMuch | ShieldError::Syscall(_))) => return Err(still(&e)),
             Err(e) => return Err(e).of(pid, comm),
@@ -239,34 +318,51 @@ fn lost(message: String) -> Error {
 }
 
 impl Large {
-    fn glance(&self) -> std::sync::MutexGuard<'_, Glance> {
-        self.glance.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn glance(&self) -> MutexGuard<'_, Glance> {
+        self.glance.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 const PINNED: &str = "its asynchronous I/O (io_uring, AIO) writes to memory without being noticed";
 
-/// The large processes below `root`, each at a glance.
-fn large_ones(root: i32) -> HashMap<i32, Glance> {
-    let mut buffer = Vec::new();
-    let mut found = HashMap::new();
-    for mut dir in coming::below(root) {
-        let pid = dir.pid();
-        let mut status = dir.status(&mut buffer);
-        // A first thread that has ended while others go on has no memory.
-        if status.as_ref().is_ok_and(|status| status.rss_anon.is_none())
-            && let Ok(living) = ProcDir::open_living(pid)
-        {
-            (status, dir) = (living.status(&mut buffer), living);
+/// What is worth an effort.
+struct Found {
+    /// Processes with much private memory, each at a glance.
+    large: HashMap<i32, Glance>,
+    /// Those with much shared memory.
+    sharers: Vec<ProcDir>,
+    /// How much others have, and what is copied at once of the large ones, in bytes.
+    at_once: u64,
+}
+
+impl Found {
+    /// Looks at the processes below `root`.
+    fn below(root: i32) -> Found {
+        let (mut large, mut sharers, mut at_once) = (HashMap::new(), Vec::new(), 0);
+        let mut buffer = Vec::new();
+        for dir in coming::below(root) {
+            let pid = dir.pid();
+            let (mut status, mut dir) = (dir.status(&mut buffer), dir);
+            // A first thread that has ended while others go on has no memory.
+            if status.as_ref().is_ok_and(|status| status.rss_anon.is_none())
+                && let Ok(living) = ProcDir::open_living(pid)
+            {
+                (status, dir) = (living.status(&mut buffer), living);
+            }
+            let Ok(status) = status else { continue };
+            let size = status.rss_anon.unwrap_or(0) + status.vm_swap.unwrap_or(0);
+            at_once += size.min(LARGE);
+            if size >= LARGE
+                && let Ok(glance) = Glance::at(&dir)
+            {
+                large.insert(pid, glance);
+            }
+            if status.rss_shmem.unwrap_or(0) >= twins::LARGE {
+                sharers.push(dir);
+            }
         }
-        let size = status.map_or(0, |s| s.rss_anon.unwrap_or(0) + s.vm_swap.unwrap_or(0));
-        if size >= LARGE
-            && let Ok(glance) = Glance::at(&dir)
-        {
-            found.insert(pid, glance);
-        }
+        Found { large, sharers, at_once }
     }
-    found
 }
 
 /// By pid, or why that cannot be.
@@ -276,11 +372,13 @@ type Attached = std::result::Result<HashMap<i32, Large>, String>;
 fn attach(
     tree: &mut Tree,
     large: &Arc<HashMap<i32, Glance>>,
-    budget: &Arc<AtomicU64>,
+    reserve: &Arc<Reserve>,
 ) -> Result<Attached> {
     let own = Arc::new(Own::new(tree, Arc::default(), None)?);
+    let before = Arc::new(AtomicU64::new(BEFORE));
     let parts = tree.each(|_| {
-        let (own, large, budget) = (own.clone(), large.clone(), budget.clone());
+        let (own, large) = (own.clone(), large.clone());
+        let (reserve, before) = (reserve.clone(), before.clone());
         move |shard: &mut Shard| {
             let mut shields = HashMap::new();
             for wave in waves(&mut shard.held, &own.sharing) {
@@ -289,7 +387,7 @@ fn attach(
                     let Some(glance) = large.get(&pid).filter(|_| own.sharing.owns(pid).vm) else {
                         continue;
                     };
-                    match attach_one(held, &own, glance, &budget)? {
+                    match attach_one(held, &own, glance, &reserve, &before)? {
                         Ok(one) => shields.insert(pid, one),
                         Err(why) => {
                             let comm = text(held.task.comm());
@@ -315,7 +413,8 @@ fn attach_one(
     held: &mut Held,
     own: &Own,
     glance: &Glance,
-    budget: &Arc<AtomicU64>,
+    reserve: &Arc<Reserve>,
+    before: &Arc<AtomicU64>,
 ) -> Result<std::result::Result<Large, String>> {
     let task = held.task.clone();
     let (pid, comm) = (task.pid(), task.comm());
@@ -330,18 +429,20 @@ fn attach_one(
     suspend_seccomp(&task, outside.status.seccomp.unwrap_or(0) != 0)?;
     inside::enter(std::slice::from_mut(held), std::slice::from_ref(&visible))?;
     let made = match &held.agent {
-        Some(agent) => make(agent),
+        Some(agent) => make(agent).map(|uffd| (uffd, track::make(agent))),
         None => Err("it has no agent".to_owned()),
     };
     held.cure();
-    let uffd = match made {
-        Ok(uffd) => uffd,
+    let (uffd, other) = match made {
+        Ok(made) => made,
         Err(why) => return Ok(Err(why)),
     };
+    let other = other.inspect_err(|why| log::debug!("process {pid}: {why}")).ok();
+    let early = other.map(|other| Early::new(other, before.clone()));
     let dir = ProcDir::open(task.tid()).of(pid, comm)?;
     let pagemap = File::from(dir.open_file("pagemap", OFlags::RDONLY).of(pid, comm)?);
     let memory = outside.memory.clone();
-    let shield = Shield::new(outside.tid, memory, pagemap, Some(uffd), budget.clone());
+    let shield = Shield::new(outside.tid, memory, pagemap, Some(uffd), early, reserve.clone());
     shield.register(&outside.vmas);
     Ok(Ok(Large {
         exact: AtomicBool::new(false),

@@ -9,11 +9,16 @@ use rewake_objects::memory::vma::{self, Vma};
 use rewake_proc::vmflags::VmFlags;
 use rewake_sys::memory::Specimens;
 use std::collections::HashMap;
+use std::sync::OnceLock;
 use std::thread;
 
 /// So much of `smaps` is read before another way is looked for, a mapping's part being 0.7 kB: as long as that takes at
 /// least to be ready.
 const MANY: usize = 600 << 10;
+/// Of processes with so many bytes in memory it is not read at all, for it counts them page by page.
+const LARGE: u64 = 128 << 20;
+/// The same where the other way is ready.
+const LARGE_IF_READY: u64 = 8 << 20;
 
 /// Mappings.
 #[derive(Debug)]
@@ -24,12 +29,13 @@ pub struct Mappings {
     pub tell_shared: bool,
 }
 
-/// Looks at the mappings of a task that stands still.
+/// Looks at the mappings of a task that stands still, with `resident` bytes in memory.
 ///
 /// # Errors
 /// The task is gone.
 pub fn survey(
     task: &Task,
+    resident: u64,
     before: Before<'_>,
     buffer: &mut Vec<u8>,
     problems: &mut Vec<Problem>,
@@ -46,6 +52,12 @@ pub fn survey(
         if let Some(Some(text)) = before.glance(task, |glance| glance.of(maps)) {
             let vmas = vma::survey(&text, problems).of(pid, comm)?;
             return Ok(Mappings { vmas, tell_shared: true });
+        }
+    }
+    if resident >= if mappings::is_ready() { LARGE_IF_READY } else { LARGE } {
+        match quickly(task, b"", problems) {
+            Ok(mappings) => return Ok(mappings),
+            Err(e) => log::debug!("process {pid}: smaps is read: {e}"),
         }
     }
     let mut vmas = None;
@@ -126,7 +138,12 @@ fn with_flags(
         fits.then_some(flags)
     };
     let vmas = vma::survey_maps(maps, flags, problems).map_err(|e| e.to_string())?;
-    vmas.ok_or_else(|| "not all of its mappings are told as maps has them".to_owned())
+    let mut vmas = vmas.ok_or("not all of its mappings are told as maps has them")?;
+    for vma in &mut vmas {
+        let at = areas.binary_search_by_key(&vma.entry.start, |area| area.start);
+        vma.may_have_pages = at.map_or(true, |at| areas[at].has_pages);
+    }
+    Ok(vmas)
 }
 
 /// Without the mapping at the end that may not be there as a whole.
@@ -144,6 +161,27 @@ fn whole(smaps: &[u8]) -> &[u8] {
     }
 }
 
+/// Does what takes long and is done once.
+pub fn get_ready() {
+    if let Err(e) = specimens() {
+        log::debug!("flags of mappings are read from smaps: {e}");
+    }
+}
+
+/// What some mappings of our own tell, which are made for that once.
+fn specimens() -> std::result::Result<&'static Codes, String> {
+    static OWN: OnceLock<std::result::Result<Codes, String>> = OnceLock::new();
+    let learn = || {
+        let _specimens = Specimens::make();
+        let own = mappings::of(std::process::id() as i32)?;
+        let text = std::fs::read("/proc/self/smaps").map_err(|e| e.to_string())?;
+        let mut codes = Codes::default();
+        codes.learn(&text, &own)?;
+        Ok(codes)
+    };
+    OWN.get_or_init(learn).as_ref().map_err(Clone::clone)
+}
+
 /// What the flags of all `areas` mean. What the mappings at hand do not tell is learned from some of our own.
 fn meaning(
     codes: &mut Codes,
@@ -157,10 +195,7 @@ fn meaning(
         }
         let mut flags = codes.flags(area.flags);
         if flags.is_none() && !std::mem::replace(&mut learned, true) {
-            let _specimens = Specimens::make();
-            let own = mappings::of(std::process::id() as i32)?;
-            let text = std::fs::read("/proc/self/smaps").map_err(|e| e.to_string())?;
-            codes.learn(&text, &own)?;
+            codes.add(specimens()?)?;
             flags = codes.flags(area.flags);
         }
         let flags =

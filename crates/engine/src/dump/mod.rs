@@ -19,21 +19,20 @@ mod outside;
 mod pre;
 mod probes;
 mod sharing;
-mod strangers;
 mod survey;
 mod thread;
 mod wave;
 mod write;
 
 pub use pre::pre_dump;
-pub use survey::{Checked, check_tree};
+pub use survey::check_tree;
 
 use crate::error::{Error, Result};
 use crate::freeze::{Life, Tree};
 use crate::options::{Action, DumpOptions, FinalState, Hooks};
 use crate::report::DumpReport;
 use crate::track::Tracks;
-use finish::{Finished, finish_images, not_tracked, remove_stale_locks};
+use finish::{Finished, Running, finish_images, not_tracked, remove_stale_locks};
 use live::{Live, Plan};
 use rewake_image::ImageWriter;
 use rewake_inject::guard::Guard;
@@ -239,9 +238,8 @@ fn try_dump(
         log::info!("the tree stood still for {:?} and runs on", start.elapsed());
         live.as_ref().map_or(Ok(()), |live| live.confirm())
     };
-    let release: Option<&mut dyn FnMut() -> Result<()>> =
-        if live.is_some() { Some(&mut release) } else { None };
-    let result = finish_images(images, options, hooks, surveyed, tracks, release);
+    let running = live.as_deref().map(|live| Running { live, release: &mut release });
+    let result = finish_images(images, options, hooks, surveyed, tracks, running);
     let Finished { mut report, written_at, mut lock, mut sockets } = match result {
         Ok(done) => done,
         Err(e) => {

@@ -128,7 +128,7 @@ pub fn survey(
         .then(|| spawn().spawn(move || iterators::threads::of(pid)).ok())
         .flatten();
     let Mappings { mut vmas, tell_shared } =
-        mappings::survey(task, before, &mut buffer, &mut problems)?;
+        mappings::survey(task, status.vm_rss.unwrap_or(0), before, &mut buffer, &mut problems)?;
     for vma in vmas.iter_mut().filter(|vma| vma.watched) {
         vma.watched = !before.covers(task, vma);
     }

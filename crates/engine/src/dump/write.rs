@@ -15,11 +15,11 @@ use rewake_image::messages::{
 };
 use rewake_image::{Compression, ImageDir, ImageWriter, PageRun, PageSource, SEVERAL_STORES, kind};
 use rewake_objects::Problem;
-use rewake_objects::files::collect::Contents;
+use rewake_objects::files::collect::{Collector, Contents};
 use rewake_objects::files::{ghost, nsfs};
 use rewake_objects::memory::contents::{self, Written};
 use rewake_objects::memory::vma::status;
-use rewake_objects::memory::{PAGE, future, pages};
+use rewake_objects::memory::{PAGE, future, pages, sysv};
 use std::io::Write;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -96,8 +96,8 @@ enum Job<'a> {
 /// Page stores of this size are a job of their own.
 const LARGE: u64 = 1 << 20;
 
-/// Writes what has to be as it is now: shared memory, but for what the images `parent` have of it, and files that are in the
-/// images.
+/// Writes what has to be as it is now: files that are in the images, and shared memory, but for copies of it and what the images
+/// `parent` have of it.
 ///
 /// # Errors
 /// They cannot be read, or the images cannot be written; the text says which.
@@ -107,9 +107,60 @@ pub fn still(
     parent: Option<&ImageDir>,
     counters: &Counters,
 ) -> Result<()> {
-    let written = write_files(images, surveyed, parent)?;
+    write_files(images, surveyed)?;
+    let Collector { contents, sysv, .. } = &surveyed.files;
+    let sources = sources(contents, sysv, false);
+    let target = contents::Target { images, parent, pages_id: 1, workers: cpus(), runs: false };
+    write_shared(&sources, &target, surveyed, counters)
+}
+
+/// Writes the copies of shared memory, of a tree that runs on.
+///
+/// # Errors
+/// As of [`still`].
+pub fn copies(
+    images: &ImageWriter,
+    surveyed: &Surveyed,
+    (contents, sysv): (&[Contents], &sysv::Survey),
+    counters: &Counters,
+) -> Result<()> {
+    // The others were written before.
+    let pages_id = 1 + sources(contents, sysv, false).len() as u32;
+    let workers = workers(true);
+    let target = contents::Target { images, parent: None, pages_id, workers, runs: false };
+    write_shared(&sources(contents, sysv, true), &target, surveyed, counters)
+}
+
+/// Shared memory of which there are copies (`kept`), or the other.
+fn sources<'a>(
+    contents: &'a [Contents],
+    sysv: &'a sysv::Survey,
+    kept: bool,
+) -> Vec<contents::Source<'a>> {
+    let segments = contents.iter().filter_map(|contents| match contents {
+        Contents::Shared(segment) if segment.kept == kept => Some(segment.source()),
+        _ => None,
+    });
+    segments.chain(sysv.sources(kept)).collect()
+}
+
+fn write_shared(
+    sources: &[contents::Source<'_>],
+    target: &contents::Target<'_>,
+    surveyed: &Surveyed,
+    counters: &Counters,
+) -> Result<()> {
+    let root = surveyed.tasks.first().map_or((0, &b""[..]), |t| (t.pid, t.comm.as_slice()));
+    let written =
+        contents::write(sources, target).map_err(|problem| Error::of(root.0, root.1, problem))?;
     counters.add(written);
     Ok(())
+}
+
+/// How many threads write. Who writes to memory that is still to be copied has waited long enough: if the tree runs, one CPU is
+/// the program's.
+fn workers(runs: bool) -> usize {
+    if runs { cpus().saturating_sub(1).max(1) } else { cpus() }
 }
 
 /// Writes everything else but the inventory. `runs`: the tree runs on meanwhile. With `dedup` equal pages are stored once, and the
@@ -151,9 +202,7 @@ fn write_tasks(
         of_tasks[store.task].push(store);
     }
     jobs.extend(of_tasks.into_iter().enumerate().map(|(at, stores)| Job::Task(at, stores)));
-    // Who writes to memory that is still to be copied has waited long enough: one CPU is the program's.
-    let workers = if runs { cpus().saturating_sub(1).max(1) } else { cpus() };
-    each_by(workers, jobs.len(), |at, buffer| match &jobs[at] {
+    each_by(workers(runs), jobs.len(), |at, buffer| match &jobs[at] {
         Job::Store(store) => write_store(images, surveyed, store, counters, buffer, sieve),
         Job::Task(at, stores) => {
             write_task(images, surveyed, *at, counters)?;
@@ -236,11 +285,7 @@ fn write_pstree(images: &ImageWriter, surveyed: &Surveyed) -> Result<()> {
     Ok(())
 }
 
-fn write_files(
-    images: &ImageWriter,
-    surveyed: &Surveyed,
-    parent: Option<&ImageDir>,
-) -> Result<Written> {
+fn write_files(images: &ImageWriter, surveyed: &Surveyed) -> Result<()> {
     let files = &surveyed.files;
     let root = surveyed.tasks.first().map_or((0, &b""[..]), |t| (t.pid, t.comm.as_slice()));
     images.write_all(kind::FILES, (), &files.entries)?;
@@ -266,7 +311,6 @@ fn write_files(
     rewake_objects::sockets::write(images, &files.sockets)?;
     let of_root = |p: Problem| Error::of(root.0, root.1, p);
     let mut segments = Vec::new();
-    let mut sources = Vec::new();
     for contents in &files.contents {
         match contents {
             Contents::Ghost { id, entry, file, size } => {
@@ -274,20 +318,14 @@ fn write_files(
             }
             // Its name is made already.
             Contents::Link { .. } => {}
-            Contents::Shared(segment) => {
-                sources.push(segment.source());
-                segments.push(segment.entry.clone());
-            }
+            Contents::Shared(segment) => segments.push(segment.entry.clone()),
         }
     }
     images.write_all(kind::MEMFD_INODE, (), &segments)?;
     if !files.sysv.is_empty() {
         let ns = root_ids().ipc_ns_id.unwrap_or_default();
         files.sysv.write(images, ns).map_err(of_root)?;
-        sources.extend(files.sysv.sources());
     }
-    let target = contents::Target { images, parent, pages_id: 1, workers: cpus(), runs: false };
-    let written = contents::write(&sources, &target).map_err(of_root)?;
     let mut extra: Vec<RewakeEntry> =
         vec![RewakeEntry { manifest: Some(true), ..RewakeEntry::default() }];
     for task in &surveyed.tasks {
@@ -329,7 +367,7 @@ fn write_files(
     let segments = files.sysv.extra();
     extra.extend(segments.map(|s| RewakeEntry { segment: Some(s), ..RewakeEntry::default() }));
     images.write_all(kind::REWAKE, (), &extra)?;
-    Ok(written)
+    Ok(())
 }
 
 fn write_task(

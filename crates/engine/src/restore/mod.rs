@@ -25,7 +25,7 @@ mod namespaces;
 mod page_check;
 mod read;
 mod rings;
-mod room;
+pub(crate) mod room;
 mod sharing;
 mod start;
 mod template;

@@ -77,6 +77,12 @@ pub fn explain(mut error: Error, bytes: u64) -> Error {
     error
 }
 
+/// How much memory this command may take, in bytes, as far as is known.
+pub fn spare() -> Option<u64> {
+    let available = meminfo("MemAvailable:").map(|kilobytes| kilobytes << 10);
+    [available, limit()].into_iter().flatten().min()
+}
+
 /// The least that our control group or one above it may have, in bytes.
 fn limit() -> Option<u64> {
     /// No limit is written as a number near this by control groups of the first version.

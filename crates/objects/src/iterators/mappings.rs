@@ -75,6 +75,16 @@ pub struct Area {
     pub flags: u64,
     /// Has no other process any of its anonymous pages from fork(2)? Pages that the kernel has merged (KSM) do not count.
     pub alone: bool,
+    /// Has it a reverse map of anonymous pages? Without one it has no such pages.
+    pub has_pages: bool,
+}
+
+static PROGRAM: OnceLock<Result<OwnedFd, String>> = OnceLock::new();
+
+/// Has the kernel told mappings already? Then it takes no time to prepare.
+#[must_use]
+pub fn is_ready() -> bool {
+    PROGRAM.get().is_some_and(Result::is_ok)
 }
 
 /// The mappings of a thread's process, ascending, without that of the kernel's own (`[vsyscall]`).
@@ -82,7 +92,6 @@ pub struct Area {
 /// # Errors
 /// Why this kernel does not tell them, or not us.
 pub fn of(tid: i32) -> Result<Vec<Area>, String> {
-    static PROGRAM: OnceLock<Result<OwnedFd, String>> = OnceLock::new();
     let kernel = kernel()?;
     let program = PROGRAM.get_or_init(|| {
         let (program, function) = (kernel.mappings.program(), kernel.mappings.function);
@@ -102,7 +111,8 @@ pub fn of(tid: i32) -> Result<Vec<Area>, String> {
             }
             // What another process has of a family was forked from the first or by way of it.
             let alone = pages == 0 || (root == pages && children <= 1);
-            areas.push(Area { start, end, flags, alone });
+            let has_pages = pages != 0;
+            areas.push(Area { start, end, flags, alone, has_pages });
         }
         Ok(true)
     })?;
@@ -164,6 +174,26 @@ impl Codes {
         Ok(())
     }
 
+    /// Adds what others have told.
+    ///
+    /// # Errors
+    /// It contradicts what is known.
+    pub fn add(&mut self, other: &Codes) -> Result<(), String> {
+        for (word, flags) in &other.words {
+            if self.words.insert(*word, *flags).is_some_and(|known| known != *flags) {
+                return Err(format!("flags {word:#x} are told in two ways"));
+            }
+        }
+        for (bit, (known, code)) in self.bits.iter_mut().zip(&other.bits).enumerate() {
+            if let Some(code) = code
+                && *known.get_or_insert(*code) != *code
+            {
+                return Err(format!("flag {bit} is told in two ways"));
+            }
+        }
+        Ok(())
+    }
+
     /// What `word` means, if all of its bits are known.
     pub fn flags(&mut self, word: u64) -> Option<VmFlags> {
         if let Some(flags) = self.words.get(&word) {
@@ -211,7 +241,8 @@ mod tests {
             format!("1000-2000 r--p 00000000 00:00 0 \nSize: 4 kB\nVmFlags: {codes} \n")
                 .into_bytes()
         };
-        let area = |flags| [Area { start: 0x1000, end: 0x2000, flags, alone: true }];
+        let area =
+            |flags| [Area { start: 0x1000, end: 0x2000, flags, alone: true, has_pages: false }];
         let mut codes = Codes::default();
         codes.learn(&text("rd mr lo"), &area(0x2011)).unwrap();
         codes.learn(&text("rd sd"), &area(0x0800_0001)).unwrap();

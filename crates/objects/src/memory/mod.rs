@@ -4,9 +4,11 @@
 //! * [`pages`]: which private pages hold data, and copying them out.
 //! * [`tracking`]: which of them were written since an earlier look.
 //! * [`lazy`]: memory that comes when it is touched.
-//! * [`shield`]: private memory as it was at one instant, while the process runs on.
+//! * [`shield`]: private memory as it was at one instant, while the process runs on; [`early`]: what of it is copied before; [`copies`]: what is
+//!   kept of it.
 //! * [`aio`]: contexts of asynchronous I/O, whose rings are mapped.
 //! * [`shared`]: shared anonymous memory and memfds.
+//! * [`twin`]: copies of shared memory, made while its users run.
 //! * [`sysv`]: System V shared memory segments.
 //! * [`future`]: what is done with mappings that are yet to come (mlockall(2), merging of pages).
 //! * [`hugetlb`]: huge pages that a program asks for by size.
@@ -17,6 +19,8 @@
 
 pub mod aio;
 pub mod contents;
+pub mod copies;
+pub mod early;
 pub mod fill;
 pub mod future;
 pub mod huge;
@@ -32,6 +36,7 @@ pub mod shield;
 pub mod sysv;
 pub mod together;
 pub mod tracking;
+pub mod twin;
 pub mod uprobes;
 pub mod vdso;
 pub mod vma;

@@ -69,17 +69,21 @@ pub(super) fn scan_private(
     };
     let plain = pagemap::FILE | pagemap::PFNZERO;
     let look = |vmas: &[Vma]| -> Result<Vec<Region>, SyscallError> {
-        let mut regions = Vec::new();
-        let (Some(first), Some(last)) =
-            (vmas.first(), vmas.iter().rev().find(|v| has_private_pages(&v.entry)))
-        else {
-            return Ok(regions);
-        };
-        let (start, end) = (first.entry.start, last.entry.end);
-        let mut scan = |filter| scan(pagemap.as_fd(), start, end, filter, &mut regions);
-        // Kernels before 6.15 know no guard ranges.
-        scan(not(plain | pagemap::GUARD)).or_else(|_| scan(not(plain)))?;
-        Ok(regions)
+        let (mut all, mut regions) = (Vec::new(), Vec::new());
+        for part in vmas.chunk_by(|a, b| !is_passed_over(a) && !is_passed_over(b)) {
+            // Beyond the last one there may be the kernel's own, where no process has pages.
+            let last = part.iter().rev().find(|vma| has_private_pages(&vma.entry));
+            let (Some(first), Some(last)) = (part.first(), last) else { continue };
+            if is_passed_over(first) {
+                continue;
+            }
+            let (start, end) = (first.entry.start, last.entry.end);
+            let mut scan = |filter| scan(pagemap.as_fd(), start, end, filter, &mut regions);
+            // Kernels before 6.15 know no guard ranges.
+            scan(not(plain | pagemap::GUARD)).or_else(|_| scan(not(plain)))?;
+            all.append(&mut regions);
+        }
+        Ok(all)
     };
     /// So many mappings take longer than it takes to begin a thread.
     const MANY: usize = 1000;
@@ -95,6 +99,14 @@ pub(super) fn scan_private(
         regions.append(&mut above.unwrap_or_else(|| look(high))?);
         Ok(regions)
     })
+}
+
+/// Is it worth a call to leave this mapping out, in which there are no private pages? What lies between others is looked at with
+/// them.
+fn is_passed_over(vma: &Vma) -> bool {
+    const LARGE: u64 = 256 << 10;
+    let empty = !has_private_pages(&vma.entry) || !vma.may_have_pages;
+    empty && vma.entry.end - vma.entry.start >= LARGE
 }
 
 /// Guard ranges (`MADV_GUARD_INSTALL`) inside `vmas`, as the image's pseudo mappings. Empty on kernels that do not tell.
@@ -354,6 +366,7 @@ mod tests {
             may_have_guards: false,
             watched: false,
             patched: false,
+            may_have_pages: true,
         }
     }
 

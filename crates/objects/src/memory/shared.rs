@@ -32,6 +32,8 @@ pub struct Segment {
     pub entry: MemfdInodeEntry,
     /// The memory, as a file.
     pub file: OwnedFd,
+    /// It is a copy, which stays as it is.
+    pub kept: bool,
 }
 
 /// What the collector knows of a segment.
@@ -80,7 +82,7 @@ fn segment(
         let own = format!("/proc/self/fd/{}", file.as_raw_fd());
         let file = rustix::fs::open(own, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())
             .map_err(failed)?;
-        collector.contents.push(Contents::Shared(Segment { entry, file }));
+        collector.contents.push(Contents::Shared(Segment { entry, file, kept: false }));
         collector.segments.insert(key, SegmentId { inode_id, by_access: [None; 3] });
     }
     Ok(key)

@@ -4,24 +4,26 @@
 //! Protecting takes longer than a process may be stopped for, so most of it is done while it still runs ([`Shield::prepare`]):
 //! what it writes to meanwhile only loses the protection, and gets it again when it stands still ([`Shield::survey`]). From
 //! then on every page is kept as it was: by the writers of the images ([`Shield::read`]), and by a thread that serves those
-//! who want to write ([`Shield::serve`]). What userfaultfd cannot protect is copied at once.
+//! who want to write ([`Shield::serve`]). What userfaultfd cannot hold is copied before ([`super::early`]), or at once.
 //!
 //! Nobody is asked when pages vanish (munmap(2), mremap(2), `MADV_DONTNEED`, exec). But who copies a page sees afterwards
 //! whether it was still protected: only then it is the one of that instant. If not, it is lost, and the snapshot with it.
 
 use super::PAGE;
+use super::copies::{Copies, Reserve, Round};
+use super::early::Early;
 use super::pages::{self, CopyError, Run};
 use super::vma::{Backing, MAP_DROPPABLE, Vma, has_private_pages, status};
 use rewake_sys::memory::{RemoteRange, read_remote};
-use rewake_sys::pagemap::{self, Filter, Region, WRITTEN};
+use rewake_sys::pagemap::{self, Filter, Region, WPALLOWED, WRITTEN};
 use rewake_sys::userfaultfd::{PAGEFAULT_WP, Userfaultfd};
 use rewake_sys::{Errno, SyscallError};
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Flags with which a process makes its userfaultfd. The kernel's own writes wait, too, so it is not for user mode only.
 pub const FLAGS: u64 = libc::O_CLOEXEC as u64 | libc::O_NONBLOCK as u64;
@@ -41,6 +43,8 @@ const OPEN: u8 = 0;
 const KEPT: u8 = 1;
 /// Copied to the images.
 const DONE: u8 = 2;
+/// In [`Snapshot::early`] or [`Snapshot::now`], as it was at the instant.
+const COPIED: u8 = 3;
 
 /// The memory of one process.
 #[derive(Debug)]
@@ -50,12 +54,14 @@ pub struct Shield {
     pagemap: File,
     /// `None`: everything is copied at once.
     uffd: Option<Userfaultfd>,
+    /// What is copied before, if anything is.
+    early: Option<Early>,
     /// What is registered.
     ranges: Mutex<Vec<(u64, u64)>>,
     /// `None` as long as the instant has not come.
     snapshot: Mutex<Option<Arc<Snapshot>>>,
-    /// How much may still be copied at once, of the whole tree.
-    budget: Arc<AtomicU64>,
+    /// For what is copied at once, of the whole tree.
+    reserve: Arc<Reserve>,
 }
 
 /// The instant.
@@ -65,21 +71,32 @@ struct Snapshot {
     runs: Vec<Run>,
     /// The number of each run's first page.
     first: Vec<usize>,
-    /// [`OPEN`], [`KEPT`] or [`DONE`], by page.
+    /// [`OPEN`], [`KEPT`], [`DONE`] or [`COPIED`], by page.
     pages: Vec<AtomicU8>,
-    /// Pages copied early, by address.
+    /// Pages kept since, by address.
     kept: Mutex<HashMap<u64, Box<[u8]>>>,
+    /// Pages copied before.
+    early: Arc<Copies>,
+    /// Pages copied at the instant.
+    now: OnceLock<Round>,
 }
 
 impl Snapshot {
-    fn new(runs: &[Run]) -> Snapshot {
+    fn new(runs: &[Run], early: Arc<Copies>) -> Snapshot {
         let mut pages = Vec::new();
         let mut first = Vec::with_capacity(runs.len());
         for run in runs {
             first.push(pages.len());
             pages.resize_with(pages.len() + run.pages() as usize, || AtomicU8::new(OPEN));
         }
-        Snapshot { runs: runs.to_vec(), first, pages, kept: Mutex::default() }
+        Snapshot {
+            runs: runs.to_vec(),
+            first,
+            pages,
+            kept: Mutex::default(),
+            early,
+            now: OnceLock::new(),
+        }
     }
 
     /// The run that an address is in.
@@ -98,6 +115,43 @@ impl Snapshot {
         self.page(address).is_some_and(|page| page.load(Ordering::SeqCst) == state)
     }
 
+    /// Those pages of a part of a run that nobody has copied yet.
+    fn open_parts(&self, (run, start, end): (usize, u64, u64)) -> Vec<(usize, u64, u64)> {
+        let mut parts: Vec<(usize, u64, u64)> = Vec::new();
+        for page in (start..end).step_by(PAGE as usize).filter(|page| self.is(*page, OPEN)) {
+            match parts.last_mut() {
+                Some(last) if last.2 == page => last.2 = page + PAGE,
+                _ => parts.push((run, page, page + PAGE)),
+            }
+        }
+        parts
+    }
+
+    /// Takes the copies that were made of pages of `unwritten` ranges before.
+    fn take_early(&self, unwritten: &[(u64, u64)]) {
+        for page in unwritten.iter().flat_map(|(start, end)| (*start..*end).step_by(PAGE as usize))
+        {
+            if let Some(state) = self.page(page).filter(|_| self.early.page(page).is_some()) {
+                state.store(COPIED, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// Takes copies that were made at the instant, of pages that nobody has copied.
+    fn take_now(&self, round: Round) {
+        let round = self.now.get_or_init(|| round);
+        for page in round.ranges().flat_map(|range| pages_of(&range)) {
+            if let Some(state) = self.page(page) {
+                state.store(COPIED, Ordering::SeqCst);
+            }
+        }
+    }
+
+    /// The copy of a page that was made at the instant or before.
+    fn copied(&self, page: u64) -> Option<&[u8]> {
+        self.now.get().and_then(|now| now.page(page)).or_else(|| self.early.page(page))
+    }
+
     fn kept(&self) -> MutexGuard<'_, HashMap<u64, Box<[u8]>>> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -109,6 +163,34 @@ impl Snapshot {
         if page.compare_exchange(OPEN, KEPT, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
             kept.insert(address, bytes.into());
         }
+    }
+}
+
+/// Ranges that are read at once.
+#[derive(Debug, Default)]
+struct Queue {
+    ranges: Vec<RemoteRange>,
+    len: usize,
+    /// As [`Run::readable`], of all of them.
+    readable: bool,
+}
+
+impl Queue {
+    /// Adds a range, unless it has no place there.
+    fn push(&mut self, readable: bool, start: u64, end: u64) -> bool {
+        /// process_vm_readv(2) takes no more.
+        const MOST: usize = 1023;
+        let len = (end - start) as usize;
+        let fits = self.readable == readable
+            && self.ranges.len() < MOST
+            && self.len + len <= Reserve::BUFFER;
+        if !fits && self.len > 0 {
+            return false;
+        }
+        self.readable = readable;
+        self.ranges.push((start, len));
+        self.len += len;
+        true
     }
 }
 
@@ -127,7 +209,7 @@ pub enum ShieldError {
 }
 
 impl Shield {
-    /// For a process: its memory and pagemap, its userfaultfd (if it is to have one), and what its tree may have copied at
+    /// For a process: its memory and pagemap, its userfaultfds (if it is to have any), and what its tree may have copied at
     /// once.
     #[must_use]
     pub fn new(
@@ -135,10 +217,11 @@ impl Shield {
         memory: Arc<File>,
         pagemap: File,
         uffd: Option<Userfaultfd>,
-        budget: Arc<AtomicU64>,
+        early: Option<Early>,
+        reserve: Arc<Reserve>,
     ) -> Shield {
         let (ranges, snapshot) = (Mutex::default(), Mutex::default());
-        Shield { pid, memory, pagemap, uffd, ranges, snapshot, budget }
+        Shield { pid, memory, pagemap, uffd, early, ranges, snapshot, reserve }
     }
 
     /// The process's userfaultfd.
@@ -151,6 +234,7 @@ impl Shield {
     #[must_use]
     pub fn covers(&self, start: u64, end: u64) -> bool {
         self.ranges().iter().any(|range| range.0 < end && start < range.1)
+            || self.early.as_ref().is_some_and(|early| early.covers(start, end))
     }
 
     fn ranges(&self) -> MutexGuard<'_, Vec<(u64, u64)>> {
@@ -167,6 +251,14 @@ impl Shield {
 
     /// Registers what can be protected of these mappings.
     pub fn register(&self, vmas: &[Vma]) {
+        self.hold(vmas);
+        if let Some(early) = &self.early {
+            early.register(vmas);
+        }
+    }
+
+    /// Registers what writes can be held up of.
+    fn hold(&self, vmas: &[Vma]) {
         let Some(uffd) = &self.uffd else { return };
         let mut ranges: Vec<(u64, u64)> = Vec::new();
         let eligible: Vec<&Vma> = vmas.iter().filter(|vma| can_be_protected(vma)).collect();
@@ -190,6 +282,15 @@ impl Shield {
             }
         }
         *self.ranges() = ranges;
+    }
+
+    /// Copies what can be copied before the instant, of a process that runs.
+    ///
+    /// # Errors
+    /// The process is gone.
+    pub fn copy_early(&self) -> Result<(), SyscallError> {
+        let Some(early) = &self.early else { return Ok(()) };
+        early.prepare(&self.pagemap, &self.memory)
     }
 
     /// Protects all pages of a process that runs, and goes on running. Its writes must be served meanwhile.
@@ -294,33 +395,36 @@ impl Shield {
     }
 
     /// The instant: the process stands still, and nothing touches its memory any more. Returns the runs of pages that hold
-    /// data. From here on they are kept as they are.
+    /// data. From here on they are kept as they are. `tell_shared`: the mappings tell which pages are shared copy-on-write.
     ///
     /// # Errors
     /// The process is gone; too much of its memory would have to be copied at once.
-    pub fn survey(&self, vmas: &[Vma]) -> Result<Vec<Run>, ShieldError> {
+    pub fn survey(&self, vmas: &[Vma], tell_shared: bool) -> Result<Vec<Run>, ShieldError> {
         self.set_snapshot(None);
-        self.register(vmas);
+        self.hold(vmas);
         let ranges = self.ranges().clone();
-        let shielded = |address: u64| {
-            let after = ranges.partition_point(|range| range.0 <= address);
-            after > 0 && ranges[after - 1].1 > address
+        let shielded = |vma: &Vma| {
+            let after = ranges.partition_point(|range| range.0 <= vma.entry.start);
+            after > 0 && ranges[after - 1].1 > vma.entry.start
         };
         let ours = self.scan_all(&ranges)?;
-        let mut regions = ours.clone();
-        for vma in vmas.iter().filter(|v| has_private_pages(&v.entry)) {
-            if !shielded(vma.entry.start) {
-                regions.extend(pages::scan_private(
-                    &self.pagemap,
-                    std::slice::from_ref(vma),
-                    0,
-                    pagemap::scan,
-                )?);
-            }
+        let mut regions = Vec::new();
+        // What lies between others is looked at with them.
+        let others = |vma: &Vma| has_private_pages(&vma.entry) && !shielded(vma);
+        for group in vmas.chunk_by(|a, b| others(a) && others(b)).filter(|g| others(&g[0])) {
+            let report = WPALLOWED | WRITTEN;
+            regions.extend(pages::scan_private(&self.pagemap, group, report, pagemap::scan)?);
         }
+        let unwritten = self.early.as_ref().map(|early| early.unwritten(&regions));
+        regions.extend_from_slice(&ours);
         regions.sort_unstable_by_key(|region| region.start);
-        let runs = pages::intersect(&regions, vmas);
-        let snapshot = Arc::new(Snapshot::new(&runs));
+        let mut runs = pages::intersect(&regions, vmas);
+        if !tell_shared {
+            pages::mark_shared(&self.pagemap, &mut runs)?;
+        }
+        let copies = self.early.as_ref().map(Early::copies).unwrap_or_default();
+        let snapshot = Arc::new(Snapshot::new(&runs, copies));
+        snapshot.take_early(&unwritten.unwrap_or_default());
         // Whoever waits to write is served from the snapshot from now on.
         self.set_snapshot(Some(snapshot.clone()));
         if let Some(uffd) = &self.uffd {
@@ -342,24 +446,35 @@ impl Shield {
         // The vdso's pages are known.
         let vdso = vmas.iter().find(|v| v.entry.status & status::VDSO != 0);
         let is_vdso = |at: u64| vdso.is_some_and(|v| v.entry.start <= at && at < v.entry.end);
-        let mut buffer = vec![0; 1 << 18];
-        for (run, start, end) in parts.iter().filter(|(_, start, _)| !is_vdso(*start)) {
-            let readable = snapshot.runs.get(*run).is_some_and(|run| run.readable);
-            for start in (*start..*end).step_by(buffer.len()) {
-                let bytes = &mut buffer[..(end - start).min(1 << 18) as usize];
-                let spend = |left: u64| left.checked_sub(bytes.len() as u64);
-                if self.budget.fetch_update(Ordering::SeqCst, Ordering::SeqCst, spend).is_err() {
-                    return Err(ShieldError::TooMuch);
-                }
-                if let Some(missing) = self.fetch(&[(start, bytes.len())], readable, bytes) {
-                    return Err(CopyError::Read { address: missing, errno: Errno::FAULT }.into());
-                }
-                let pages = (start..).step_by(PAGE as usize);
-                for (page, bytes) in pages.zip(bytes.chunks(PAGE as usize)) {
-                    snapshot.keep(page, bytes);
+        let parts = parts.iter().filter(|(_, start, _)| !is_vdso(*start));
+        let mut round = Round::default();
+        let mut queue = Queue::default();
+        for (run, start, end) in parts.flat_map(|part| snapshot.open_parts(*part)) {
+            let readable = snapshot.runs.get(run).is_some_and(|run| run.readable);
+            for (start, end) in steps(std::iter::once((start, end)), Reserve::BUFFER as u64) {
+                if !queue.push(readable, start, end) {
+                    self.copy_queue(&mut queue, &mut round)?;
+                    queue.push(readable, start, end);
                 }
             }
         }
+        self.copy_queue(&mut queue, &mut round)?;
+        snapshot.take_now(round);
+        Ok(())
+    }
+
+    /// Copies what waits in a queue, and empties it.
+    fn copy_queue(&self, queue: &mut Queue, round: &mut Round) -> Result<(), ShieldError> {
+        let ranges = std::mem::take(&mut queue.ranges);
+        let len = std::mem::take(&mut queue.len);
+        if len == 0 {
+            return Ok(());
+        }
+        let mut bytes = self.reserve.take(len).ok_or(ShieldError::TooMuch)?;
+        if let Some(address) = self.fetch(&ranges, queue.readable, &mut bytes) {
+            return Err(CopyError::Read { address, errno: Errno::FAULT }.into());
+        }
+        round.add(&ranges, bytes);
         Ok(())
     }
 
@@ -412,8 +527,9 @@ impl Shield {
         let Some(snapshot) = self.snapshot() else {
             return Err(CopyError::Lost { address: ranges.first().map_or(0, |range| range.0) });
         };
-        // What is kept already needs no reading.
-        let is_open = |range: &RemoteRange| pages_of(range).any(|page| !snapshot.is(page, KEPT));
+        // What is copied already needs no reading.
+        let is_copied = |page| snapshot.is(page, KEPT) || snapshot.is(page, COPIED);
+        let is_open = |range: &RemoteRange| pages_of(range).any(|page| !is_copied(page));
         let readable = |range: &RemoteRange| {
             snapshot.run(range.0).is_some_and(|run| snapshot.runs[run].readable)
         };
@@ -452,6 +568,10 @@ impl Shield {
                     Ok(_) if whole => {}
                     Err(KEPT) => match snapshot.kept().remove(&page) {
                         Some(bytes) => to.copy_from_slice(&bytes),
+                        None => return Err(lost),
+                    },
+                    Err(COPIED) => match snapshot.copied(page) {
+                        Some(bytes) => to.copy_from_slice(bytes),
                         None => return Err(lost),
                     },
                     _ => return Err(lost),
@@ -514,6 +634,9 @@ impl Shield {
     /// Takes the mappings out of the userfaultfd, little by little: while the kernel does that, the process cannot get at its
     /// address space. Whatever is left goes when this is dropped.
     pub fn leave(&self) {
+        if let Some(early) = &self.early {
+            early.leave();
+        }
         let Some(uffd) = &self.uffd else { return };
         let ranges = std::mem::take(&mut *self.ranges());
         for (start, end) in ranges {
@@ -575,7 +698,10 @@ fn unless_gone(e: SyscallError) -> Result<(), SyscallError> {
 }
 
 /// Cuts ranges into pieces of at most `step` bytes.
-fn steps(ranges: impl Iterator<Item = (u64, u64)>, step: u64) -> impl Iterator<Item = (u64, u64)> {
+pub(super) fn steps(
+    ranges: impl Iterator<Item = (u64, u64)>,
+    step: u64,
+) -> impl Iterator<Item = (u64, u64)> {
     ranges.flat_map(move |(start, end)| {
         (start..end).step_by(step as usize).map(move |at| (at, end.min(at + step)))
     })
@@ -612,6 +738,7 @@ mod tests {
             may_have_guards: false,
             watched: false,
             patched: false,
+            may_have_pages: true,
         };
         // A large one, a stack with a page, one that is protected in part, one that is not at all. The stack's page and the
         // next mapping's are one run.

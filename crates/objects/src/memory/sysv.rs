@@ -42,6 +42,8 @@ struct Seen {
     pid: i32,
     /// The memory as a file.
     file: OwnedFd,
+    /// That is a copy, which stays as it is.
+    kept: bool,
     /// What the last page holds beyond the size.
     tail: Vec<u8>,
     /// What the kernel tells of it; filled in when all tasks have been looked at.
@@ -74,7 +76,7 @@ pub fn mapping(
             let flags = OFlags::RDONLY | OFlags::CLOEXEC;
             let file = rustix::fs::open(link, flags, Mode::empty()).map_err(|e| failed(&e))?;
             let (tail, shm) = (Vec::new(), Shm::default());
-            place.insert(Seen { mappings: 0, pid, file, tail, shm })
+            place.insert(Seen { mappings: 0, pid, file, kept: false, tail, shm })
         }
     };
     seen.mappings += 1;
@@ -177,6 +179,11 @@ impl Survey {
         stats.map(|stat| stat.st_blocks as u64 * 512).sum()
     }
 
+    /// The memory of each, as a file, and whether that is a copy, which stays as it is.
+    pub fn files(&mut self) -> impl Iterator<Item = (&mut OwnedFd, &mut bool)> {
+        self.seen.values_mut().map(|seen| (&mut seen.file, &mut seen.kept))
+    }
+
     /// Are there none?
     #[must_use]
     pub fn is_empty(&self) -> bool {
@@ -195,9 +202,10 @@ impl Survey {
 }
 
 impl Survey {
-    /// What of the segments is to be written to `pagemap-shmem-ID` and their pages.
-    pub fn sources(&self) -> impl Iterator<Item = contents::Source<'_>> {
-        self.seen.iter().map(|(id, seen)| {
+    /// What of the segments is to be written to `pagemap-shmem-ID` and their pages: of those that are copies (`kept`), or of the
+    /// others.
+    pub fn sources(&self, kept: bool) -> impl Iterator<Item = contents::Source<'_>> {
+        self.seen.iter().filter(move |(_, seen)| seen.kept == kept).map(|(id, seen)| {
             let huge = hugetlb::of_file(&seen.file);
             contents::Source {
                 object: name(*id),

@@ -135,7 +135,7 @@ fn watched(vmas: &[Vma]) -> Vec<(u64, u64)> {
         .collect()
 }
 
-fn unwritten(regions: &[Region]) -> Vec<(u64, u64)> {
+pub(super) fn unwritten(regions: &[Region]) -> Vec<(u64, u64)> {
     regions
         .iter()
         .filter(|r| r.categories & (WPALLOWED | WRITTEN) == WPALLOWED)
@@ -144,7 +144,7 @@ fn unwritten(regions: &[Region]) -> Vec<(u64, u64)> {
 }
 
 /// What lies in both of two ascending lists of ranges.
-fn overlap(a: &[(u64, u64)], b: &[(u64, u64)]) -> Vec<(u64, u64)> {
+pub(super) fn overlap(a: &[(u64, u64)], b: &[(u64, u64)]) -> Vec<(u64, u64)> {
     let mut both: Vec<(u64, u64)> = Vec::new();
     let (mut i, mut j) = (0, 0);
     while let (Some(x), Some(y)) = (a.get(i), b.get(j)) {

@@ -60,6 +60,8 @@ pub struct Vma {
     /// Is it code that the program itself never had the permission to change? If it has pages of its own, others made them: the
     /// kernel, for probes (see [`super::uprobes`]), or a debugger.
     pub patched: bool,
+    /// May it have anonymous pages? Without a reverse map of such pages it has none, where the kernel tells of that.
+    pub may_have_pages: bool,
 }
 
 /// Why a mapping that is registered with a userfaultfd is refused.
@@ -322,6 +324,7 @@ fn classify(map: &Map<'_>, flags: VmFlags) -> Result<Vma, Problem> {
             && map.exec
             && !map.write
             && !flags.contains(VmFlags::ACCOUNT),
+        may_have_pages: true,
     })
 }
 

@@ -1,5 +1,5 @@
 //! Kernel state: memory of which every page is written all the time, by two processes of two threads each: private, shared
-//! anonymous and memfd memory in step. Before a page is written again, it must be what the round before made of it, so a page
+//! anonymous and memfd memory, and private memory of a file, part of which is written seldom, in step. Before a page is written again, it must be what the round before made of it, so a page
 //! that a checkpoint took at another instant than the rest is seen, and so is one that it lost. `ZOO_CHURN=1`: memory also
 //! comes and goes, is moved and dropped, and children are forked.
 #![allow(unsafe_code, reason = "raw mappings, fork")]
@@ -13,6 +13,10 @@ const WORDS: usize = PAGE / 8;
 const PRIVATE: u64 = 2048;
 /// Shared pages of a worker, each of two kinds.
 const SHARED: u64 = 64;
+/// Private pages of a file of a worker, each of two kinds.
+const FILE: u64 = 512;
+/// In so many steps one of the pages is written that are written seldom.
+const SELDOM: u64 = 64;
 /// Workers of a process.
 const THREADS: usize = 2;
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
@@ -52,7 +56,8 @@ impl Ring {
 
 /// What one worker writes.
 struct Worker {
-    rings: [Ring; 3],
+    rings: [Ring; 4],
+    seldom: Ring,
     next: u64,
 }
 
@@ -63,12 +68,16 @@ impl Worker {
         let ring = |name, start: *mut u8, pages| Ring { name, start: start.cast(), pages };
         // SAFETY: the parts of all workers are inside.
         let (shared, memfd) = unsafe { (shared.add(part), memfd.add(part)) };
+        let file = mapped_file()?;
+        // SAFETY: half of the mapping.
+        let other = unsafe { file.add(FILE as usize * PAGE) };
         let rings = [
             ring("private", private, PRIVATE),
             ring("shared", shared, SHARED),
             ring("memfd", memfd, SHARED),
+            ring("file", file, FILE),
         ];
-        Ok(Worker { rings, next: 1 })
+        Ok(Worker { rings, seldom: ring("seldom written", other, FILE), next: 1 })
     }
 
     /// Does some steps, each in all kinds of memory.
@@ -76,6 +85,9 @@ impl Worker {
         for _ in 0..count {
             for ring in &self.rings {
                 ring.step(self.next)?;
+            }
+            if self.next.is_multiple_of(SELDOM) {
+                self.seldom.step(self.next / SELDOM)?;
             }
             self.next += 1;
         }
@@ -89,6 +101,17 @@ impl Worker {
         // Each page once more.
         self.steps(PRIVATE)
     }
+}
+
+/// A private mapping of a file, of which all pages have become the program's own and are empty.
+fn mapped_file() -> Result<*mut u8, String> {
+    let len = 2 * FILE as usize * PAGE;
+    let file = std::fs::File::open("/proc/self/exe").map_err(|e| e.to_string())?;
+    ensure!(file.metadata().is_ok_and(|m| m.len() >= len as u64), "the executable is too small");
+    let at = mmap(0, len, RW, libc::MAP_PRIVATE, std::os::fd::AsRawFd::as_raw_fd(&file), 0)?;
+    // SAFETY: a mapping of our own.
+    unsafe { at.write_bytes(0, len) };
+    Ok(at)
 }
 
 /// Memory that comes and goes.
