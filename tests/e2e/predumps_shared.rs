@@ -53,6 +53,15 @@ pub fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
             trial(name, body)
         });
     }
+    for (word, options) in
+        [("", &[][..]), ("_criu", &["--format", "criu"][..]), ("_lz4", &["--compress"][..])]
+    {
+        for program in ["shared_written_large", "shared_written_large_sysv"] {
+            let tool = tool.clone();
+            let name = format!("predumps::{program}{word}");
+            all.push(trial(name, move || finish(large(&tool, program, options))));
+        }
+    }
     let mut add = |name: &str, body: fn(&Tool) -> Result<(), NotReady>| {
         let tool = tool.clone();
         all.push(trial(format!("predumps::shared_{name}"), move || finish(body(&tool))));
@@ -264,4 +273,29 @@ fn grandparent_gone(tool: &Tool) -> Result<(), NotReady> {
     fs::rename(&away, &there).map_err(|e| e.to_string())?;
     save(&run, tool, "dump", 2, &[])?;
     restored(&mut run, tool, 2, &[])
+}
+
+/// A large segment has several page stores, unless CRIU is to read them.
+fn large(tool: &Tool, program: &str, options: &[&str]) -> Result<(), NotReady> {
+    let mut run = start(program)?;
+    let dir = run.images(0)?;
+    run.dump(tool, &dir, options)?;
+    let images = rewake_image::ImageDir::open(&dir).map_err(|e| e.to_string())?;
+    let mut divided = false;
+    for entry in fs::read_dir(&dir).map_err(|e| e.to_string())?.flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let id = name.strip_prefix("pagemap-shmem-").and_then(|n| n.strip_suffix(".img"));
+        if let Some(id) = id.and_then(|id| id.parse::<u64>().ok()) {
+            let map = images.read_pagemap_shmem(id).map_err(|e| e.to_string())?;
+            divided |= map.is_some_and(|map| map.has_places());
+        }
+    }
+    let several = std::thread::available_parallelism().is_ok_and(|cpus| cpus.get() > 1);
+    let wanted = several && !options.contains(&"criu");
+    let version = images.inventory().img_version;
+    if divided != wanted || (version == 2) == (wanted || options.contains(&"--compress")) {
+        let text = format!("divided: {divided}, images of version {version}");
+        return Err(run.fail(text).into());
+    }
+    restored(&mut run, tool, 0, &[])
 }

@@ -801,6 +801,10 @@ pub fn by_name(name: &str) -> Result<Program, Fail> {
         program!(shared_written),
         program!(shared_written).named("shared_written_plain").env(&[("ZOO_PLAIN", "1")]),
         program!(read_late),
+        program!(shared_written).named("shared_written_large").env(&[("ZOO_LARGE", "80")]),
+        program!(shared_written)
+            .named("shared_written_large_sysv")
+            .env(&[("ZOO_LARGE", "80"), ("ZOO_LARGE_SYSV", "1")]),
         program!(socket_case).named("socket_cork").env(&[("ZOO_KIND", "cork")]),
         program!(socket_case).named("socket_more").env(&[("ZOO_KIND", "more")]),
         program!(socket_case).named("socket_ebpf").env(&[("ZOO_KIND", "ebpf")]),

@@ -78,17 +78,19 @@ pub(super) fn finish_images(
     }
     let links = Links::make(&surveyed.files.contents).map_err(|p| Error::new(p.to_string()))?;
     sysv::number_apart(&mut surveyed.files);
+    let after = layout.stores.iter().map(|store| store.id + 1).max();
+    let further = after.filter(|_| format != Format::Criu);
     if let Some(running) = &running {
         running.live.keep_shared(&mut surveyed.files)?;
     }
-    write::still(&images, &surveyed, tracks.images.as_ref(), &counters)?;
+    write::still(&images, &surveyed, tracks.images.as_ref(), further, &counters)?;
     if let Some(running) = running {
         (running.release)()?;
         lock = None;
         // Nobody's connection is kept open by our descriptors of it.
         let new = Collector::new(surveyed.files.options.clone());
         let Collector { contents, sysv, .. } = std::mem::replace(&mut surveyed.files, new);
-        write::copies(&images, &surveyed, (&contents, &sysv), &counters)?;
+        write::copies(&images, &surveyed, (&contents, &sysv), further, &counters)?;
     }
     if !takes {
         write::write(&images, &surveyed, &mut layout, &counters, runs, options.dedup)?;
@@ -113,7 +115,7 @@ pub(super) fn finish_images(
         _ => Method::Skip,
     };
     let mut inventory = write::inventory(
-        layout.own_format,
+        layout.own_format || counters.further.into_inner() > 0,
         options.compression,
         options.tcp.close,
         method.number(),

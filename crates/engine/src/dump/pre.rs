@@ -100,7 +100,7 @@ fn shared_memory(images: &ImageWriter, seen: &[Seen], tracks: &Tracks) -> Result
         outside.fds.iter().for_each(|fd| segments.descriptor(&task.dir, *fd, &mut buffer));
     }
     let (parent, pages_id) = (tracks.images.as_ref(), seen.len() as u32 + 1);
-    let target = Target { images, parent, pages_id, workers: cpus(), runs: true };
+    let target = Target { images, parent, pages_id, further: None, workers: cpus(), runs: true };
     segments.write(&target).map_err(|problem| Error::new(problem.to_string()))
 }
 

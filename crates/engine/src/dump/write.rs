@@ -21,7 +21,7 @@ use rewake_objects::memory::contents::{self, Written};
 use rewake_objects::memory::vma::status;
 use rewake_objects::memory::{PAGE, future, pages, sysv};
 use std::io::Write;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 /// Buffer for copying memory: large enough to make the calls few, small enough for the cache next to the processor.
 const BUFFER: usize = 64 << 10;
@@ -43,11 +43,14 @@ pub struct Counters {
     pub shared_written: AtomicU64,
     /// Shared pages left to the parent images.
     pub shared_skipped: AtomicU64,
+    /// Page stores of shared memory that only we can read.
+    pub further: AtomicU32,
 }
 
 impl Counters {
     /// Adds shared pages.
-    pub fn add(&self, Written { scanned, skipped, written }: Written) {
+    pub fn add(&self, Written { scanned, skipped, written, further }: Written) {
+        self.further.fetch_add(further, Ordering::Relaxed);
         self.shared_scanned.fetch_add(scanned, Ordering::Relaxed);
         self.shared_skipped.fetch_add(skipped, Ordering::Relaxed);
         self.shared_written.fetch_add(written, Ordering::Relaxed);
@@ -97,7 +100,7 @@ enum Job<'a> {
 const LARGE: u64 = 1 << 20;
 
 /// Writes what has to be as it is now: files that are in the images, and shared memory, but for copies of it and what the images
-/// `parent` have of it.
+/// `parent` have of it. `further`: as in [`contents::Target`].
 ///
 /// # Errors
 /// They cannot be read, or the images cannot be written; the text says which.
@@ -105,12 +108,14 @@ pub fn still(
     images: &ImageWriter,
     surveyed: &Surveyed,
     parent: Option<&ImageDir>,
+    further: Option<u32>,
     counters: &Counters,
 ) -> Result<()> {
     write_files(images, surveyed)?;
     let Collector { contents, sysv, .. } = &surveyed.files;
     let sources = sources(contents, sysv, false);
-    let target = contents::Target { images, parent, pages_id: 1, workers: cpus(), runs: false };
+    let (pages_id, workers, runs) = (1, cpus(), false);
+    let target = contents::Target { images, parent, pages_id, further, workers, runs };
     write_shared(&sources, &target, surveyed, counters)
 }
 
@@ -122,12 +127,15 @@ pub fn copies(
     images: &ImageWriter,
     surveyed: &Surveyed,
     (contents, sysv): (&[Contents], &sysv::Survey),
+    further: Option<u32>,
     counters: &Counters,
 ) -> Result<()> {
     // The others were written before.
     let pages_id = 1 + sources(contents, sysv, false).len() as u32;
-    let workers = workers(true);
-    let target = contents::Target { images, parent: None, pages_id, workers, runs: false };
+    let (parent, workers, runs) = (None, workers(true), false);
+    let used = counters.further.load(Ordering::Relaxed);
+    let further = further.map(|first| first.saturating_add(used));
+    let target = contents::Target { images, parent, pages_id, further, workers, runs };
     write_shared(&sources(contents, sysv, true), &target, surveyed, counters)
 }
 

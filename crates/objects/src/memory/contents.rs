@@ -7,7 +7,8 @@
 use super::PAGE;
 use crate::Problem;
 use rewake_image::{
-    ImageDir, ImageWriter, PageRun, PageSource, PageStore, StoredPages, StoredRun, together,
+    ImageDir, ImageWriter, PageRun, PageSource, PageStore, StorePage, StoredPages, StoredRun,
+    together,
 };
 use rustix::fd::BorrowedFd;
 use std::collections::{HashMap, HashSet};
@@ -21,6 +22,10 @@ use std::sync::{Mutex, PoisonError};
 const PIECE: u64 = 1 << 20;
 /// Buffer for reading: large enough to make the calls few, small enough for the cache next to the processor.
 const BUFFER: usize = 64 << 10;
+/// What a worker's part must become smaller by, in bytes, to have several page stores for a source.
+const WORTH: u64 = 32 << 20;
+/// Page stores are no smaller than this where a source has several.
+const SLICE: u64 = 16 << 20;
 /// Page stores of the parents that a worker keeps open.
 const OPEN: usize = 16;
 
@@ -50,6 +55,8 @@ pub struct Target<'a> {
     pub parent: Option<&'a ImageDir>,
     /// The first page store that may be made; each source may have one.
     pub pages_id: u32,
+    /// If a large source may have several page stores, which only we can read: the number of the first of those.
+    pub further: Option<u32>,
     /// So many threads.
     pub workers: usize,
     /// Somebody may write to the memory meanwhile, or cut it off: what is gone is written as zeros.
@@ -65,6 +72,8 @@ pub struct Written {
     pub skipped: u64,
     /// Pages with data that were written.
     pub written: u64,
+    /// Page stores from [`Target::further`] on: only we can read them.
+    pub further: u32,
 }
 
 /// Gives each segment a number of its own for its pagemap: those of System V segments stay, `numbers` of others make way.
@@ -92,14 +101,19 @@ pub fn write(sources: &[Source<'_>], target: &Target<'_>) -> Result<Written, Pro
     let begin = |source| Segment::survey(source, target);
     let segments = sources.iter().map(begin).collect::<Result<Vec<_>, _>>()?;
     let runs = compare(&segments, target)?;
+    let (maps, mut parts) = divide(&runs, target);
     // What takes long comes first, so that nobody is left with it in the end.
-    let mut order: Vec<usize> = (0..segments.len()).collect();
-    order.sort_by_key(|at| std::cmp::Reverse(stored(&runs[*at])));
-    let work = |at: usize, buffers: &mut Buffers| {
-        let at = order[at];
-        segments[at].store(&runs[at], target, target.pages_id + at as u32, &mut buffers.own)
-    };
-    each(segments.len(), target.workers, work)?;
+    parts.sort_by_key(|part| std::cmp::Reverse(part.bytes()));
+    each(parts.len(), target.workers, |n, buffers| {
+        let part = &parts[n];
+        segments[part.segment].store(part, target, &mut buffers.own)
+    })?;
+    for ((segment, map), pages_id) in segments.iter().zip(&maps).zip(target.pages_id..) {
+        let (source, images) = (segment.source, target.images);
+        images
+            .write_pagemap_shmem(source.shmid, pages_id, map)
+            .map_err(|e| Problem::new(&*source.object, e.to_string()))?;
+    }
     let mut all = Written::default();
     for (segment, runs) in segments.iter().zip(&runs) {
         let named: u64 = runs.iter().map(|run| run.nr_pages).sum();
@@ -108,12 +122,78 @@ pub fn write(sources: &[Source<'_>], target: &Target<'_>) -> Result<Written, Pro
         all.written += written;
         all.skipped += named - written;
     }
+    all.further = (parts.len() - maps.iter().filter(|map| !map.is_empty()).count()) as u32;
     Ok(all)
 }
 
 /// How many pages are not left to the parent.
 fn stored(runs: &[PageRun]) -> u64 {
     runs.iter().filter(|run| run.source.is_stored()).map(|run| run.nr_pages).sum()
+}
+
+/// A page store that is to be written.
+struct Part {
+    segment: usize,
+    /// Number of the page store.
+    pages_id: u32,
+    /// What it holds: from, to.
+    ranges: Vec<(u64, u64)>,
+}
+
+impl Part {
+    fn bytes(&self) -> u64 {
+        self.ranges.iter().map(|(from, to)| to - from).sum()
+    }
+}
+
+/// Plans the page stores of segments, and makes pagemaps of their runs.
+fn divide(runs: &[Vec<PageRun>], target: &Target<'_>) -> (Vec<Vec<PageRun>>, Vec<Part>) {
+    let bytes: Vec<u64> = runs.iter().map(|runs| stored(runs) * PAGE).collect();
+    let (total, most) = (bytes.iter().sum::<u64>(), bytes.iter().max().copied().unwrap_or(0));
+    let workers = target.workers.max(1) as u64;
+    let pays = target.further.is_some() && most >= (total / workers).saturating_add(WORTH);
+    // Smaller than each worker's part: who is done early takes another one.
+    let slice =
+        if pays { total.div_ceil(2 * workers).next_multiple_of(PAGE).max(SLICE) } else { u64::MAX };
+    let mut further = target.further.unwrap_or(0)..;
+    let mut parts = Vec::with_capacity(runs.len());
+    let divide = |(segment, (runs, pages_id)): (usize, (&Vec<PageRun>, u32))| {
+        let mut map = Vec::with_capacity(runs.len());
+        let mut part = Part { segment, pages_id, ranges: Vec::new() };
+        let mut filled = 0;
+        for run in runs {
+            let mut at = run.vaddr;
+            while at < run.end() {
+                let mut end = run.end();
+                if run.source.is_stored() {
+                    if filled == slice
+                        && let Some(pages_id) = further.next()
+                    {
+                        let next = Part { segment, pages_id, ranges: Vec::new() };
+                        parts.push(std::mem::replace(&mut part, next));
+                        filled = 0;
+                    }
+                    end = at + (end - at).min(slice - filled);
+                    part.ranges.push((at, end));
+                }
+                let named = run.source.is_stored() && part.pages_id != pages_id;
+                let store = StorePage { store: part.pages_id, page: filled / PAGE };
+                let (nr_pages, place) = ((end - at) / PAGE, named.then_some(store));
+                map.push(PageRun { vaddr: at, nr_pages, source: run.source, place });
+                if run.source.is_stored() {
+                    filled += end - at;
+                }
+                at = end;
+            }
+        }
+        // One that is empty belongs to pages of the parent.
+        if !map.is_empty() {
+            parts.push(part);
+        }
+        map
+    };
+    let maps = runs.iter().zip(target.pages_id..).enumerate().map(divide).collect();
+    (maps, parts)
 }
 
 /// What a worker reads into.
@@ -381,31 +461,22 @@ impl<'a> Segment<'a> {
         Ok(())
     }
 
-    /// Writes the pagemap and what it says is stored.
-    fn store(
-        &self,
-        runs: &[PageRun],
-        target: &Target<'_>,
-        pages_id: u32,
-        buffer: &mut [u8],
-    ) -> Result<(), Problem> {
+    /// Writes a page store.
+    fn store(&self, part: &Part, target: &Target<'_>, buffer: &mut [u8]) -> Result<(), Problem> {
         let object = &*self.source.object;
         let failed = |e: Error| Problem::new(object, e.to_string());
-        let broken = |e: rewake_image::ImageError| Problem::new(object, e.to_string());
-        if !runs.is_empty() {
-            let mut pages = target.images.page_stream(pages_id).map_err(broken)?;
-            for run in runs.iter().filter(|run| run.source.is_stored()) {
-                let mut at = run.vaddr;
-                while at < run.end() {
-                    let part = ((run.end() - at) as usize).min(BUFFER);
-                    self.read(at, &mut buffer[..part], target)?;
-                    pages.write_all(&buffer[..part]).map_err(failed)?;
-                    at += part as u64;
-                }
+        let begun = target.images.page_stream(part.pages_id);
+        let mut pages = begun.map_err(|e| Problem::new(object, e.to_string()))?;
+        for &(from, to) in &part.ranges {
+            let mut at = from;
+            while at < to {
+                let len = ((to - at) as usize).min(BUFFER);
+                self.read(at, &mut buffer[..len], target)?;
+                pages.write_all(&buffer[..len]).map_err(failed)?;
+                at += len as u64;
             }
-            pages.finish().map_err(failed)?;
         }
-        target.images.write_pagemap_shmem(self.source.shmid, pages_id, runs).map_err(broken)
+        pages.finish().map_err(failed)
     }
 }
 

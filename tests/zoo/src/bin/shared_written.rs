@@ -3,7 +3,8 @@
 //! off, made anew; anonymous, of memfds, of System V. A file, which no checkpoint saves, has a record of what it must be:
 //! so after any chain of checkpoints memory must be as it was at the last one.
 //!
-//! With `ZOO_PLAIN` without System V.
+//! With `ZOO_PLAIN` without System V. With `ZOO_LARGE` also so many MiB that stay as they are, anonymous or (`ZOO_LARGE_SYSV`) of
+//! System V.
 #![allow(unsafe_code, reason = "raw mappings, memfds, System V segments")]
 
 use std::ops::Range;
@@ -54,10 +55,10 @@ fn memfd(pages: usize) -> Result<i32, String> {
 }
 
 /// A segment that goes with the program.
-fn sysv() -> Result<*mut u8, String> {
+fn sysv(len: usize) -> Result<*mut u8, String> {
     // SAFETY: integers; the kernel chooses the address.
     unsafe {
-        let id = libc::shmget(libc::IPC_PRIVATE, LEN, 0o600);
+        let id = libc::shmget(libc::IPC_PRIVATE, len, 0o600);
         ok(i64::from(id), "shmget")?;
         let p = libc::shmat(id, std::ptr::null(), 0);
         check(libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()), "IPC_RMID")?;
@@ -87,7 +88,7 @@ impl World {
         let segments = [
             Some(Segment { p: Some(mmap_anon(LEN, RW, libc::MAP_SHARED)?), fd: None }),
             Some(Segment { p: Some(map(mapped)?), fd: Some(mapped) }),
-            if with_sysv { Some(Segment { p: Some(sysv()?), fd: None }) } else { None },
+            if with_sysv { Some(Segment { p: Some(sysv(LEN)?), fd: None }) } else { None },
             Some(Segment { p: None, fd: Some(memfd(PAGES)?) }),
             Some(Segment { p: Some(map(growing)?), fd: Some(growing) }),
             Some(Segment { p: None, fd: Some(memfd(PAGES / 4)?) }),
@@ -275,9 +276,49 @@ impl World {
 /// The segments that both processes write to, each its own pages.
 const COMMON: [usize; 3] = [ANONYMOUS, MAPPED, SYSV];
 
+/// Memory that stays as it is, but for a hole in it.
+struct Large {
+    p: *mut u8,
+    len: usize,
+}
+
+impl Large {
+    const HOLE: Range<usize> = 9 * PAGE..17 * PAGE;
+
+    fn new(z: &Zoo) -> Result<Large, String> {
+        let len = z.param("ZOO_LARGE", 0) << 20;
+        let p = match z.param("ZOO_LARGE_SYSV", 0) {
+            _ if len == 0 => std::ptr::null_mut(),
+            0 => mmap_anon(len, RW, libc::MAP_SHARED)?,
+            _ => sysv(len)?,
+        };
+        if len > 0 {
+            // SAFETY: just mapped.
+            let all = unsafe { bytes(p, len) };
+            let (before, after) = (0..Self::HOLE.start, Self::HOLE.end..len);
+            Rng(71).fill(&mut all[before]);
+            Rng(72).fill(&mut all[after]);
+        }
+        Ok(Large { p, len })
+    }
+
+    fn verify(&self) -> Check {
+        if self.len == 0 {
+            return Ok(());
+        }
+        // SAFETY: mapped as long as the program lives.
+        let all = unsafe { bytes(self.p, self.len) };
+        Rng(71).verify(&all[..Self::HOLE.start], "large, beginning")?;
+        Rng(72).verify(&all[Self::HOLE.end..], "large")?;
+        ensure!(all[Self::HOLE].iter().all(|byte| *byte == 0), "large: its hole has data");
+        Ok(())
+    }
+}
+
 fn main() {
     zoo::run(|z| {
         let mut world = World::new(z)?;
+        let large = Large::new(z)?;
         let not_its = |page: usize| !ITS.contains(&page);
         for _ in 0..3000 {
             let segment = world.rng.next() as usize % ALL;
@@ -312,6 +353,7 @@ fn main() {
         }
         z.wait_for("worker")?;
         z.join(worker)?;
+        large.verify()?;
         world.verify("main")
     })
 }

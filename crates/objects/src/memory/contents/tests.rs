@@ -53,6 +53,18 @@ fn open(dir: &Path) -> ImageDir {
 
 /// Makes the images of a round; those of the round before are its parent.
 fn save(place: &Place, n: u64, files: &[File], tail: &[u8], workers: usize) -> Written {
+    save_to(place, n, files, tail, workers, None)
+}
+
+/// The same with several page stores for what is large.
+fn save_to(
+    place: &Place,
+    n: u64,
+    files: &[File],
+    tail: &[u8],
+    workers: usize,
+    further: Option<u32>,
+) -> Written {
     let images = ImageWriter::create(&place.dir(n)).unwrap();
     let parent = n.checked_sub(1).map(|before| {
         images.link_parent(Path::new(&format!("../{before}"))).unwrap();
@@ -65,7 +77,7 @@ fn save(place: &Place, n: u64, files: &[File], tail: &[u8], workers: usize) -> W
         sources.push(Source { object, file, size, shmid, tail, huge: None });
     }
     let (parent, pages_id) = (parent.as_ref(), 1);
-    let target = Target { images: &images, parent, pages_id, workers, runs: false };
+    let target = Target { images: &images, parent, pages_id, further, workers, runs: false };
     let written = write(&sources, &target).unwrap();
     let pre_dump = InventoryEntry { pre_dump_mode: Some(2), ..InventoryEntry::default() };
     images.commit(&pre_dump).unwrap();
@@ -160,4 +172,34 @@ fn numbers_are_told_apart() {
     assert_eq!((numbers[0], numbers[3]), (5, 9));
     let all: HashSet<u32> = numbers.iter().copied().chain([7, u32::MAX - 1]).collect();
     assert_eq!(all.len(), 6);
+}
+
+#[test]
+fn what_is_large_has_several_stores() {
+    const MIB: u64 = 1 << 20;
+    let place = Place::new("large");
+    let files = [memfd(), memfd()];
+    for n in 0..90 {
+        files[1].write_all_at(&vec![n as u8 + 1; MIB as usize], n * MIB).unwrap();
+    }
+    // With a hole.
+    let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(&files[1], flags, 20 * MIB, 7 * PAGE).unwrap();
+    files[0].write_all_at(&[1; 5000], 0).unwrap();
+    let plain = save_to(&place, 0, &files, &[], 2, None);
+    let divided = save_to(&place, 1, &files, &[], 2, Some(9));
+    assert!(plain.further + divided.further == 0, "all is in the parent");
+    std::fs::remove_dir_all(place.dir(0)).unwrap();
+    let divided = save_to(&place, 0, &files, &[], 2, Some(9));
+    assert_eq!(divided.further, 3);
+    assert_eq!(divided.written, plain.written);
+    let names = [1, 2, 9, 10, 11].map(|n| place.dir(0).join(format!("pages-{n}.img")));
+    let sizes = names.map(|name| name.metadata().map_or(0, |m| m.len()));
+    assert!(sizes.iter().all(|size| *size > 0), "{sizes:?}");
+    assert_eq!(sizes.iter().sum::<u64>(), plain.written * PAGE);
+    let mut want = vec![0; 90 * MIB as usize];
+    files[1].read_exact_at(&mut want, 0).unwrap();
+    assert!(content(&place.dir(0), 1, 90 * MIB) == want);
+    let few = save_to(&place, 2, &files[..1], &[], 2, Some(9));
+    assert_eq!(few.further, 0);
 }
