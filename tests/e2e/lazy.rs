@@ -37,6 +37,7 @@ pub fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     add("saved_meanwhile_running", |tool| saved_meanwhile(tool, &["--leave-running"]));
     add("pre_dumped_meanwhile", pre_dumped_meanwhile);
     add("never_comes", never_comes);
+    add("words_are_there", words_are_there);
     add("kernel_waits", kernel_waits);
     let mut add = |name: &str, restorer: &Tool, pager: &Tool| {
         let (tool, restorer, pager) = (tool.clone(), restorer.clone(), pager.clone());
@@ -237,6 +238,23 @@ fn pre_dumped_meanwhile(tool: &Tool) -> Result<(), NotReady> {
     }
     run.gone(&view.pids(), "after the dump")?;
     run.restore(tool, &second, &[])?;
+    let view = run.view()?;
+    run.check(&view)?;
+    Ok(())
+}
+
+/// Arguments and environment are there before anything comes: nobody else could wait for them.
+fn words_are_there(tool: &Tool) -> Result<(), NotReady> {
+    let (run, pager) = held_up(tool, "memory_private", Duration::ZERO)?;
+    for (file, word) in [("cmdline", "memory_private"), ("environ", "ZOO_")] {
+        let text = fs::read(format!("/proc/{}/{file}", run.root)).unwrap_or_default();
+        if !String::from_utf8_lossy(&text).contains(word) {
+            let text = text.escape_ascii();
+            return Err(run.fail(format!("{file} without {word}: \"{text}\"")).into());
+        }
+    }
+    kill(pager, libc::SIGCONT);
+    all_there(&run, &run.images(1)?)?;
     let view = run.view()?;
     run.check(&view)?;
     Ok(())

@@ -11,7 +11,7 @@ use rewake_image::messages::{
 };
 use rewake_image::{ImageDir, StoredPages, kind};
 use rewake_objects::memory::vma::status;
-use rewake_objects::memory::{aio, lazy, mm, sysv};
+use rewake_objects::memory::{PAGE, aio, lazy, mm, sysv};
 use rewake_objects::task::seccomp::{self, Filters};
 use rewake_objects::task::sharing::Objects;
 use std::collections::hash_map::Entry;
@@ -280,8 +280,11 @@ fn share(images: &ImageDir, tasks: &mut [Task], lacks: &[Lacks]) -> Result<()> {
     Ok(())
 }
 
-/// Leaves to the pager what can come later, but for pages that the kernel touches when a thread is made ready.
+/// Leaves to the pager what can come later, but for pages that the kernel touches when a thread is made ready, and those of
+/// arguments and environment, which others may read at any time (`ps`): nobody but the process itself can wait for them.
 fn put_off(tasks: &mut [Task]) {
+    /// Of these at most.
+    const WORDS: u64 = 256 << 10;
     let soon = |alive: &Alive| {
         let stack = |t: &Thread| Some(t.core.thread_info.as_ref()?.gpregs.sp);
         let rseq = |t: &Thread| Some(t.thread.rseq_entry.as_ref()?.rseq_abi_pointer);
@@ -293,8 +296,13 @@ fn put_off(tasks: &mut [Task]) {
             continue;
         }
         let sharers = tasks.iter().filter(|task| task.part.memory == at);
-        let soon: Vec<u64> = sharers.filter_map(|t| t.alive.as_ref()).flat_map(soon).collect();
+        let mut soon: Vec<u64> = sharers.filter_map(|t| t.alive.as_ref()).flat_map(soon).collect();
         let Some(alive) = &mut tasks[at].alive else { continue };
+        let mm = &alive.mm;
+        for (start, end) in [(mm.mm_arg_start, mm.mm_arg_end), (mm.mm_env_start, mm.mm_env_end)] {
+            let end = end.min(start.saturating_add(WORDS));
+            soon.extend((start / PAGE * PAGE..end).step_by(PAGE as usize));
+        }
         let Some(pages) = &alive.pages else { continue };
         let (now, later) = lazy::divide(&alive.mm, pages, &soon);
         if !later.runs.is_empty() {
