@@ -80,10 +80,14 @@ fn saved(tool: &Tool) -> Result<Run, NotReady> {
 }
 
 fn saved_one(tool: &Tool, name: &str) -> Result<Run, NotReady> {
+    saved_with(tool, name, &[])
+}
+
+fn saved_with(tool: &Tool, name: &str, options: &[&str]) -> Result<Run, NotReady> {
     let program = by_name(name)?;
     let run = Run::ready(program.name, &program.start(), Fs::Memory)?;
     let before = run.view()?;
-    run.dump(tool, &run.images(1)?, &[])?;
+    run.dump(tool, &run.images(1)?, options)?;
     run.gone(&before.pids(), "after the dump")?;
     Ok(run)
 }
@@ -474,7 +478,9 @@ fn looked_at(tool: &Tool) -> Result<(), NotReady> {
 /// `lazy-pages` as a command of its own.
 fn daemon(tool: &Tool, restorer: &Tool, pager: &Tool) -> Result<(), NotReady> {
     // That of CRIU brings the wrong pages to memory that is moved meanwhile.
-    let mut run = saved_one(tool, if pager.is_criu { "memory_private" } else { "memory_written" })?;
+    let program = if pager.is_criu { "memory_private" } else { "memory_written" };
+    // How much its processes share copy-on-write is a matter of chance, and so would be who can read it.
+    let mut run = saved_with(tool, program, &["--format", "criu"])?;
     let images = run.images(1)?;
     let pid = start_daemon(&run, pager, &images)?;
     run.restore(restorer, &images, &["--lazy-pages"])?;
