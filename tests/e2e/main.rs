@@ -64,6 +64,7 @@ mod servers;
 mod shell_job;
 mod sockets;
 mod steps;
+mod strangers;
 mod tcp;
 mod terminals;
 mod tracer;
@@ -172,6 +173,7 @@ fn trials(tool: &Tool, criu: Option<&Tool>) -> Vec<Trial> {
     trials.extend(predumps_shared::trials(tool, criu));
     trials.extend(live::trials(tool));
     trials.extend(lazy::trials(tool, criu));
+    trials.extend(strangers::trials(tool));
     trials.extend(compressed::trials(tool, criu));
     trials.extend(dedup::trials(tool, criu));
     trials.extend(scarce::trials(tool));

@@ -323,6 +323,9 @@ pub fn all() -> Vec<Program> {
             .unless_criu("its images have a copy for each process, and the shares of memory differ")
             .not_in(&[("lazy", "pages that come later come to each process by themselves")]),
         program!(memory_shared),
+        program!(shared_outside),
+        program!(shared_outside).named("shared_inside").env(&[("ZOO_INSIDE", "1")]),
+        program!(shared_outside).named("shared_sealed").env(&[("ZOO_SEALED", "1")]),
         program!(memory_advice),
         program!(address_spaces)
             .not_in(&[("lazy", FORCED)])

@@ -21,7 +21,7 @@ mod track;
 mod unlock;
 
 pub use dedup::dedup;
-pub use dump::{check_tree, dump, pre_dump};
+pub use dump::{Checked, check_tree, dump, pre_dump};
 pub use error::Error;
 pub use lazy::guard::main as guard;
 pub use lazy::{PagerOptions, PagerReport, lazy_pages, pager};

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::process::ExitCode;
 
+use rewake_engine::Checked;
 use rewake_engine::features::{self, Category, Feature, Verdict};
 
 use crate::args::resolve::{CheckJob, DumpJob};
@@ -14,13 +15,16 @@ pub fn tree(mut job: DumpJob, place: &Place) -> ExitCode {
     job.options.images_dir.clone_from(&place.images_dir);
     job.options.work_dir.clone_from(&place.work_dir);
     let name = super::process(job.options.root);
-    let obstacles = match rewake_engine::check_tree(&job.options) {
-        Ok(obstacles) => obstacles,
+    let Checked { obstacles, warnings } = match rewake_engine::check_tree(&job.options) {
+        Ok(checked) => checked,
         Err(error) => {
             logging::failure(&super::failed(&format!("check {name}"), error));
             return ExitCode::FAILURE;
         }
     };
+    for warning in &warnings {
+        log::warn!("{warning}");
+    }
     if obstacles.is_empty() {
         return console::stdout(&format!("{}: can be checkpointed\n", console::printable(&name)));
     }

@@ -84,16 +84,22 @@ pub(super) fn finish_images(
         running.live.keep_shared(&mut surveyed.files)?;
     }
     write::still(&images, &surveyed, tracks.images.as_ref(), further, &counters)?;
+    let mut copies = None;
     if let Some(running) = running {
+        surveyed.strangers.finish();
         (running.release)()?;
         lock = None;
         // Nobody's connection is kept open by our descriptors of it.
         let new = Collector::new(surveyed.files.options.clone());
         let Collector { contents, sysv, .. } = std::mem::replace(&mut surveyed.files, new);
-        write::copies(&images, &surveyed, (&contents, &sysv), further, &counters)?;
+        copies = Some((contents, sysv));
     }
     if !takes {
         write::write(&images, &surveyed, &mut layout, &counters, runs, options.dedup)?;
+    }
+    // Nobody waits for these.
+    if let Some((contents, sysv)) = copies {
+        write::copies(&images, &surveyed, (&contents, &sysv), further, &counters)?;
     }
     aio::check(&mut surveyed)?;
     let written_at = Instant::now();
@@ -106,6 +112,7 @@ pub(super) fn finish_images(
         shpages_written: counters.shared_written.into_inner(),
         tasks: surveyed.tasks.len(),
         threads: surveyed.threads(),
+        warnings: std::mem::take(&mut surveyed.strangers).warnings(),
         ..DumpReport::default()
     };
     let method = match &lock {

@@ -19,13 +19,14 @@ mod outside;
 mod pre;
 mod probes;
 mod sharing;
+mod strangers;
 mod survey;
 mod thread;
 mod wave;
 mod write;
 
 pub use pre::pre_dump;
-pub use survey::check_tree;
+pub use survey::{Checked, check_tree};
 
 use crate::error::{Error, Result};
 use crate::freeze::{Life, Tree};

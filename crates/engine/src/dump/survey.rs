@@ -6,6 +6,7 @@ use super::inside::{Inside, Visible};
 use super::live::Live;
 use super::outside::Outside;
 use super::sharing::{self, Sharing};
+use super::strangers::Search;
 use super::wave::{Own, Seen, survey_wave, waves};
 use super::{deadline, late, leader, refuse_ourselves};
 use crate::error::{Error, Result};
@@ -58,6 +59,8 @@ pub(super) struct Surveyed {
     pub(super) tracked: Vec<Tracked>,
     /// Segments of shared memory take the first page stores.
     pub(super) segments: u32,
+    /// Looks who outside the tree shares memory with it.
+    pub(super) strangers: Search,
 }
 
 impl Surveyed {
@@ -172,6 +175,7 @@ pub(super) fn survey(
     })?;
     let mut seen: HashMap<i32, Seen> =
         seen.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
+    let mut strangers = Search::begin(seen.values().flat_map(|seen| &seen.visible.outside.vmas));
     let descriptors: usize = seen.values().map(|seen| seen.visible.outside.fds.len()).sum();
     if let Err(e) = rewake_sys::descriptors::make_room(descriptors) {
         log::debug!("room for {descriptors} descriptors: {e}");
@@ -227,10 +231,20 @@ pub(super) fn survey(
     obstacles.extend(late::named(late, &tasks));
     let ended = tree.tasks.iter().filter(|task| task.leader_ended.is_some());
     obstacles.extend(leader::signalled(&tasks, &ended.map(|task| task.pid()).collect::<Vec<_>>()));
+    strangers.go_on(&tasks, &collector);
     let sharing = own.sharing.clone();
     let segments = collector.contents.iter().filter(|c| matches!(c, Contents::Shared(_)));
     let segments = (segments.count() + collector.sysv.len()) as u32;
-    Ok(Surveyed { tasks, files: collector, filters, sharing, obstacles, tracked, segments })
+    Ok(Surveyed {
+        tasks,
+        files: collector,
+        filters,
+        sharing,
+        obstacles,
+        tracked,
+        segments,
+        strangers,
+    })
 }
 
 /// Finds what is registered with io_uring instances.
@@ -287,19 +301,34 @@ pub(super) fn lineage(tree: &Tree, options: &DumpOptions, sharing: &Sharing) -> 
     Some(problem.of(root.pid(), root.comm()))
 }
 
+/// What a survey for its own sake has found.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Checked {
+    /// What would stand in the way of a dump.
+    pub obstacles: Vec<Obstacle>,
+    /// What a dump would warn of.
+    pub warnings: Vec<String>,
+}
+
 /// Surveys the tree of `options.root` and returns what would stand in the way of a dump.
 ///
 /// # Errors
 /// The survey itself could not be made (no such process, no permission…).
-pub fn check_tree(options: &DumpOptions) -> Result<Vec<Obstacle>> {
+pub fn check_tree(options: &DumpOptions) -> Result<Checked> {
     refuse_ourselves(options.root)?;
-    let (mut tree, surveyed, _) = match freeze_and_survey(options, true, &Arc::default(), None) {
+    let (mut tree, mut surveyed, _) = match freeze_and_survey(options, true, &Arc::default(), None)
+    {
         // A thread that waits for it cannot be stopped.
         Err(e) if e.coming => {
-            return Ok(coming::explain(e.obstacles, None));
+            {
+                let obstacles = coming::explain(e.obstacles, None);
+                return Ok(Checked { obstacles, warnings: Vec::new() });
+            };
         }
         done => done?,
     };
+    surveyed.strangers.finish();
     tree.release();
-    Ok(Obstacle::merged(coming::explain(surveyed.obstacles, None)))
+    let obstacles = Obstacle::merged(coming::explain(surveyed.obstacles, None));
+    Ok(Checked { obstacles, warnings: surveyed.strangers.warnings() })
 }

@@ -12,6 +12,7 @@ pub mod hidden;
 pub mod mappings;
 mod peek;
 pub mod rings;
+pub mod sharers;
 pub mod sockets;
 pub mod threads;
 
@@ -33,6 +34,7 @@ struct Kernel {
     /// The function of the iterator over tasks.
     of_tasks: Result<u32, String>,
     hidden: Result<hidden::Offsets, String>,
+    sharers: Result<sharers::Offsets, String>,
 }
 
 /// As it is here; looked up by the first who asks.
@@ -68,6 +70,8 @@ fn look_up() -> Result<Kernel, String> {
         "upid",
         "cred",
         "seccomp",
+        "address_space",
+        "rb_node",
     ];
     const FUNCTIONS: &[&str] = &["bpf_iter_task_vma", "bpf_iter_task_file", "bpf_iter_task"];
     let types = Types::of_kernel().map_err(|e| e.to_string())?;
@@ -99,6 +103,7 @@ fn look_up() -> Result<Kernel, String> {
         threads: function("bpf_iter_task")
             .and_then(|f| threads::Offsets::new(f, &member, size("upid")?)),
         hidden: hidden::Offsets::new(function("bpf_iter_task_file")?, &member),
+        sharers: size("upid").and_then(|number| sharers::Offsets::new(&member, number)),
     })
 }
 
