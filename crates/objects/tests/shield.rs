@@ -2,8 +2,11 @@
 #![allow(unsafe_code, reason = "a userfaultfd of our own, raw mappings")]
 #![allow(clippy::unwrap_used, reason = "a test")]
 
+use rewake_objects::memory::copies::Reserve;
+use rewake_objects::memory::early::Early;
 use rewake_objects::memory::pages::{CopyError, Run};
 use rewake_objects::memory::shield::{FEATURES, FLAGS, Shield};
+use rewake_objects::memory::tracking;
 use rewake_objects::memory::vma::{self, Vma};
 use rewake_sys::userfaultfd::Userfaultfd;
 use std::fs::File;
@@ -15,15 +18,19 @@ const PAGE: usize = 4096;
 
 /// `None` for those who may not have one.
 fn userfaultfd() -> Option<Userfaultfd> {
+    made(FLAGS, FEATURES)
+}
+
+fn made(flags: u64, features: u64) -> Option<Userfaultfd> {
     // SAFETY: makes a descriptor, which nobody else knows.
-    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, FLAGS) };
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
     if fd < 0 {
         eprintln!("skipped: no userfaultfd: {}", std::io::Error::last_os_error());
         return None;
     }
     // SAFETY: just made.
     let uffd = Userfaultfd::from_fd(unsafe { OwnedFd::from_raw_fd(fd as i32) });
-    uffd.enable(FEATURES).unwrap();
+    uffd.enable(features).unwrap();
     Some(uffd)
 }
 
@@ -52,11 +59,15 @@ fn vma_of(p: *mut u8) -> Vec<Vma> {
     vmas
 }
 
-fn shield(uffd: Option<Userfaultfd>, budget: u64) -> Arc<Shield> {
+fn shield(uffd: Option<Userfaultfd>, at_once: u64) -> Arc<Shield> {
+    shield_with(uffd, None, at_once)
+}
+
+fn shield_with(uffd: Option<Userfaultfd>, early: Option<Early>, at_once: u64) -> Arc<Shield> {
     let memory = Arc::new(File::open("/proc/self/mem").unwrap());
     let pagemap = File::open("/proc/self/pagemap").unwrap();
-    let budget = Arc::new(AtomicU64::new(budget));
-    Arc::new(Shield::new(std::process::id() as i32, memory, pagemap, uffd, budget))
+    let reserve = Arc::new(Reserve::new(at_once));
+    Arc::new(Shield::new(std::process::id() as i32, memory, pagemap, uffd, early, reserve))
 }
 
 fn read(shield: &Shield, run: &Run) -> Result<Vec<u8>, CopyError> {
@@ -126,7 +137,7 @@ fn memory_is_of_one_instant() {
         while !stands.load(Ordering::SeqCst) {
             std::thread::yield_now();
         }
-        let runs = shield.survey(&vma_of(p as *mut u8)).unwrap();
+        let runs = shield.survey(&vma_of(p as *mut u8), true).unwrap();
         // SAFETY: within the mapping; nobody writes to it now.
         let before: Vec<u64> =
             (0..PAGES).map(|page| unsafe { word(page).read_volatile() }).collect();
@@ -160,7 +171,7 @@ fn pages_that_vanish_are_missed() {
     let shield = shield(Some(uffd), 0);
     shield.register(&vma_of(p));
     shield.prepare().unwrap();
-    let runs = shield.survey(&vma_of(p)).unwrap();
+    let runs = shield.survey(&vma_of(p), true).unwrap();
     assert_eq!(runs.len(), 1);
     let start = runs[0].start;
     // SAFETY: the same; nobody else uses it.
@@ -179,11 +190,59 @@ fn what_is_not_protected_is_copied_at_once_as_far_as_it_may() {
     let p = map(8);
     // SAFETY: within the mapping.
     (0..8).for_each(|page| unsafe { p.add(page * PAGE).write_volatile(page as u8) });
-    assert!(shield(None, 7 * PAGE as u64).survey(&vma_of(p)).is_err());
+    assert!(shield(None, 7 * PAGE as u64).survey(&vma_of(p), true).is_err());
     let shield = shield(None, 8 * PAGE as u64);
-    let runs = shield.survey(&vma_of(p)).unwrap();
+    let runs = shield.survey(&vma_of(p), true).unwrap();
     // SAFETY: the same.
     (0..8).for_each(|page| unsafe { p.add(page * PAGE).write_volatile(99) });
     let bytes = read(&shield, &runs[0]).unwrap();
     assert!(bytes.chunks(PAGE).enumerate().all(|(n, page)| page[0] == n as u8));
+}
+
+/// Private memory of a file: what nobody has written to since it was copied is not copied again.
+#[test]
+fn memory_of_a_file_is_copied_before() {
+    const PAGES: usize = 20;
+    let Some(uffd) = made(tracking::FLAGS, tracking::FEATURES) else { return };
+    let exe = File::open("/proc/self/exe").unwrap();
+    // SAFETY: a new mapping at an address of the kernel's choice.
+    let p = unsafe {
+        let rw = libc::PROT_READ | libc::PROT_WRITE;
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&exe);
+        let flags = libc::MAP_PRIVATE;
+        libc::mmap(std::ptr::null_mut(), PAGES * PAGE, rw, flags, fd, 0).cast::<u8>()
+    };
+    // SAFETY: within the mapping.
+    let write = |page: usize, byte| unsafe { p.add(page * PAGE).write_volatile(byte) };
+    // The last four are the file's own.
+    (0..PAGES - 4).for_each(|page| write(page, 1));
+    let early = Early::new(uffd, Arc::new(AtomicU64::new(1 << 20)));
+    // Five pages may be copied at once, and are all that is.
+    let shield = shield_with(None, Some(early), 5 * PAGE as u64);
+    shield.register(&vma_of(p));
+    shield.copy_early().unwrap();
+    write(2, 2);
+    // A second time, as after a pause that would have been too long.
+    shield.copy_early().unwrap();
+    for page in [0, 5, 6, PAGES - 4, PAGES - 2] {
+        write(page, 3);
+    }
+    let runs = shield.survey(&vma_of(p), true).unwrap();
+    (0..PAGES).for_each(|page| write(page, 4));
+    let mut seen = Vec::new();
+    for run in &runs {
+        let first = (run.start as usize - p as usize) / PAGE;
+        let bytes = read(&shield, run).unwrap();
+        seen.extend(bytes.chunks(PAGE).enumerate().map(|(n, page)| (first + n, page[0])));
+    }
+    let wanted: Vec<(usize, u8)> = (0..PAGES)
+        .filter_map(|page| match page {
+            2 => Some((page, 2)),
+            0 | 5 | 6 => Some((page, 3)),
+            page if page == PAGES - 4 || page == PAGES - 2 => Some((page, 3)),
+            page if page < PAGES - 4 => Some((page, 1)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(seen, wanted);
 }

@@ -7,7 +7,7 @@ use super::outside::Outside;
 use super::survey::patiently;
 use super::wave::{Own, look_at, suspend_seccomp, track, waves};
 use super::write::{self, Counters, Memory};
-use super::{deadline, refuse_ourselves};
+use super::{deadline, mappings, refuse_ourselves};
 use crate::crew::cpus;
 use crate::error::{Error, Result};
 use crate::freeze::{Held, Shard, Task, Tree};
@@ -37,6 +37,8 @@ pub fn pre_dump(options: &DumpOptions) -> Result<DumpReport> {
     let mut tracks = Tracks::take(&options.images_dir, options.parent.as_deref(), true)?;
     let mut warnings = std::mem::take(&mut tracks.warnings);
     let tracks = Arc::new(tracks);
+    // What that takes is not to be waited for while the tree stands still.
+    mappings::get_ready();
     let (since, give_up) = (Instant::now(), deadline(options));
     let mut start = since;
     let (mut tree, seen, frozen) = loop {
