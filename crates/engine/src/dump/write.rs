@@ -1,5 +1,7 @@
 //! Writing the images of a surveyed tree.
 
+mod shared;
+
 use super::cow::{Borrowing, Candidate};
 use super::equal::Sieve;
 use super::layout::{self, Format, Layout, Store};
@@ -15,11 +17,12 @@ use rewake_image::messages::{
 };
 use rewake_image::{Compression, ImageDir, ImageWriter, PageRun, PageSource, SEVERAL_STORES, kind};
 use rewake_objects::Problem;
-use rewake_objects::files::collect::{Collector, Contents};
+use rewake_objects::files::collect::Contents;
 use rewake_objects::files::{ghost, nsfs};
-use rewake_objects::memory::contents::{self, Written};
+use rewake_objects::memory::contents::Written;
 use rewake_objects::memory::vma::status;
-use rewake_objects::memory::{PAGE, future, pages, sysv};
+use rewake_objects::memory::{PAGE, future, pages};
+pub use shared::copies;
 use std::io::Write;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
@@ -100,7 +103,7 @@ enum Job<'a> {
 const LARGE: u64 = 1 << 20;
 
 /// Writes what has to be as it is now: files that are in the images, and shared memory, but for copies of it and what the images
-/// `parent` have of it. `further`: as in [`contents::Target`].
+/// `parent` have of it. `further`: as in [`rewake_objects::memory::contents::Target`].
 ///
 /// # Errors
 /// They cannot be read, or the images cannot be written; the text says which.
@@ -112,57 +115,7 @@ pub fn still(
     counters: &Counters,
 ) -> Result<()> {
     write_files(images, surveyed)?;
-    let Collector { contents, sysv, .. } = &surveyed.files;
-    let sources = sources(contents, sysv, false);
-    let (pages_id, workers, runs) = (1, cpus(), false);
-    let target = contents::Target { images, parent, pages_id, further, workers, runs };
-    write_shared(&sources, &target, surveyed, counters)
-}
-
-/// Writes the copies of shared memory, of a tree that runs on.
-///
-/// # Errors
-/// As of [`still`].
-pub fn copies(
-    images: &ImageWriter,
-    surveyed: &Surveyed,
-    (contents, sysv): (&[Contents], &sysv::Survey),
-    further: Option<u32>,
-    counters: &Counters,
-) -> Result<()> {
-    // The others were written before.
-    let pages_id = 1 + sources(contents, sysv, false).len() as u32;
-    let (parent, workers, runs) = (None, workers(true), false);
-    let used = counters.further.load(Ordering::Relaxed);
-    let further = further.map(|first| first.saturating_add(used));
-    let target = contents::Target { images, parent, pages_id, further, workers, runs };
-    write_shared(&sources(contents, sysv, true), &target, surveyed, counters)
-}
-
-/// Shared memory of which there are copies (`kept`), or the other.
-fn sources<'a>(
-    contents: &'a [Contents],
-    sysv: &'a sysv::Survey,
-    kept: bool,
-) -> Vec<contents::Source<'a>> {
-    let segments = contents.iter().filter_map(|contents| match contents {
-        Contents::Shared(segment) if segment.kept == kept => Some(segment.source()),
-        _ => None,
-    });
-    segments.chain(sysv.sources(kept)).collect()
-}
-
-fn write_shared(
-    sources: &[contents::Source<'_>],
-    target: &contents::Target<'_>,
-    surveyed: &Surveyed,
-    counters: &Counters,
-) -> Result<()> {
-    let root = surveyed.tasks.first().map_or((0, &b""[..]), |t| (t.pid, t.comm.as_slice()));
-    let written =
-        contents::write(sources, target).map_err(|problem| Error::of(root.0, root.1, problem))?;
-    counters.add(written);
-    Ok(())
+    shared::still(images, surveyed, parent, further, counters)
 }
 
 /// How many threads write. Who writes to memory that is still to be copied has waited long enough: if the tree runs, one CPU is

@@ -9,8 +9,10 @@
 //! Nobody is asked when pages vanish (munmap(2), mremap(2), `MADV_DONTNEED`, exec). But who copies a page sees afterwards
 //! whether it was still protected: only then it is the one of that instant. If not, it is lost, and the snapshot with it.
 
+mod snapshot;
+
 use super::PAGE;
-use super::copies::{Copies, Reserve, Round};
+use super::copies::{Reserve, Round};
 use super::early::Early;
 use super::pages::{self, CopyError, Run};
 use super::vma::{Backing, MAP_DROPPABLE, Vma, has_private_pages, status};
@@ -18,12 +20,12 @@ use rewake_sys::memory::{RemoteRange, read_remote};
 use rewake_sys::pagemap::{self, Filter, Region, WPALLOWED, WRITTEN};
 use rewake_sys::userfaultfd::{PAGEFAULT_WP, Userfaultfd};
 use rewake_sys::{Errno, SyscallError};
-use std::collections::HashMap;
+use snapshot::{COPIED, DONE, KEPT, OPEN, Snapshot};
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
-use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Flags with which a process makes its userfaultfd. The kernel's own writes wait, too, so it is not for user mode only.
 pub const FLAGS: u64 = libc::O_CLOEXEC as u64 | libc::O_NONBLOCK as u64;
@@ -36,15 +38,6 @@ const WINDOW: u64 = 4 * PAGE;
 const STEP: u64 = 4 << 20;
 /// The same for taking a mapping out of the userfaultfd, which takes longer.
 const LEAVE: u64 = 8 << 20;
-
-/// Not copied yet.
-const OPEN: u8 = 0;
-/// In [`Snapshot::kept`].
-const KEPT: u8 = 1;
-/// Copied to the images.
-const DONE: u8 = 2;
-/// In [`Snapshot::early`] or [`Snapshot::now`], as it was at the instant.
-const COPIED: u8 = 3;
 
 /// The memory of one process.
 #[derive(Debug)]
@@ -62,108 +55,6 @@ pub struct Shield {
     snapshot: Mutex<Option<Arc<Snapshot>>>,
     /// For what is copied at once, of the whole tree.
     reserve: Arc<Reserve>,
-}
-
-/// The instant.
-#[derive(Debug)]
-struct Snapshot {
-    /// Ascending.
-    runs: Vec<Run>,
-    /// The number of each run's first page.
-    first: Vec<usize>,
-    /// [`OPEN`], [`KEPT`], [`DONE`] or [`COPIED`], by page.
-    pages: Vec<AtomicU8>,
-    /// Pages kept since, by address.
-    kept: Mutex<HashMap<u64, Box<[u8]>>>,
-    /// Pages copied before.
-    early: Arc<Copies>,
-    /// Pages copied at the instant.
-    now: OnceLock<Round>,
-}
-
-impl Snapshot {
-    fn new(runs: &[Run], early: Arc<Copies>) -> Snapshot {
-        let mut pages = Vec::new();
-        let mut first = Vec::with_capacity(runs.len());
-        for run in runs {
-            first.push(pages.len());
-            pages.resize_with(pages.len() + run.pages() as usize, || AtomicU8::new(OPEN));
-        }
-        Snapshot {
-            runs: runs.to_vec(),
-            first,
-            pages,
-            kept: Mutex::default(),
-            early,
-            now: OnceLock::new(),
-        }
-    }
-
-    /// The run that an address is in.
-    fn run(&self, address: u64) -> Option<usize> {
-        let after = self.runs.partition_point(|run| run.start <= address);
-        after.checked_sub(1).filter(|at| self.runs[*at].end > address)
-    }
-
-    /// The state of the page at an address.
-    fn page(&self, address: u64) -> Option<&AtomicU8> {
-        let run = self.run(address)?;
-        self.pages.get(self.first[run] + ((address - self.runs[run].start) / PAGE) as usize)
-    }
-
-    fn is(&self, address: u64, state: u8) -> bool {
-        self.page(address).is_some_and(|page| page.load(Ordering::SeqCst) == state)
-    }
-
-    /// Those pages of a part of a run that nobody has copied yet.
-    fn open_parts(&self, (run, start, end): (usize, u64, u64)) -> Vec<(usize, u64, u64)> {
-        let mut parts: Vec<(usize, u64, u64)> = Vec::new();
-        for page in (start..end).step_by(PAGE as usize).filter(|page| self.is(*page, OPEN)) {
-            match parts.last_mut() {
-                Some(last) if last.2 == page => last.2 = page + PAGE,
-                _ => parts.push((run, page, page + PAGE)),
-            }
-        }
-        parts
-    }
-
-    /// Takes the copies that were made of pages of `unwritten` ranges before.
-    fn take_early(&self, unwritten: &[(u64, u64)]) {
-        for page in unwritten.iter().flat_map(|(start, end)| (*start..*end).step_by(PAGE as usize))
-        {
-            if let Some(state) = self.page(page).filter(|_| self.early.page(page).is_some()) {
-                state.store(COPIED, Ordering::SeqCst);
-            }
-        }
-    }
-
-    /// Takes copies that were made at the instant, of pages that nobody has copied.
-    fn take_now(&self, round: Round) {
-        let round = self.now.get_or_init(|| round);
-        for page in round.ranges().flat_map(|range| pages_of(&range)) {
-            if let Some(state) = self.page(page) {
-                state.store(COPIED, Ordering::SeqCst);
-            }
-        }
-    }
-
-    /// The copy of a page that was made at the instant or before.
-    fn copied(&self, page: u64) -> Option<&[u8]> {
-        self.now.get().and_then(|now| now.page(page)).or_else(|| self.early.page(page))
-    }
-
-    fn kept(&self) -> MutexGuard<'_, HashMap<u64, Box<[u8]>>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Keeps a page that nobody has copied yet.
-    fn keep(&self, address: u64, bytes: &[u8]) {
-        let Some(page) = self.page(address) else { return };
-        let mut kept = self.kept();
-        if page.compare_exchange(OPEN, KEPT, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
-            kept.insert(address, bytes.into());
-        }
-    }
 }
 
 /// Ranges that are read at once.
