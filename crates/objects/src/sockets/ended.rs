@@ -8,7 +8,7 @@
 
 use super::inet::{self, CLOSE, CLOSE_WAIT, CLOSING};
 use super::options::{self, Making};
-use super::packet::{ACK, Courier, FIN, RST, Segment};
+use super::packet::{ACK, Courier, FIN, RST, Segment, arrives};
 use super::{Survey, ip, repair, stream};
 use crate::Problem;
 use crate::files::collect::View;
@@ -20,10 +20,6 @@ use rustix::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::{Duration, Instant};
-
-/// How long a segment to ourselves may take.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How a connection ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -275,15 +271,11 @@ fn connect_and_end(
             }
         }
     }
-    // What is sent to ourselves mostly arrives at once; where the kernel is busy, a little later.
-    let patience = Instant::now() + PATIENCE;
-    let state = loop {
-        let state = u32::from(tcp::info(fd)?.state);
-        if state == CLOSE || Instant::now() > patience {
-            break state;
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    };
+    let mut state = 0;
+    arrives(|| {
+        state = u32::from(tcp::info(fd)?.state);
+        Ok::<_, SyscallError>(state == CLOSE)
+    })?;
     tcp::repair(fd, Repair::OffSilent)?;
     if state != CLOSE {
         let what = match state {

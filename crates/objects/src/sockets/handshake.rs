@@ -11,7 +11,7 @@
 //! go back, and the peer would drop our segments. So there the connection goes on without them.
 
 use super::inet::CLOSE;
-use super::packet::{ACK, Courier, FIN, PUSH, SYN, Segment};
+use super::packet::{ACK, Courier, FIN, PUSH, SYN, Segment, arrives};
 use super::repair::Ends;
 use crate::Problem;
 use rewake_image::messages::TcpStreamEntry;
@@ -23,6 +23,7 @@ use rustix::fd::{AsFd, BorrowedFd};
 use rustix::net::{AddressFamily, Shutdown, SocketFlags, SocketType};
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 /// How far the kernel starts a connection behind the last one that lingers.
 const TIME_WAIT_GAP: u32 = 65_535 + 2;
@@ -131,9 +132,14 @@ impl Queued<'_> {
             ..self.segment(FIN | ACK)
         };
         courier.deliver(&fin).map_err(|e| self.problem(e))?;
-        match tcp::info(fd).map_err(failed)?.state {
-            state if u32::from(state) == CLOSE => Ok(()),
-            state => {
+        let mut state = 0;
+        let is_there = || {
+            state = u32::from(tcp::info(fd)?.state);
+            Ok(state == CLOSE)
+        };
+        match arrives(is_there).map_err(failed)? {
+            true => Ok(()),
+            false => {
                 Err(self.problem(format!("a packet to itself did not arrive (state {state})")))
             }
         }
@@ -305,7 +311,15 @@ fn feed(
             let from = got(&received, one);
             done(one, one.feed(courier, from, piece))
         });
-        received = arrived(there)?;
+        // Most of it is there at once.
+        arrives(|| {
+            received = arrived(there)?;
+            Ok(there.iter().all(|one| received.contains_key(&one.ends())))
+        })?;
+        if there.iter().any(|one| got(&received, one) < one.received.len()) {
+            std::thread::sleep(Duration::from_millis(2));
+            received = arrived(there)?;
+        }
         there.retain(|one| {
             let is_there = match received.contains_key(&one.ends()) {
                 true => Ok(()),

@@ -5,6 +5,7 @@ use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Protocol, RawProtocol, SendFlags, SocketFlags, SocketType};
 use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
 
 const TCP_HEADER: usize = 20;
 /// `FIN`
@@ -81,7 +82,7 @@ pub struct Courier {
 }
 
 impl Courier {
-    /// Delivers a segment: when this returns, it has arrived.
+    /// Delivers a segment: when this returns, it has mostly arrived; see [`arrives`].
     ///
     /// # Errors
     /// `EPERM` without `CAP_NET_RAW`.
@@ -101,6 +102,27 @@ impl Courier {
         };
         target.set_port(0);
         rustix::net::sendto(socket, &packet, SendFlags::empty(), &target).map(drop)
+    }
+}
+
+/// What is sent to ourselves mostly arrives at once; where the kernel is busy (its softirqs are left to `ksoftirqd` then), a
+/// little later: so long it is waited for.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Waits until something sent to ourselves `is_there`, which is false if it never is.
+///
+/// # Errors
+/// Those of asking for it.
+pub fn arrives<E>(mut is_there: impl FnMut() -> Result<bool, E>) -> Result<bool, E> {
+    let patience = Instant::now() + PATIENCE;
+    loop {
+        if is_there()? {
+            return Ok(true);
+        }
+        if Instant::now() > patience {
+            return Ok(false);
+        }
+        std::thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -7,7 +7,7 @@
 
 use super::inet::{self, CLOSE_WAIT, CLOSING, SYN_SENT};
 use super::options::{self, Making};
-use super::packet::Fin;
+use super::packet::{self, Fin};
 use super::stream::{self, fin_received, fin_sent};
 use super::{accept_queue, bind, holder, ip, lock};
 use crate::Problem;
@@ -299,8 +299,12 @@ impl Going<'_> {
         fin.deliver().map_err(|e| {
             making.problem(format!("the end of what it receives cannot be restored: {e}"))
         })?;
-        let state = inet::state(making.fd).map_err(|e| making.problem(e.to_string()))?.state;
-        if !matches!(u32::from(state), CLOSE_WAIT | CLOSING) {
+        let is_there = || {
+            let state = inet::state(making.fd)?.state;
+            Ok(matches!(u32::from(state), CLOSE_WAIT | CLOSING))
+        };
+        let arrived = packet::arrives(is_there);
+        if !arrived.map_err(|e: rewake_sys::SyscallError| making.problem(e.to_string()))? {
             return Err(making.problem(
                 "the end of what it receives cannot be restored: a packet to itself did not arrive",
             ));
