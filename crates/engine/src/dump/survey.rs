@@ -320,10 +320,8 @@ pub fn check_tree(options: &DumpOptions) -> Result<Checked> {
     {
         // A thread that waits for it cannot be stopped.
         Err(e) if e.coming => {
-            {
-                let obstacles = coming::explain(e.obstacles, None);
-                return Ok(Checked { obstacles, warnings: Vec::new() });
-            };
+            let obstacles = coming::explain(e.obstacles, None);
+            return Ok(Checked { obstacles, warnings: Vec::new() });
         }
         done => done?,
     };
